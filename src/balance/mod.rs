@@ -1,0 +1,1 @@
+//! Choosing a backend: one small pure file per policy.

@@ -1,0 +1,1 @@
+//! Finding backends by name: A, AAAA and SRV, with their TTLs.

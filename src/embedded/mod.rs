@@ -1,0 +1,1 @@
+//! The small in-process directory behind \`demo\` and the tests.

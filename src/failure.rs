@@ -1,0 +1,1 @@
+//! What can go wrong, in the closed lists that metrics and logs use as labels.

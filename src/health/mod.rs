@@ -1,0 +1,1 @@
+//! Health: probes, streaks and the task that turns them into backend states.

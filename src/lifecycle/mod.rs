@@ -1,0 +1,1 @@
+//! Starting, draining and ending: signals and systemd.

@@ -1,0 +1,1 @@
+//! Whether a listener's policy lets a request through.

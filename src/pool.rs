@@ -1,0 +1,1 @@
+//! A named set of backends: their states, and which one serves next.

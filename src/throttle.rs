@@ -1,0 +1,1 @@
+//! The failed-login throttle, per name and per address.

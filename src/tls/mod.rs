@@ -1,0 +1,1 @@
+//! TLS: the certificate store, the server side and the upstream side.
