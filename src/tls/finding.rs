@@ -45,7 +45,7 @@ impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.additional {
             Some(index) => write!(f, "tls.additional[{index}].{}: {}; {}", self.key, self.message, self.help),
-            None => write!(f, "tls.{}: {}; {}", self.key, self.message, self.help),
+            None => write!(f, "{}: {}; {}", self.key, self.message, self.help),
         }
     }
 }

@@ -293,3 +293,189 @@ fn key_of(index: usize) -> &'static str {
 }
 
 const DAY: u64 = 24 * 60 * 60;
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{
+        CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PKCS_ED25519, PKCS_RSA_SHA256, RsaKeySize,
+        date_time_ymd,
+    };
+
+    use super::super::testing::{Authority, Issued, ecdsa, rsa, server_params, write};
+    use super::*;
+
+    const NAMES: &[&str] = &["ldap.example.com", "10.0.0.1"];
+
+    /// 2030-01-01.
+    fn now() -> UnixTime {
+        UnixTime::since_unix_epoch(Duration::from_secs(1_893_456_000))
+    }
+
+    fn findings(issued: &Issued, chain: &[&str]) -> Vec<Finding> {
+        let dir = tempfile::tempdir().unwrap();
+        let mut files = issued.write(dir.path(), "server");
+        if !chain.is_empty() {
+            files.certificate_chain = Some(write(dir.path(), "chain.pem", &chain.concat()));
+        }
+        lint(&files, now())
+    }
+
+    #[track_caller]
+    fn expect(found: &[Finding], severity: Severity, key: &str, words: &str) {
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!((found[0].severity, found[0].key), (severity, key), "{}", found[0]);
+        assert!(found[0].message.contains(words), "{}", found[0]);
+        assert!(!found[0].help.is_empty());
+    }
+
+    #[test]
+    fn good_imports_have_no_findings() {
+        let root = Authority::root("root");
+        let intermediate = root.intermediate("intermediate");
+        for key in [ecdsa(), rsa(), KeyPair::generate_for(&PKCS_ED25519).unwrap()] {
+            let issued = intermediate.issue_with(NAMES, key, |_| {});
+            assert_eq!(findings(&issued, &[&intermediate.pem]), []);
+            let bundle = Issued { certificate: format!("{}{}", issued.certificate, intermediate.pem), key: issued.key };
+            assert_eq!(findings(&bundle, &[]), []);
+            let all = Issued { certificate: format!("{}{}", bundle.key, bundle.certificate), key: bundle.key };
+            assert_eq!(findings(&all, &[]), []);
+        }
+        let key = ecdsa();
+        let certificate = server_params(NAMES).self_signed(&key).unwrap().pem();
+        assert_eq!(findings(&Issued { certificate, key: key.serialize_pem() }, &[]), []);
+    }
+
+    #[test]
+    fn each_doubt_about_a_certificate_is_one_warning() {
+        let root = Authority::root("root");
+        type Change = fn(&mut CertificateParams);
+        let cases: [(Change, &str); 9] = [
+            (|params| params.not_after = date_time_ymd(2029, 12, 29), "ended 3 days ago"),
+            (|params| params.not_after = date_time_ymd(2030, 2, 10), "ends in 40 days"),
+            (|params| params.not_before = date_time_ymd(2031, 1, 1), "isn't valid before"),
+            (|params| params.subject_alt_names.clear(), "no subject alternative name"),
+            (|params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth], "leaves out serverAuth"),
+            (|params| params.key_usages = vec![KeyUsagePurpose::KeyEncipherment], "leaves out digitalSignature"),
+            (|params| params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained), "marked as a certificate authority"),
+            (
+                |params| params.custom_extensions = vec![authority_information("http://ca.example.com/ca.der")],
+                "no chain is configured",
+            ),
+            (|params| params.not_before = date_time_ymd(2030, 1, 2), "isn't valid before"),
+        ];
+        for (change, words) in cases {
+            let issued = root.issue_with(NAMES, ecdsa(), change);
+            expect(&findings(&issued, &[]), Severity::Warning, "certificate", words);
+        }
+        let fine: [Change; 2] = [
+            |params| params.not_after = date_time_ymd(2030, 2, 16),
+            |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::Any],
+        ];
+        for change in fine {
+            assert_eq!(findings(&root.issue_with(NAMES, ecdsa(), change), &[]), []);
+        }
+    }
+
+    #[test]
+    fn the_fix_for_a_certificate_without_names_names_it() {
+        let issued = Authority::root("root").issue_with(NAMES, ecdsa(), |params| params.subject_alt_names.clear());
+        let help = &findings(&issued, &[])[0].help;
+        assert!(help.contains("-addext subjectAltName=DNS:ldap.example.com"), "{help}");
+    }
+
+    #[test]
+    fn a_key_that_doesn_t_fit_is_an_error() {
+        let root = Authority::root("root");
+        let (one, other) = (root.issue(NAMES), root.issue(NAMES));
+        let mixed = Issued { certificate: one.certificate.clone(), key: other.key };
+        expect(&findings(&mixed, &[]), Severity::Error, "private_key", "doesn't match the certificate");
+        let intermediate = root.intermediate("intermediate");
+        let issued = intermediate.issue(NAMES);
+        let reversed = Issued { certificate: format!("{}{}", intermediate.pem, issued.certificate), key: issued.key };
+        let found = findings(&reversed, &[]);
+        assert!(found[0].is_error() && found[0].message.contains("belongs to certificate 2"), "{found:?}");
+    }
+
+    #[test]
+    fn each_doubt_about_a_chain_is_one_warning() {
+        let root = Authority::root("root");
+        let intermediate = root.intermediate("intermediate");
+        let namesake = root.intermediate("intermediate");
+        let stranger = Authority::root("stranger").intermediate("other");
+        let issued = intermediate.issue(NAMES);
+        for (chain, words) in [
+            (vec![&intermediate.pem, &root.pem], "the chain holds its root"),
+            (vec![&namesake.pem], "didn't sign the one before it"),
+            (vec![&stranger.pem], "isn't the issuer of the one before it"),
+            (vec![&intermediate.pem, &intermediate.pem], "is there twice"),
+        ] {
+            let chain: Vec<&str> = chain.into_iter().map(String::as_str).collect();
+            expect(&findings(&issued, &chain), Severity::Warning, "certificate_chain", words);
+        }
+        let found = findings(&issued, &[&issued.certificate, &intermediate.pem]);
+        assert!(found[0].message.contains("is there twice"), "{found:?}");
+    }
+
+    #[test]
+    fn unreadable_files_are_each_reported() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = |name: &str| dir.path().join(name);
+        let files = CertificateFiles {
+            certificate: missing("a"),
+            private_key: missing("b"),
+            certificate_chain: Some(missing("c")),
+            private_key_passphrase_file: None,
+        };
+        let keys: Vec<_> = lint(&files, now()).into_iter().map(|finding| finding.key).collect();
+        assert_eq!(keys, ["certificate", "certificate_chain", "private_key"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_key_open_to_others_is_a_warning() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let files = Authority::root("root").issue(NAMES).write(dir.path(), "server");
+        for (mode, loose) in [(0o400, false), (0o640, false), (0o644, true), (0o660, true), (0o604, true)] {
+            std::fs::set_permissions(&files.private_key, std::fs::Permissions::from_mode(mode)).unwrap();
+            let found = lint(&files, now());
+            assert_eq!(!found.is_empty(), loose, "{mode:o} {found:?}");
+        }
+    }
+
+    #[test]
+    fn errors_come_first() {
+        let root = Authority::root("root");
+        let (one, other) = (root.issue_with(NAMES, ecdsa(), |params| params.subject_alt_names.clear()), root.issue(NAMES));
+        let found = findings(&Issued { certificate: one.certificate, key: other.key }, &[]);
+        assert_eq!(found.iter().map(Finding::is_error).collect::<Vec<_>>(), [true, false]);
+    }
+
+    #[test]
+    fn key_types_are_told() {
+        use super::super::certificate::{key_type, names};
+        use rcgen::{PKCS_ECDSA_P384_SHA384, PKCS_ECDSA_P521_SHA512};
+        let root = Authority::root("root");
+        for (key, expected) in [
+            (ecdsa(), "ECDSA P-256"),
+            (KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap(), "ECDSA P-384"),
+            (KeyPair::generate_for(&PKCS_ECDSA_P521_SHA512).unwrap(), "ECDSA P-521"),
+            (KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_3072).unwrap(), "RSA 3072"),
+            (KeyPair::generate_for(&PKCS_ED25519).unwrap(), "Ed25519"),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let import = Import::read(&root.issue_with(NAMES, key, |_| {}).write(dir.path(), "server")).unwrap();
+            assert_eq!(key_type(&import.leaf()), expected);
+            assert_eq!(names(&import.leaf()), NAMES);
+        }
+    }
+
+    /// An authority information access extension that says where the issuer's certificate is.
+    fn authority_information(url: &str) -> rcgen::CustomExtension {
+        let uri = [&[0x86, url.len() as u8], url.as_bytes()].concat();
+        let method = b"\x06\x08\x2b\x06\x01\x05\x05\x07\x30\x02";
+        let access = [&[0x30, (method.len() + uri.len()) as u8][..], method, &uri].concat();
+        let all = [&[0x30, access.len() as u8][..], &access].concat();
+        rcgen::CustomExtension::from_oid_content(&[1, 3, 6, 1, 5, 5, 7, 1, 1], all)
+    }
+}

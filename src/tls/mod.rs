@@ -8,17 +8,27 @@
 
 mod certificate;
 mod client_auth;
+mod failure;
 mod finding;
+mod handshake;
 mod import;
 mod lint;
 mod pem;
 mod policy;
 mod resolver;
 mod server;
+#[cfg(test)]
+mod testing;
 mod tickets;
+mod upstream;
+mod watch;
 
 pub use certificate::CertificateInfo;
+pub use failure::{FailureReason, HandshakeFailure};
 pub use finding::{Finding, Severity};
+pub use handshake::Handshake;
 pub use lint::{EXPIRY_WARNING, lint};
 pub use server::{Loaded, ServerTls};
 pub use rustls_pki_types::UnixTime;
+pub use upstream::UpstreamTls;
+pub use watch::FileWatcher;

@@ -230,3 +230,127 @@ const PROC_TYPE: &[u8] = b"Proc-Type:";
 const ENCRYPTED_BEGIN: &str = "-----BEGIN ENCRYPTED PRIVATE KEY-----";
 const ENCRYPTED_END: &str = "-----END ENCRYPTED PRIVATE KEY-----";
 const AGAIN: &str = "export it again as PEM: lines from -----BEGIN …----- to -----END …-----";
+
+#[cfg(test)]
+mod tests {
+    use pkcs8::LineEnding;
+    use pkcs8::der::pem::encode_string;
+    use proptest::prelude::*;
+
+    use super::super::testing::{Authority, ecdsa};
+    use super::*;
+
+    fn file(text: impl AsRef<[u8]>) -> Result<PemFile<'static>, Finding> {
+        PemFile::new("certificate", Path::new("dir/file.pem"), Zeroizing::new(text.as_ref().to_vec()))
+    }
+
+    fn try_all(file: &PemFile<'_>) {
+        let _ = file.certificates();
+        let _ = file.private_key(None);
+        let _ = file.private_key(Some(b"secret"));
+        let _ = file.revocation_lists();
+        let _ = file.passphrase();
+        let _ = file.text();
+    }
+
+    #[test]
+    fn a_file_in_the_wrong_place_is_named_for_what_it_is() {
+        let issued = Authority::root("root").issue(&["ldap.example.com"]);
+        let request = rcgen::CertificateParams::default().serialize_request(&ecdsa()).unwrap().pem().unwrap();
+        let certificate = issued.certificate.as_str();
+        let relabelled = |label: &str| certificate.replace("CERTIFICATE", label);
+        for (contents, expected) in [
+            (issued.key.clone().into_bytes(), "holds PRIVATE KEY, not a certificate"),
+            (request.into_bytes(), "holds a signing request (CERTIFICATE REQUEST), not a certificate"),
+            (relabelled("TRUSTED CERTIFICATE").into(), "holds TRUSTED CERTIFICATE"),
+            (relabelled("X509 CRL").into(), "holds X509 CRL, not a certificate"),
+            (certificate.encode_utf16().flat_map(u16::to_le_bytes).collect(), "no PEM text"),
+            ([b"\xff\xfe".to_vec(), certificate.encode_utf16().flat_map(u16::to_le_bytes).collect()].concat(), "UTF-16"),
+            (b"\x30\x82\x0a\x00\x02\x01\x03\x30".to_vec(), "PKCS#12"),
+            (b"\x30\x82\x0a\x00\x30\x82".to_vec(), "is DER, not PEM"),
+            (b"hello".to_vec(), "holds no PEM text"),
+            (certificate.replace("-----END", "").into(), "the PEM text is damaged"),
+            (certificate.replace("MII", "!!!").into(), "the PEM text is damaged"),
+            (encode_string("CERTIFICATE", LineEnding::LF, b"\x30\x03\x02\x01\x01").unwrap().into(), "certificate 1 isn't X.509"),
+        ] {
+            let error = file(contents).unwrap().certificates().unwrap_err();
+            assert!(error.message.contains(expected), "{error}");
+            assert!(error.message.contains("dir/file.pem"), "{error}");
+        }
+        let error = file(certificate).unwrap().private_key(None).unwrap_err();
+        assert!(error.message.contains("holds CERTIFICATE, not a private key"), "{error}");
+        assert!(error.help.contains("swapped"), "{error}");
+        let error = file(relabelled("OPENSSH PRIVATE KEY")).unwrap().private_key(None).unwrap_err();
+        assert!(error.message.contains("which TLS can't use"), "{error}");
+    }
+
+    #[test]
+    fn other_systems_text_is_read() {
+        let certificate = Authority::root("root").issue(&["ldap.example.com"]).certificate;
+        for text in [
+            certificate.replace('\n', "\r\n"),
+            certificate.replace('\n', "\r"),
+            format!("\u{feff}{certificate}"),
+            format!("Bag Attributes\n    friendlyName: x\n{certificate}\ntrailing words"),
+        ] {
+            assert_eq!(file(text).unwrap().certificates().unwrap().len(), 1);
+        }
+    }
+
+    #[test]
+    fn an_empty_or_missing_file_is_an_error() {
+        assert!(file(" \n").map(|_| ()).unwrap_err().message.contains("is empty"));
+        let missing = PemFile::read("client_ca", Path::new("/nonexistent/ca.pem")).map(|_| ()).unwrap_err();
+        assert_eq!((missing.key, missing.message.as_str()), ("client_ca", "/nonexistent/ca.pem doesn't exist"));
+        let endless = PemFile::read("client_ca", Path::new("/dev/zero")).map(|_| ()).unwrap_err();
+        assert!(endless.message.contains("too large"), "{endless}");
+    }
+
+    #[test]
+    fn a_passphrase_ends_before_its_line_end() {
+        for (text, passphrase) in [("secret", "secret"), ("secret\r\n", "secret"), (" a b \n\n", " a b "), ("a\nb\n", "a\nb")] {
+            assert_eq!(file(text).unwrap().passphrase(), passphrase.as_bytes());
+        }
+    }
+
+    #[test]
+    fn keys_don_t_print() {
+        let issued = Authority::root("root").issue(&["ldap.example.com"]);
+        let key = file(&issued.key).unwrap().private_key(None).unwrap();
+        assert_eq!(format!("{key:?}"), "PrivateKey(…)");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
+            if let Ok(file) = file(bytes) {
+                try_all(&file);
+            }
+        }
+
+        #[test]
+        fn any_der_is_survived(
+            label in prop::sample::select(vec!["CERTIFICATE", "PRIVATE KEY", "ENCRYPTED PRIVATE KEY", "RSA PRIVATE KEY", "X509 CRL"]),
+            der in proptest::collection::vec(any::<u8>(), 0..500),
+        ) {
+            try_all(&file(encode_string(label, LineEnding::LF, &der).unwrap()).unwrap());
+        }
+
+        /// Closer to the real thing than random bytes: one octet of a certificate is another.
+        #[test]
+        fn any_damage_is_survived(position in 0usize..10_000, octet in any::<u8>()) {
+            static CERTIFICATE: std::sync::LazyLock<Vec<u8>> = std::sync::LazyLock::new(|| {
+                let issued = Authority::root("root").issue(&["ldap.example.com", "10.0.0.1"]);
+                file(issued.certificate).unwrap().certificates().unwrap()[0].to_vec()
+            });
+            let mut der = CERTIFICATE.clone();
+            let position = position % der.len();
+            der[position] = octet;
+            let file = file(encode_string("CERTIFICATE", LineEnding::LF, &der).unwrap()).unwrap();
+            if let Ok(certificates) = file.certificates() {
+                let x509 = super::super::import::parsed(&certificates[0]);
+                super::super::CertificateInfo::new(String::new(), &x509);
+            }
+        }
+    }
+}

@@ -77,3 +77,63 @@ impl Entry {
         std::ptr::eq(self, other) || (!other.names.is_empty() && other.names.iter().all(|name| self.names.contains(name)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rustls::SignatureScheme::{ECDSA_NISTP256_SHA256, RSA_PSS_SHA256};
+    use rustls::crypto::aws_lc_rs::sign::any_supported_type;
+    use rustls::pki_types::{PrivateKeyDer, pem::PemObject};
+
+    use super::super::testing::{ecdsa, rsa};
+    use super::*;
+
+    /// The certificate's place stands in for it.
+    fn entry(place: u8, key: &rcgen::KeyPair, names: &[&str]) -> Entry {
+        let der = PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).unwrap();
+        let key = CertifiedKey::new(vec![vec![place].into()], any_supported_type(&der).unwrap());
+        Entry { key: Arc::new(key), names: names.iter().map(|name| (*name).to_owned()).collect() }
+    }
+
+    #[test]
+    fn the_best_name_and_the_cheapest_usable_key_win() {
+        let (ecdsa, rsa) = (ecdsa(), rsa());
+        let certificates = Certificates::new(
+            entry(0, &rsa, &["ldap.example.com", "10.0.0.1"]),
+            [
+                entry(1, &ecdsa, &["LDAP.example.com", "ldap.example.com", "10.0.0.1"]),
+                entry(2, &ecdsa, &["*.example.com"]),
+                entry(3, &rsa, &["other.example.net"]),
+            ],
+        );
+        let both = &[ECDSA_NISTP256_SHA256, RSA_PSS_SHA256][..];
+        let only_rsa = &[RSA_PSS_SHA256][..];
+        for (name, schemes, place) in [
+            (Some("ldap.example.com"), both, 1),
+            (Some("Ldap.Example.com"), both, 1),
+            (Some("ldap.example.com"), only_rsa, 0),
+            (Some("dc1.example.com"), both, 2),
+            (Some("dc1.example.com"), only_rsa, 2),
+            (Some("a.dc1.example.com"), both, 1),
+            (Some("example.com"), both, 1),
+            (Some("other.example.net"), both, 3),
+            (Some("unknown"), both, 1),
+            (Some("unknown"), only_rsa, 0),
+            (None, both, 1),
+            (None, only_rsa, 0),
+            (None, &[], 1),
+        ] {
+            let chosen = certificates.choose(name, schemes).cert[0].as_ref()[0];
+            if schemes.is_empty() {
+                assert!(chosen <= 1, "any of the default's name, so that the handshake fails with a reason");
+            } else {
+                assert_eq!(chosen, place, "{name:?} {schemes:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_default_without_names_stands_alone() {
+        let certificates = Certificates::new(entry(0, &ecdsa(), &[]), [entry(1, &ecdsa(), &["ldap.example.com"])]);
+        assert_eq!(certificates.choose(None, &[ECDSA_NISTP256_SHA256]).cert[0].as_ref(), [0]);
+    }
+}
