@@ -112,9 +112,10 @@ impl From<&Error> for HandshakeFailure {
                 (ClientCertificate, "the client showed no certificate, and client_certificates is \"required\"".into())
             }
             Error::InvalidCertificate(error) => (ClientCertificate, client_certificate(error)),
-            Error::InvalidCertRevocationList(error) => {
-                (ClientCertificate, format!("client_crl can't be applied to the client's certificate: {error:?}").into())
-            }
+            Error::InvalidCertRevocationList(error) => (
+                ClientCertificate,
+                format!("client_crl can't be applied to the client's certificate: {error:?}").into(),
+            ),
             other => (Other, other.to_string().into()),
         };
         Self { reason, explanation }
@@ -130,7 +131,8 @@ impl fmt::Display for HandshakeFailure {
 fn incompatible_peer(incompatible: &PeerIncompatible) -> (FailureReason, Cow<'static, str>) {
     use PeerIncompatible::*;
     match incompatible {
-        Tls12NotOffered => {
+        // rustls looks for the signature schemes first, and they came with TLS 1.2.
+        Tls12NotOffered | SignatureAlgorithmsExtensionRequired => {
             (FailureReason::NoSharedVersion, "the client offers nothing newer than TLS 1.1: update it".into())
         }
         Tls12NotOfferedOrEnabled | SupportedVersionsExtensionRequired => (
@@ -140,11 +142,13 @@ fn incompatible_peer(incompatible: &PeerIncompatible) -> (FailureReason, Cow<'st
         NoCipherSuitesInCommon => {
             (FailureReason::NoSharedCipher, "no shared cipher suite: the client offers only obsolete ones".into())
         }
-        NoKxGroupsInCommon | NamedGroupsExtensionRequired | NoEcPointFormatsInCommon | UncompressedEcPointsRequired => (
-            FailureReason::NoSharedCipher,
-            "no shared key exchange group: the client lacks X25519, P-256 and P-384".into(),
-        ),
-        NoSignatureSchemesInCommon | SignatureAlgorithmsExtensionRequired => (
+        NoKxGroupsInCommon | NamedGroupsExtensionRequired | NoEcPointFormatsInCommon | UncompressedEcPointsRequired => {
+            (
+                FailureReason::NoSharedCipher,
+                "no shared key exchange group: the client lacks X25519, P-256 and P-384".into(),
+            )
+        }
+        NoSignatureSchemesInCommon => (
             FailureReason::NoSharedCipher,
             "no shared signature scheme: the client can't verify the key type of any certificate here; \
              add an RSA one in [[tls.additional]]"
@@ -176,9 +180,10 @@ fn alert_received(alert: AlertDescription) -> (FailureReason, Cow<'static, str>)
         UnsupportedCertificate => {
             distrust("the client can't use our kind of certificate (alert unsupported_certificate)")
         }
-        ProtocolVersion => {
-            (FailureReason::NoSharedVersion, "the client accepts no TLS version of ours (alert protocol_version)".into())
-        }
+        ProtocolVersion => (
+            FailureReason::NoSharedVersion,
+            "the client accepts no TLS version of ours (alert protocol_version)".into(),
+        ),
         HandshakeFailure | InsufficientSecurity => {
             (FailureReason::NoSharedCipher, "the client accepts no parameters of ours (alert handshake_failure)".into())
         }

@@ -24,14 +24,18 @@ pub struct Handshake {
 impl From<&ServerConnection> for Handshake {
     /// Call it once the handshake is done; before that, most of it is unknown.
     fn from(connection: &ServerConnection) -> Self {
-        let subject = |certificate| X509Certificate::from_der(certificate).ok().map(|(_, x509)| x509.subject().to_string());
+        let subject =
+            |certificate| X509Certificate::from_der(certificate).ok().map(|(_, x509)| x509.subject().to_string());
         Self {
             version: version_label(connection.protocol_version()),
             suite: connection.negotiated_cipher_suite().map_or("none", |suite| suite_label(suite.suite())),
             group: connection.negotiated_key_exchange_group().map_or("none", |group| group_label(group.name())),
             resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed),
             sni: connection.server_name().map(str::to_owned),
-            client_subject: connection.peer_certificates().and_then(|chain| chain.first()).and_then(|leaf| subject(leaf)),
+            client_subject: connection
+                .peer_certificates()
+                .and_then(|chain| chain.first())
+                .and_then(|leaf| subject(leaf)),
         }
     }
 }

@@ -36,7 +36,9 @@ impl Import {
                 certificates.extend(chain);
                 Ok(Self { certificates, key })
             }
-            (certificate, chain, key) => Err([certificate.err(), chain.err(), key.err()].into_iter().flatten().collect()),
+            (certificate, chain, key) => {
+                Err([certificate.err(), chain.err(), key.err()].into_iter().flatten().collect())
+            }
         }
     }
 

@@ -87,7 +87,11 @@ fn key_fits(import: &Import, leaf: &X509Certificate<'_>) -> Option<Finding> {
         let bits = rsa.key_size();
         if bits < 2048 {
             let message = format!("the certificate's RSA key has {bits} bits, and TLS needs 2048");
-            return Some(Finding::error("certificate", message, "make a new key, best of type ECDSA P-256, and have it certified"));
+            return Some(Finding::error(
+                "certificate",
+                message,
+                "make a new key, best of type ECDSA P-256, and have it certified",
+            ));
         }
     }
     let key = match any_supported_type(import.key.der()) {
@@ -220,7 +224,9 @@ fn chain_order(chain: &[X509Certificate<'_>], now: UnixTime) -> Vec<Finding> {
         findings.push(Finding::warning(
             "certificate",
             format!("no chain is configured, though the certificate was issued by {}", leaf.issuer()),
-            format!("name the issuer's chain in certificate_chain, unless clients trust that issuer itself; it is at {url}"),
+            format!(
+                "name the issuer's chain in certificate_chain, unless clients trust that issuer itself; it is at {url}"
+            ),
         ));
     }
     for (index, pair) in chain.windows(2).enumerate() {
@@ -251,7 +257,11 @@ fn chain_order(chain: &[X509Certificate<'_>], now: UnixTime) -> Vec<Finding> {
         } else if now > unix_time(issuer.validity().not_after) {
             findings.push(Finding::warning(
                 "certificate_chain",
-                format!("certificate {place} of the chain ({}) ended on {}", issuer.subject(), issuer.validity().not_after),
+                format!(
+                    "certificate {place} of the chain ({}) ended on {}",
+                    issuer.subject(),
+                    issuer.validity().not_after
+                ),
                 "get the issuer's current chain",
             ));
         }
@@ -297,8 +307,8 @@ const DAY: u64 = 24 * 60 * 60;
 #[cfg(test)]
 mod tests {
     use rcgen::{
-        CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PKCS_ED25519, PKCS_RSA_SHA256, RsaKeySize,
-        date_time_ymd,
+        CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PKCS_ED25519, PKCS_RSA_SHA256,
+        RsaKeySize, date_time_ymd,
     };
 
     use super::super::testing::{Authority, Issued, ecdsa, rsa, server_params, write};
@@ -356,7 +366,10 @@ mod tests {
             (|params| params.subject_alt_names.clear(), "no subject alternative name"),
             (|params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth], "leaves out serverAuth"),
             (|params| params.key_usages = vec![KeyUsagePurpose::KeyEncipherment], "leaves out digitalSignature"),
-            (|params| params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained), "marked as a certificate authority"),
+            (
+                |params| params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained),
+                "marked as a certificate authority",
+            ),
             (
                 |params| params.custom_extensions = vec![authority_information("http://ca.example.com/ca.der")],
                 "no chain is configured",
@@ -446,7 +459,8 @@ mod tests {
     #[test]
     fn errors_come_first() {
         let root = Authority::root("root");
-        let (one, other) = (root.issue_with(NAMES, ecdsa(), |params| params.subject_alt_names.clear()), root.issue(NAMES));
+        let (one, other) =
+            (root.issue_with(NAMES, ecdsa(), |params| params.subject_alt_names.clear()), root.issue(NAMES));
         let found = findings(&Issued { certificate: one.certificate, key: other.key }, &[]);
         assert_eq!(found.iter().map(Finding::is_error).collect::<Vec<_>>(), [true, false]);
     }

@@ -18,6 +18,8 @@ mod policy;
 mod resolver;
 mod server;
 #[cfg(test)]
+mod server_tests;
+#[cfg(test)]
 mod testing;
 mod tickets;
 mod upstream;
@@ -28,7 +30,7 @@ pub use failure::{FailureReason, HandshakeFailure};
 pub use finding::{Finding, Severity};
 pub use handshake::Handshake;
 pub use lint::{EXPIRY_WARNING, lint};
-pub use server::{Loaded, ServerTls};
 pub use rustls_pki_types::UnixTime;
+pub use server::{Loaded, ServerTls};
 pub use upstream::UpstreamTls;
 pub use watch::FileWatcher;

@@ -265,13 +265,19 @@ mod tests {
             (relabelled("TRUSTED CERTIFICATE").into(), "holds TRUSTED CERTIFICATE"),
             (relabelled("X509 CRL").into(), "holds X509 CRL, not a certificate"),
             (certificate.encode_utf16().flat_map(u16::to_le_bytes).collect(), "no PEM text"),
-            ([b"\xff\xfe".to_vec(), certificate.encode_utf16().flat_map(u16::to_le_bytes).collect()].concat(), "UTF-16"),
+            (
+                [b"\xff\xfe".to_vec(), certificate.encode_utf16().flat_map(u16::to_le_bytes).collect()].concat(),
+                "UTF-16",
+            ),
             (b"\x30\x82\x0a\x00\x02\x01\x03\x30".to_vec(), "PKCS#12"),
             (b"\x30\x82\x0a\x00\x30\x82".to_vec(), "is DER, not PEM"),
             (b"hello".to_vec(), "holds no PEM text"),
             (certificate.replace("-----END", "").into(), "the PEM text is damaged"),
             (certificate.replace("MII", "!!!").into(), "the PEM text is damaged"),
-            (encode_string("CERTIFICATE", LineEnding::LF, b"\x30\x03\x02\x01\x01").unwrap().into(), "certificate 1 isn't X.509"),
+            (
+                encode_string("CERTIFICATE", LineEnding::LF, b"\x30\x03\x02\x01\x01").unwrap().into(),
+                "certificate 1 isn't X.509",
+            ),
         ] {
             let error = file(contents).unwrap().certificates().unwrap_err();
             assert!(error.message.contains(expected), "{error}");
@@ -308,7 +314,9 @@ mod tests {
 
     #[test]
     fn a_passphrase_ends_before_its_line_end() {
-        for (text, passphrase) in [("secret", "secret"), ("secret\r\n", "secret"), (" a b \n\n", " a b "), ("a\nb\n", "a\nb")] {
+        for (text, passphrase) in
+            [("secret", "secret"), ("secret\r\n", "secret"), (" a b \n\n", " a b "), ("a\nb\n", "a\nb")]
+        {
             assert_eq!(file(text).unwrap().passphrase(), passphrase.as_bytes());
         }
     }

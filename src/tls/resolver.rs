@@ -74,7 +74,8 @@ impl Entry {
     }
 
     fn serves_all_of(&self, other: &Entry) -> bool {
-        std::ptr::eq(self, other) || (!other.names.is_empty() && other.names.iter().all(|name| self.names.contains(name)))
+        std::ptr::eq(self, other)
+            || (!other.names.is_empty() && other.names.iter().all(|name| self.names.contains(name)))
     }
 }
 

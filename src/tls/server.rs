@@ -49,7 +49,11 @@ impl ServerTls {
     /// All findings, warnings too, if at least one is an error.
     pub fn load(settings: &Tls, now: UnixTime) -> Result<Loaded, Vec<Finding>> {
         let own_tickets = Ticketer::new().map_err(|error| {
-            vec![Finding::error("session_tickets", format!("no ticket keys could be made: {error}"), "check the machine's random source")]
+            vec![Finding::error(
+                "session_tickets",
+                format!("no ticket keys could be made: {error}"),
+                "check the machine's random source",
+            )]
         })?;
         let (state, findings) = State::load(settings, &own_tickets, now)?;
         Ok(Loaded { server: Self { current: ArcSwap::from_pointee(state), own_tickets }, findings })
@@ -233,13 +237,14 @@ fn certificate_files(settings: &Tls) -> impl Iterator<Item = &CertificateFiles> 
     std::iter::once(&settings.default_certificate).chain(&settings.additional)
 }
 
-fn files(settings: &Tls) -> Vec<PathBuf> {
+pub(super) fn files(settings: &Tls) -> Vec<PathBuf> {
     let (ca, crl) = match &settings.client_certificates {
         ClientCertificates::Off => (None, None),
         ClientCertificates::Optional { ca, crl } | ClientCertificates::Required { ca, crl } => (Some(ca), crl.as_ref()),
     };
     let of_certificate = |files: &CertificateFiles| {
-        let CertificateFiles { certificate, private_key, certificate_chain, private_key_passphrase_file } = files.clone();
+        let CertificateFiles { certificate, private_key, certificate_chain, private_key_passphrase_file } =
+            files.clone();
         [Some(certificate), Some(private_key), certificate_chain, private_key_passphrase_file]
     };
     let others = [ca, crl, settings.ticket_key_file.as_ref()].map(|path| path.cloned());

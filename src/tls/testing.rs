@@ -8,8 +8,9 @@ use rcgen::{
     PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, RsaKeySize, date_time_ymd,
 };
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 use tokio_rustls::TlsConnector;
 
 use super::{Handshake, ServerTls, UnixTime};
@@ -39,7 +40,12 @@ impl Authority {
         self.issue_with(names, ecdsa(), |_| {})
     }
 
-    pub(super) fn issue_with(&self, names: &[&str], key: KeyPair, change: impl FnOnce(&mut CertificateParams)) -> Issued {
+    pub(super) fn issue_with(
+        &self,
+        names: &[&str],
+        key: KeyPair,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Issued {
         let mut params = server_params(names);
         change(&mut params);
         let pem = params.signed_by(&key, &self.issuer).unwrap().pem();
@@ -107,19 +113,27 @@ pub(super) fn load(settings: &Tls) -> ServerTls {
     ServerTls::load(settings, UnixTime::now()).expect("good settings").server
 }
 
-/// A client that trusts `authority`, changed at will.
-pub(super) fn client(authority: &Authority, change: impl FnOnce(&mut ClientConfig)) -> Arc<ClientConfig> {
+/// A client that trusts `authority` and speaks these versions, with a certificate of its own or without.
+pub(super) fn client(authority: &Authority, versions: Versions, own: Option<&Issued>) -> Arc<ClientConfig> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(authority.pem.as_bytes()).unwrap()).unwrap();
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    change(&mut config);
-    Arc::new(config)
+    let builder = ClientConfig::builder_with_provider(provider).with_protocol_versions(versions).unwrap();
+    let builder = builder.with_root_certificates(roots);
+    Arc::new(match own {
+        None => builder.with_no_client_auth(),
+        Some(own) => {
+            let certificate = CertificateDer::from_pem_slice(own.certificate.as_bytes()).unwrap();
+            let key = PrivateKeyDer::from_pem_slice(own.key.as_bytes()).unwrap();
+            builder.with_client_auth_cert(vec![certificate], key).unwrap()
+        }
+    })
 }
+
+pub(super) type Versions = &'static [&'static SupportedProtocolVersion];
+pub(super) static BOTH: Versions = &[&TLS13, &TLS12];
+pub(super) static ONLY_12: Versions = &[&TLS12];
+pub(super) static ONLY_13: Versions = &[&TLS13];
 
 /// The server's view of a handshake, and the first certificate the client saw.
 pub(super) type Outcome = std::io::Result<(Handshake, CertificateDer<'static>)>;

@@ -48,7 +48,9 @@ impl TicketKeys {
         match keys.len() {
             0 => Err(file.error("holds no ticket key", help)),
             1..=MAX_KEYS => Ok(Self { keys }),
-            more => Err(file.error(format!("holds {more} ticket keys, of {MAX_KEYS} allowed"), "remove the oldest ones")),
+            more => {
+                Err(file.error(format!("holds {more} ticket keys, of {MAX_KEYS} allowed"), "remove the oldest ones"))
+            }
         }
     }
 

@@ -41,7 +41,10 @@ impl UpstreamTls {
             None => system_roots()?,
         };
         let provider = policy::provider(TlsPolicy::Intermediate);
-        Ok(Self { connector: TlsConnector::from(Arc::new(config(roots, provider)?)), server_name: server_name.transpose()? })
+        Ok(Self {
+            connector: TlsConnector::from(Arc::new(config(roots, provider)?)),
+            server_name: server_name.transpose()?,
+        })
     }
 
     /// Makes the handshake on a connection to `host`, the backend's host name or address as configured. Its certificate
@@ -203,3 +206,117 @@ fn explain(error: &io::Error) -> String {
 
 /// Bytes that may wait in a connection for a backend that doesn't read.
 const BUFFER_LIMIT: usize = 36 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    use super::super::testing::*;
+    use super::super::{Handshake, ServerTls};
+    use super::*;
+    use crate::config::BackendProtocol;
+
+    /// A pool of no backends that trusts `authority`.
+    fn pool(directory: &std::path::Path, authority: &Authority, server_name: Option<&str>) -> Pool {
+        let mut pool = Pool::new("simple-ad", Vec::new());
+        pool.protocol = BackendProtocol::Ldaps;
+        pool.ca_file = Some(write(directory, "ca.pem", &authority.pem));
+        pool.server_name = server_name.map(str::to_owned);
+        pool
+    }
+
+    /// One connection to a backend; the backend's view of it.
+    async fn connect(upstream: &UpstreamTls, backend: &ServerTls, host: &str) -> io::Result<Handshake> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let tcp = TcpStream::connect(listener.local_addr()?).await?;
+        let (accepted, _) = listener.accept().await?;
+        let backend = async {
+            let mut stream = backend.accept(accepted).await?;
+            stream.write_all(b"!").await?;
+            io::Result::Ok(Handshake::from(stream.get_ref().1))
+        };
+        let client = async {
+            let mut stream = upstream.connect(host, tcp).await?;
+            tokio::io::AsyncReadExt::read_u8(&mut stream).await
+        };
+        let (agreed, done) = tokio::join!(backend, client);
+        done.and(agreed)
+    }
+
+    #[tokio::test]
+    async fn a_backend_is_verified_by_the_name_it_is_configured_with() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Authority::root("corp root");
+        let backend = load(&settings(root.issue(&["dc1.example.com", "127.0.0.11"]).write(directory.path(), "dc1")));
+        let upstream = UpstreamTls::new(&pool(directory.path(), &root, None)).unwrap();
+        let agreed = connect(&upstream, &backend, "dc1.example.com").await.unwrap();
+        assert_eq!((agreed.version, agreed.sni.as_deref()), ("1.3", Some("dc1.example.com")));
+        let agreed = connect(&upstream, &backend, "127.0.0.11").await.unwrap();
+        assert_eq!(agreed.sni, None);
+        let error = connect(&upstream, &backend, "dc2.example.com").await.unwrap_err().to_string();
+        assert!(error.contains("dc1.example.com") && error.contains("not for \"dc2.example.com\""), "{error}");
+        let named = UpstreamTls::new(&pool(directory.path(), &root, Some("dc1.example.com"))).unwrap();
+        connect(&named, &backend, "10.9.9.9").await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_untrusted_issuer_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Authority::root("corp root");
+        let backend = load(&settings(root.issue(&["dc1.example.com"]).write(directory.path(), "dc1")));
+        let upstream = UpstreamTls::new(&pool(directory.path(), &Authority::root("other"), None)).unwrap();
+        let error = connect(&upstream, &backend, "dc1.example.com").await.unwrap_err().to_string();
+        assert!(error.contains("\"CN=corp root\", which isn't trusted"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_certificate_without_names_is_for_nobody() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Authority::root("corp root");
+        let backend = load(&settings(root.issue(&[]).write(directory.path(), "dc1")));
+        let upstream = UpstreamTls::new(&pool(directory.path(), &root, None)).unwrap();
+        let error = connect(&upstream, &backend, "ldap.example.com").await.unwrap_err().to_string();
+        assert!(error.contains("no subject alternative name"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn sessions_are_resumed() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Authority::root("corp root");
+        let mut settings = settings(root.issue(&["dc1.example.com"]).write(directory.path(), "dc1"));
+        settings.session_tickets = crate::config::SessionTickets::All;
+        let backend = load(&settings);
+        let upstream = UpstreamTls::new(&pool(directory.path(), &root, None)).unwrap();
+        assert!(!connect(&upstream, &backend, "dc1.example.com").await.unwrap().resumed);
+        assert!(connect(&upstream, &backend, "dc1.example.com").await.unwrap().resumed);
+    }
+
+    #[tokio::test]
+    async fn a_port_without_tls_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let upstream = UpstreamTls::new(&pool(directory.path(), &Authority::root("corp root"), None)).unwrap();
+        for (answer, words) in [(&b"\x30\x0c\x02\x01\x00"[..], "doesn't speak TLS"), (b"", "closed the connection")] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let (mut backend, _) = listener.accept().await.unwrap();
+            backend.write_all(answer).await.unwrap();
+            backend.shutdown().await.unwrap();
+            let error = upstream.connect("dc1.example.com", tcp).await.unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn bad_settings_are_findings() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Authority::root("corp root");
+        let bad_name = UpstreamTls::new(&pool(directory.path(), &root, Some("no name"))).unwrap_err();
+        assert_eq!(bad_name.key, "server_name");
+        let mut pool = pool(directory.path(), &root, None);
+        write(directory.path(), "ca.pem", "");
+        assert_eq!(UpstreamTls::new(&pool).unwrap_err().key, "ca_file");
+        pool.ca_file = Some("/nonexistent".into());
+        assert!(UpstreamTls::new(&pool).unwrap_err().message.contains("doesn't exist"));
+    }
+}

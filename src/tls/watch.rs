@@ -45,7 +45,7 @@ impl FileWatcher {
     }
 
     /// Waits for the next change, and until it has been quiet for a moment, so that a certificate and its key written
-    /// one after the other are one change. Cancel safe.
+    /// one after the other are one change. Await it in a task of its own: a call that is dropped begins to wait anew.
     pub async fn changed(&mut self) {
         loop {
             // A timeout is as good as an event: it is time to look.
