@@ -73,7 +73,7 @@ impl<'a> PemFile<'a> {
         let certificates = self.sections::<CertificateDer<'static>>("a certificate")?;
         for (index, certificate) in certificates.iter().enumerate() {
             match X509Certificate::from_der(certificate) {
-                Ok((rest, _)) if rest.is_empty() => {}
+                Ok(([], _)) => {}
                 Ok(_) => return Err(self.error(format!("certificate {} has bytes after its end", index + 1), AGAIN)),
                 Err(error) => {
                     return Err(self.error(format!("certificate {} isn't X.509: {error}", index + 1), AGAIN));
@@ -90,9 +90,7 @@ impl<'a> PemFile<'a> {
 
     /// The first private key of the file, decrypted with `passphrase` where it is encrypted.
     pub(super) fn private_key(&self, passphrase: Option<&[u8]>) -> Result<PrivateKey, Finding> {
-        let path = self.path.display();
-        let labels = self.labels();
-        if labels.iter().any(|label| label == "ENCRYPTED PRIVATE KEY") {
+        if self.labels().iter().any(|label| label == "ENCRYPTED PRIVATE KEY") {
             let Some(passphrase) = passphrase else {
                 return Err(self.error(
                     "the private key is encrypted and no passphrase is configured",
@@ -102,10 +100,7 @@ impl<'a> PemFile<'a> {
             return self.decrypt(passphrase);
         }
         if self.bytes.windows(PROC_TYPE.len()).any(|window| window == PROC_TYPE) {
-            return Err(self.error(
-                "the private key is encrypted in OpenSSL's old format (Proc-Type), which is weak and unsupported",
-                format!("convert it: openssl pkcs8 -topk8 -v2 aes-256-cbc -in {path} -out {path}.new"),
-            ));
+            return Err(self.unsupported_encryption(&"OpenSSL's old format (Proc-Type), which is weak"));
         }
         self.sections::<PrivateKeyDer<'static>>("a private key").map(|mut keys| PrivateKey(keys.swap_remove(0)))
     }
@@ -134,7 +129,6 @@ impl<'a> PemFile<'a> {
     }
 
     fn decrypt(&self, passphrase: &[u8]) -> Result<PrivateKey, Finding> {
-        let path = self.path.display();
         let damaged = || self.error("the encrypted private key is damaged", AGAIN);
         let text = std::str::from_utf8(&self.bytes).map_err(|_| damaged())?;
         let block = text.find(ENCRYPTED_BEGIN).and_then(|begin| {
@@ -142,21 +136,29 @@ impl<'a> PemFile<'a> {
             Some(&text[begin..begin + end + ENCRYPTED_END.len()])
         });
         let (_, document) = SecretDocument::from_pem(block.ok_or_else(damaged)?).map_err(|_| damaged())?;
-        let encrypted = EncryptedPrivateKeyInfoRef::try_from(document.as_bytes()).map_err(|_| damaged())?;
-        match encrypted.decrypt(passphrase) {
+        let opened = EncryptedPrivateKeyInfoRef::try_from(document.as_bytes())
+            .map_err(|error| self.unsupported_encryption(&error))?
+            .decrypt(passphrase);
+        match opened {
             Ok(key) => Ok(PrivateKey(PrivateKeyDer::Pkcs8(key.as_bytes().to_vec().into()))),
+            // A wrong passphrase leaves wrong padding, or by chance right padding and no key.
             Err(pkcs8::Error::EncryptedPrivateKey(pkcs8::pkcs5::Error::DecryptFailed) | pkcs8::Error::Asn1(_)) => {
                 Err(Finding::error(
                     "private_key_passphrase_file",
-                    format!("the passphrase doesn't open {path}"),
+                    format!("the passphrase doesn't open {}", self.path.display()),
                     "the whole file is the passphrase; only line ends at its end are left out",
                 ))
             }
-            Err(error) => Err(self.error(
-                format!("the private key is encrypted in a way that isn't supported: {error}"),
-                format!("convert it: openssl pkcs8 -topk8 -v2 aes-256-cbc -in {path} -out {path}.new"),
-            )),
+            Err(error) => Err(self.unsupported_encryption(&error)),
         }
+    }
+
+    fn unsupported_encryption(&self, found: &dyn fmt::Display) -> Finding {
+        let path = self.path.display();
+        self.error(
+            format!("the private key is encrypted in a way that isn't supported: {found}"),
+            format!("convert it: openssl pkcs8 -topk8 -v2 aes-256-cbc -in {path} -out {path}.new"),
+        )
     }
 
     /// The error for a file without the `wanted` section, by what it holds instead.
