@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ldap3_proto::control::{LdapControl, ServerSortRequet as SortKey};
 use ldap3_proto::proto::{
     LdapBindCred, LdapBindRequest, LdapBindResponse, LdapCompareRequest, LdapExtendedResponse, LdapMsg, LdapOp,
-    LdapResult, LdapSearchRequest, OID_WHOAMI,
+    LdapResult, LdapSearchRequest,
 };
 use ldap3_proto::{LdapResultCode, LdapSearchResultReference, LdapSearchScope};
 use time::OffsetDateTime;
@@ -13,11 +13,9 @@ use time::OffsetDateTime;
 use super::directory::{BindRefusal, Directory};
 use super::dn::Dn;
 use super::paging::{CookieRefusal, PagedSearches};
-use super::root_dse::{DOMAIN_SCOPE, root_dse};
+use super::root_dse::root_dse;
 use super::{filter, sorting};
-
-/// RFC 4511 §4.4.1.
-const NOTICE_OF_DISCONNECTION: &str = "1.3.6.1.4.1.1466.20036";
+use crate::ldap::oid;
 
 /// What LDAP ties to a connection: who is bound, and the paged searches that are open.
 pub(super) struct Conversation {
@@ -29,22 +27,12 @@ pub(super) struct Conversation {
 }
 
 /// Why the conversation is over.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) enum Ending {
     /// The client said so.
     Unbind,
-    /// The client broke the protocol: what to send before closing.
-    Notice(Box<LdapMsg>),
-}
-
-/// A Notice of Disconnection with protocolError.
-pub(super) fn protocol_error(why: &str) -> Ending {
-    let notice = LdapExtendedResponse {
-        res: result(LdapResultCode::ProtocolError, why),
-        name: Some(NOTICE_OF_DISCONNECTION.to_owned()),
-        value: None,
-    };
-    Ending::Notice(Box::new(LdapMsg::new(0, LdapOp::ExtendedResponse(notice))))
+    /// The client broke the protocol; how.
+    ProtocolError(&'static str),
 }
 
 impl Conversation {
@@ -57,7 +45,7 @@ impl Conversation {
     pub(super) fn answer(&mut self, request: LdapMsg, now: OffsetDateTime) -> Result<Vec<LdapMsg>, Ending> {
         let LdapMsg { msgid, op, ctrl } = request;
         if msgid < 1 {
-            return Err(protocol_error("a request's messageID is 1 or more"));
+            return Err(Ending::ProtocolError("a request's messageID is 1 or more"));
         }
         let result = match &op {
             LdapOp::UnbindRequest => return Err(Ending::Unbind),
@@ -75,13 +63,13 @@ impl Conversation {
                 let read_only = || result(LdapResultCode::UnwillingToPerform, "the embedded directory is read-only");
                 self.require_bind().map_or_else(|refusal| refusal, |()| read_only())
             }
-            LdapOp::ExtendedRequest(extended) if extended.name == OID_WHOAMI => {
+            LdapOp::ExtendedRequest(extended) if extended.name == oid::WHO_AM_I => {
                 return Ok(messages(msgid, vec![self.who_am_i()], Vec::new()));
             }
             LdapOp::ExtendedRequest(extended) => {
                 result(LdapResultCode::ProtocolError, format!("Extended Operation({}) not supported", extended.name))
             }
-            _ => return Err(protocol_error("a client sends requests only")),
+            _ => return Err(Ending::ProtocolError("a client sends requests only")),
         };
         Ok(messages(msgid, final_response(&op, result).into_iter().collect(), Vec::new()))
     }
@@ -260,7 +248,7 @@ fn is_unknown_and_critical(control: &LdapControl) -> bool {
 }
 
 fn asks_for_domain_scope(control: &LdapControl) -> bool {
-    matches!(control, LdapControl::Unknown { oid, .. } if oid == DOMAIN_SCOPE)
+    matches!(control, LdapControl::Unknown { oid, .. } if oid == oid::DOMAIN_SCOPE)
 }
 
 fn sort_keys(control: &LdapControl) -> Option<&[SortKey]> {

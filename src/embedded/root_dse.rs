@@ -1,17 +1,10 @@
 //! The rootDSE: what a server tells about itself to anyone (RFC 4512 §5.1, MS-ADTS §3.1.1.3.2).
 
-use ldap3_proto::proto::OID_WHOAMI;
 use time::OffsetDateTime;
 
 use super::directory::Directory;
 use super::entry::Entry;
-
-/// RFC 2696.
-pub(super) const PAGED_RESULTS: &str = "1.2.840.113556.1.4.319";
-/// RFC 2891.
-pub(super) const SERVER_SORT: &str = "1.2.840.113556.1.4.473";
-/// MS-ADTS §3.1.1.3.4.1.4: no references, please.
-pub(super) const DOMAIN_SCOPE: &str = "1.2.840.113556.1.4.1339";
+use crate::ldap::oid;
 
 /// The number of the last change; the directory never changes.
 const HIGHEST_COMMITTED_USN: &str = "5000";
@@ -41,8 +34,8 @@ pub(super) fn root_dse(directory: &Directory, host: &str, now: OffsetDateTime) -
             ],
         )
         .with("supportedLDAPVersion", ["2", "3"])
-        .with("supportedControl", [PAGED_RESULTS, SERVER_SORT, DOMAIN_SCOPE])
-        .with("supportedExtension", [OID_WHOAMI])
+        .with("supportedControl", [oid::PAGED_RESULTS, oid::SERVER_SORT, oid::DOMAIN_SCOPE])
+        .with("supportedExtension", [oid::WHO_AM_I])
         // Named because clients look for them; every SASL bind is answered authMethodNotSupported.
         .with("supportedSASLMechanisms", ["GSS-SPNEGO", "GSSAPI", "NTLM"])
         .with("vendorName", ["ldaps-proxy embedded directory"])

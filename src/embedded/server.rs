@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use ldap3_proto::LdapCodec;
+use ldap3_proto::{LdapCodec, LdapMsg};
 use time::OffsetDateTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -16,15 +16,18 @@ use tokio_util::codec::{Decoder, Encoder};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use super::conversation::{Conversation, Ending, protocol_error};
+use super::conversation::{Conversation, Ending};
 use super::directory::Directory;
+use crate::ldap::{Envelope, OperationKind, ResultCode, envelope, reply};
 
 /// Further connections wait in the listen backlog.
 const MAX_CONNECTIONS: usize = 10_000;
 const LISTEN_BACKLOG: u32 = 1024;
-/// The codec's own default of 32 KiB is less than a search for a long list of names takes.
+/// Octets. The codec's own default of 32 KiB is less than a search for a long list of names takes.
 const MAX_REQUEST: usize = 1024 * 1024;
 const MAX_NESTING: usize = 128;
+/// What an idle connection keeps ready to read into, in octets.
+const READ_CHUNK: usize = 1024;
 /// Responses are written when this much has gathered.
 const WRITE_CHUNK: usize = 64 * 1024;
 /// What accept waits after an error such as no file descriptors left, which it would meet again at once.
@@ -99,36 +102,66 @@ async fn accept(
 /// Answers one client, request by request, until either side ends it. A client that doesn't read isn't read from.
 async fn serve(mut stream: TcpStream, mut conversation: Conversation) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let mut codec = LdapCodec::new(Some(MAX_REQUEST), Some(MAX_NESTING));
     let (mut inbound, mut outbound) = (BytesMut::new(), BytesMut::new());
-    loop {
-        let responses = match codec.decode(&mut inbound) {
-            Ok(Some(request)) => conversation.answer(request, OffsetDateTime::now_utc()),
-            Ok(None) => {
+    let notice = loop {
+        let envelope = match envelope(&inbound, MAX_REQUEST) {
+            Ok(Some(envelope)) if inbound.len() >= envelope.length => envelope,
+            Ok(_) => {
                 stream.write_all_buf(&mut outbound).await?;
+                inbound.reserve(READ_CHUNK);
                 if stream.read_buf(&mut inbound).await? == 0 {
                     return Ok(());
                 }
                 continue;
             }
-            Err(_) => Err(protocol_error("not an LDAP request that this server can read")),
+            Err(error) => break error.to_string(),
         };
-        let (responses, over) = match responses {
-            Ok(responses) => (responses, false),
-            Err(Ending::Unbind) => (Vec::new(), true),
-            Err(Ending::Notice(notice)) => (vec![*notice], true),
-        };
-        for response in responses {
-            codec.encode(response, &mut outbound)?;
-            if outbound.len() >= WRITE_CHUNK {
-                stream.write_all_buf(&mut outbound).await?;
+        match answer(&mut conversation, inbound.split_to(envelope.length), &envelope) {
+            Ok(responses) => write(&mut stream, &mut outbound, responses).await?,
+            Err(Ending::Unbind) => return stream.write_all_buf(&mut outbound).await,
+            Err(Ending::ProtocolError(why)) => break why.to_owned(),
+        }
+    };
+    outbound.extend_from_slice(&reply::notice_of_disconnection(ResultCode::PROTOCOL_ERROR, &notice));
+    stream.write_all_buf(&mut outbound).await?;
+    stream.shutdown().await
+}
+
+/// The responses to one whole PDU. `ldap3_proto` decodes no name, password or filter value that isn't UTF-8, as in
+/// `(objectGUID=\00\FF*)`: such a request gets protocolError, and the connection goes on.
+fn answer(conversation: &mut Conversation, mut pdu: BytesMut, envelope: &Envelope) -> Result<Responses, Ending> {
+    if let Ok(Some(request)) = codec().decode(&mut pdu) {
+        return conversation.answer(request, OffsetDateTime::now_utc()).map(Responses::Decoded);
+    }
+    let kind =
+        OperationKind::from_request_tag(envelope.tag).ok_or(Ending::ProtocolError("a client sends requests only"))?;
+    let why = "the embedded directory can't read this request";
+    Ok(Responses::Encoded(reply::result(kind, envelope.message_id, ResultCode::PROTOCOL_ERROR, why)))
+}
+
+enum Responses {
+    Decoded(Vec<LdapMsg>),
+    Encoded(Vec<u8>),
+}
+
+/// Appends the responses to `outbound` and writes what exceeds a chunk.
+async fn write(stream: &mut TcpStream, outbound: &mut BytesMut, responses: Responses) -> io::Result<()> {
+    match responses {
+        Responses::Encoded(bytes) => outbound.extend_from_slice(&bytes),
+        Responses::Decoded(messages) => {
+            for message in messages {
+                codec().encode(message, outbound)?;
+                if outbound.len() >= WRITE_CHUNK {
+                    stream.write_all_buf(outbound).await?;
+                }
             }
         }
-        if over {
-            stream.write_all_buf(&mut outbound).await?;
-            return stream.shutdown().await;
-        }
     }
+    Ok(())
+}
+
+fn codec() -> LdapCodec {
+    LdapCodec::new(Some(MAX_REQUEST), Some(MAX_NESTING))
 }
 
 /// Unique in the process, so that one server's paging cookie isn't valid at another.
