@@ -47,23 +47,16 @@ impl Directory {
         for context in ["CN=Configuration", "CN=Schema,CN=Configuration"] {
             corp.add_naming_context(&format!("{context},{BASE}")).expect("both are DNs");
         }
-        for (place, entry) in containers().into_iter().enumerate() {
-            corp.insert(common(entry, place));
-        }
         let groups = groups();
-        let member_of = |dn: &str| {
-            let with_it = |group: &&Group| group.members.iter().any(|member| member == dn);
-            groups.iter().filter(with_it).map(Group::dn).collect::<Vec<_>>()
-        };
-        let administrator = person_dn("Administrator");
-        corp.insert(common(linked(self::administrator(), &member_of(&administrator)), 500));
-        for (rid, (given_name, surname, department)) in (1104..).zip(PEOPLE) {
-            let user = user(given_name, surname, department, rid);
-            let groups = member_of(user.name());
-            corp.insert(common(linked(user, &groups), rid));
-        }
-        for group in &groups {
-            corp.insert(common(linked(group.entry(), &member_of(&group.dn())), group.rid));
+        let users = PEOPLE.iter().zip(1104..).map(|(person, rid)| (user(person, rid), rid));
+        let objects = containers()
+            .into_iter()
+            .zip(1..)
+            .chain([(administrator(), 500)])
+            .chain(users)
+            .chain(groups.iter().map(|group| (group.entry(), group.rid)));
+        for (object, number) in objects {
+            corp.insert(numbered(linked(object, &groups), number));
         }
         corp
     }
@@ -81,14 +74,14 @@ impl Group {
     }
 
     fn entry(&self) -> Entry {
-        named(&self.dn(), self.name)
-            .with("objectClass", ["top", "group"])
+        object(&self.dn(), &["top", "group"], "Group")
+            .with("cn", [self.name])
+            .with("name", [self.name])
             .with("objectSid", [domain_sid(self.rid)])
             .with("sAMAccountName", [self.name])
             .with("sAMAccountType", ["268435456"])
             .with("groupType", ["-2147483646"])
-            .with("objectCategory", [category("Group")])
-            .with("member", self.members.iter().map(String::as_str))
+            .with("member", self.members.clone())
     }
 }
 
@@ -110,19 +103,18 @@ fn groups() -> [Group; 5] {
 }
 
 fn containers() -> Vec<Entry> {
-    let domain = named(BASE, "corp")
-        .with("objectClass", ["top", "domain", "domainDNS"])
+    let domain = object(BASE, &["top", "domain", "domainDNS"], "Domain-DNS")
         .with("dc", ["corp"])
-        .with("objectSid", [sid(DOMAIN_SID).expect("DOMAIN_SID is a SID")])
-        .with("objectCategory", [category("Domain-DNS")]);
-    let unit = named(&format!("OU=Domain Controllers,{BASE}"), "Domain Controllers")
-        .with("objectClass", ["top", "organizationalUnit"])
+        .with("name", ["corp"])
+        .with("objectSid", [sid(DOMAIN_SID).expect("DOMAIN_SID is a SID")]);
+    let controllers = format!("OU=Domain Controllers,{BASE}");
+    let unit = object(&controllers, &["top", "organizationalUnit"], "Organizational-Unit")
         .with("ou", ["Domain Controllers"])
-        .with("objectCategory", [category("Organizational-Unit")]);
+        .with("name", ["Domain Controllers"]);
     let container = |name: &str, below: &str| {
-        named(&format!("CN={name},{below}"), name)
-            .with("objectClass", ["top", "container"])
-            .with("objectCategory", [category("Container")])
+        object(&format!("CN={name},{below}"), &["top", "container"], "Container")
+            .with("cn", [name])
+            .with("name", [name])
     };
     let configuration = format!("CN=Configuration,{BASE}");
     vec![
@@ -144,9 +136,10 @@ fn administrator() -> Entry {
         .with_password(ADMINISTRATOR_PASSWORD)
 }
 
-fn user(given_name: &str, surname: &str, department: &str, rid: usize) -> Entry {
+fn user(&(given_name, surname, department): &(&str, &str, &str), rid: usize) -> Entry {
     let name = format!("{given_name} {surname}");
-    let account_name = format!("{given_name}.{surname}").to_lowercase();
+    // As most administrators do: no letters in account names that a mail address can't hold.
+    let account_name = format!("{given_name}.{surname}").to_lowercase().replace('ö', "oe").replace('ü', "ue");
     account(&person_dn(&name), &name, &account_name, rid)
         .with("sn", [surname])
         .with("givenName", [given_name])
@@ -160,8 +153,9 @@ fn user(given_name: &str, surname: &str, department: &str, rid: usize) -> Entry 
 fn account(dn: &str, name: &str, account_name: &str, rid: usize) -> Entry {
     let flags = if name == "Edsger Dijkstra" { "514" } else { "512" };
     let password_last_set = if name == "Vint Cerf" { "0" } else { "133486490450000000" };
-    named(dn, name)
-        .with("objectClass", ["top", "person", "organizationalPerson", "user"])
+    object(dn, &["top", "person", "organizationalPerson", "user"], "Person")
+        .with("cn", [name])
+        .with("name", [name])
         .with("objectSid", [domain_sid(rid)])
         .with("sAMAccountName", [account_name])
         .with("sAMAccountType", ["805306368"])
@@ -172,21 +166,25 @@ fn account(dn: &str, name: &str, account_name: &str, rid: usize) -> Entry {
         .with("pwdLastSet", [password_last_set])
         .with("badPwdCount", ["0"])
         .with("logonCount", ["0"])
-        .with("objectCategory", [category("Person")])
 }
 
 /// `dn` is written in this file, from parts without characters that need escaping.
-fn named(dn: &str, name: &str) -> Entry {
-    let entry = Entry::new(dn).expect("the names in this file are DNs").with("name", [name]);
-    if dn.starts_with("CN=") { entry.with("cn", [name]) } else { entry }
+fn object(dn: &str, classes: &[&str], category: &str) -> Entry {
+    Entry::new(dn)
+        .expect("the names in this file are DNs")
+        .with("objectClass", classes.iter().copied())
+        .with("objectCategory", [format!("CN={category},CN=Schema,CN=Configuration,{BASE}")])
 }
 
-fn linked(entry: Entry, groups: &[String]) -> Entry {
-    if groups.is_empty() { entry } else { entry.with("memberOf", groups.iter().map(String::as_str)) }
+/// With the back links of the groups it is a member of.
+fn linked(entry: Entry, groups: &[Group]) -> Entry {
+    let holds_it = |group: &&Group| group.members.iter().any(|member| member == entry.name());
+    let holding: Vec<_> = groups.iter().filter(holds_it).map(Group::dn).collect();
+    if holding.is_empty() { entry } else { entry.with("memberOf", holding) }
 }
 
-/// What every entry has; `number` tells entries apart.
-fn common(entry: Entry, number: usize) -> Entry {
+/// With what every entry has, told apart by `number`.
+fn numbered(entry: Entry, number: usize) -> Entry {
     let name = entry.name().to_owned();
     let usn = (3000 + number).to_string();
     entry
@@ -203,10 +201,6 @@ fn common(entry: Entry, number: usize) -> Entry {
 
 fn person_dn(name: &str) -> String {
     format!("CN={name},CN=Users,{BASE}")
-}
-
-fn category(class: &str) -> String {
-    format!("CN={class},CN=Schema,CN=Configuration,{BASE}")
 }
 
 fn domain_sid(rid: usize) -> Vec<u8> {
