@@ -2,6 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rcgen::{
@@ -17,7 +18,7 @@ const VALIDITY: Duration = Duration::days(365);
 /// Clocks differ.
 const BACKDATED: Duration = Duration::hours(1);
 
-/// The files in a temporary directory that only this user may enter. Dropping it removes them.
+/// The files, in a temporary directory. Anyone may read them but the key. Dropping it removes them.
 pub(super) struct Certificates {
     authority: PathBuf,
     server: CertificateFiles,
@@ -30,10 +31,10 @@ impl Certificates {
         let (authority, certificate, key) = issue(&names()).map_err(io::Error::other)?;
         let files = tempfile::Builder::new().prefix("ldaps-proxy-demo-").tempdir()?;
         Ok(Self {
-            authority: write(files.path(), "ca.pem", &authority)?,
+            authority: write(files.path(), "ca.pem", &authority, 0o644)?,
             server: CertificateFiles {
-                certificate: write(files.path(), "certificate.pem", &certificate)?,
-                private_key: write(files.path(), "private_key.pem", &key)?,
+                certificate: write(files.path(), "certificate.pem", &certificate, 0o644)?,
+                private_key: write(files.path(), "private_key.pem", &key, 0o600)?,
                 certificate_chain: None,
                 private_key_passphrase_file: None,
             },
@@ -87,14 +88,10 @@ fn params(names: &[String], common_name: &str) -> Result<CertificateParams, rcge
     Ok(params)
 }
 
-/// Writes a file that only its owner may read.
-fn write(directory: &Path, name: &str, text: &str) -> io::Result<PathBuf> {
+fn write(directory: &Path, name: &str, text: &str, mode: u32) -> io::Result<PathBuf> {
     let path = directory.join(name);
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(&path)?.write_all(text.as_bytes())?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&path)?;
+    file.write_all(text.as_bytes())?;
     Ok(path)
 }
 
