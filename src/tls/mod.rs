@@ -7,6 +7,7 @@
 //! The crypto provider is aws-lc-rs, passed explicitly everywhere: no process-wide default is ever installed.
 
 mod certificate;
+mod chain;
 mod client_auth;
 mod failure;
 mod finding;
