@@ -27,7 +27,7 @@ mod upstream;
 mod watch;
 
 pub use certificate::CertificateInfo;
-pub use failure::{FailureReason, HandshakeFailure};
+pub use failure::HandshakeFailure;
 pub use finding::{Finding, Severity};
 pub use handshake::Handshake;
 pub use lint::{EXPIRY_WARNING, lint};
