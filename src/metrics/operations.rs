@@ -35,6 +35,23 @@ impl Operations {
         let row = &self.table[kind as usize];
         row[position(result).min(row.len() - 1)].get()
     }
+
+    /// How many operations of all kinds ended with a code that `counts`; codes without a name count as 80.
+    pub(super) fn sum(&self, counts: impl Fn(u32) -> bool) -> u64 {
+        let results = RESULTS.iter().map(|(code, _)| *code);
+        // `other` is one counter under two positions: 80's and the last.
+        self.table
+            .iter()
+            .flat_map(|row| results.clone().zip(row))
+            .filter(|(code, _)| counts(*code))
+            .map(|(_, counter)| counter.get())
+            .sum()
+    }
+}
+
+/// Whether a result speaks of the server or the proxy rather than of what the user asked.
+pub(super) fn is_server_trouble(code: u32) -> bool {
+    matches!(code, 1..=3 | 8 | 51..=54 | 80)
 }
 
 /// Whether a request of this kind gets a final response (RFC 4511 §4.3, §4.11: these two don't).

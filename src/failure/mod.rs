@@ -3,7 +3,11 @@
 //! Each value is a label of a metric, a word in the access log and a heading of the runbook, so the texts are part of
 //! the contract: add, never rename.
 
+mod recent;
+
 use std::fmt;
+
+pub use recent::{RecentFailure, RecentFailures};
 
 /// A closed list whose values are metric labels.
 pub trait ClosedList: Copy + 'static {
