@@ -34,7 +34,8 @@ impl LogLevel {
 /// Whether `level` is a filter; the configuration's check asks this.
 pub fn parse(level: &str) -> Result<EnvFilter, String> {
     // EnvFilter takes a lone word that is no level for the name of a target, and then logs nothing else.
-    let lone = level.split(',').find(|part| !part.contains(['=', '[']) && part.trim().parse::<LevelFilter>().is_err());
+    let is_level = |word: &str| !word.is_empty() && word.parse::<LevelFilter>().is_ok();
+    let lone = level.split(',').map(str::trim).find(|part| !part.contains(['=', '[']) && !is_level(part));
     if let Some(word) = lone {
         return Err(format!("{word:?} is no log level: use error, warn, info, debug, trace or off, or TARGET=LEVEL"));
     }
