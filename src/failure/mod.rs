@@ -93,6 +93,8 @@ closed_list! {
         Closed = "closed",
         /// The proxy is draining.
         Draining = "draining",
+        /// The kernel could not hand the connection over: no descriptors or memory left. It waits and is tried again.
+        AcceptFailed = "accept_failed",
     }
 }
 
