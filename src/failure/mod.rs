@@ -19,14 +19,17 @@ pub trait ClosedList: Copy + 'static {
 
     /// The label's text.
     fn as_str(self) -> &'static str;
+
+    /// One sentence for the reference.
+    fn meaning(self) -> &'static str;
 }
 
 macro_rules! closed_list {
-    ($(#[$about:meta])* $list:ident { $($(#[$meaning:meta])* $value:ident = $text:literal,)+ }) => {
+    ($(#[$about:meta])* $list:ident { $($(#[doc = $meaning:literal])+ $value:ident = $text:literal,)+ }) => {
         $(#[$about])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[repr(u8)]
-        pub enum $list { $($(#[$meaning])* $value,)+ }
+        pub enum $list { $($(#[doc = $meaning])+ $value,)+ }
 
         impl $list {
             /// The text in labels and logs.
@@ -44,6 +47,10 @@ macro_rules! closed_list {
 
             fn as_str(self) -> &'static str {
                 self.as_str()
+            }
+
+            fn meaning(self) -> &'static str {
+                match self { $(Self::$value => concat!($($meaning),+).trim_ascii(),)+ }
             }
         }
 
