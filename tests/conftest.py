@@ -109,13 +109,13 @@ def start_backend():
 
 @pytest.fixture
 def start_proxy(certificate, authority, tmp_path_factory):
-    """Starts proxies that end with the test: `start_proxy(backends, listener=…, pool=…, extra=…)`, or a whole
-    configuration with `start_proxy(text=…)`. Other options are those of `Proxy`."""
+    """Starts proxies that end with the test: `start_proxy(backends, trusted=…, listener=…, pool=…, extra=…)`, or a
+    whole configuration with `start_proxy(text=…)`. `ready` is `Proxy`'s."""
     with ExitStack() as stack:
 
-        def start(backends=(), *, listener="", pool="", extra="", text=None, **options):
-            text = text or config(certificate, backends, listener=listener, pool=pool, extra=extra)
-            return stack.enter_context(Proxy(text, tmp_path_factory.mktemp("proxy"), ca=authority.ca, **options))
+        def start(backends=(), *, text=None, ready=True, **tables):
+            text = text or config(certificate, backends, **tables)
+            return stack.enter_context(Proxy(text, tmp_path_factory.mktemp("proxy"), ca=authority.ca, ready=ready))
 
         yield start
 

@@ -14,13 +14,13 @@ from .waiting import eventually
 BINARY = Path(os.environ.get("LDAPS_PROXY_BIN") or Path(__file__).parents[2] / "target" / "release" / "ldaps-proxy")
 
 
-def config(certificate, backends, *, listener="", pool="", extra=""):
+def config(certificate, backends, *, trusted=("127.0.0.1/32",), listener="", pool="", extra=""):
     """The contract's smallest configuration on ephemeral ports, for TOML lines to be added to each table."""
     return f"""
 [[listener]]
 name = "ldaps"
 address = "127.0.0.1:0"
-trusted_networks = ["127.0.0.1/32"]
+trusted_networks = {list(trusted)}
 pool = "directory"
 {listener}
 

@@ -64,7 +64,6 @@ include /etc/ldap/schema/cosine.schema
 include /etc/ldap/schema/inetorgperson.schema
 modulepath /usr/lib/ldap
 moduleload back_mdb
-moduleload sssvlv
 pidfile {directory}/slapd.pid
 sockbuf_max_incoming 4194303
 database mdb
@@ -78,7 +77,6 @@ sizelimit unlimited
 index objectClass,uid,cn eq
 access to attrs=userPassword by self write by anonymous auth by * none
 access to * by * read
-overlay sssvlv
 """
 
 
