@@ -41,12 +41,13 @@ class Endpoint:
         return f"{'ldaps' if self.ca else 'ldap'}://{self.host}:{self.port}"
 
 
-def tool(command, endpoint, *arguments, account=None, input="", check=True, seconds=SECONDS):
-    """Runs one of OpenLDAP's client tools with a simple bind (anonymous without `account`)."""
+def tool(command, endpoint, *arguments, account=None, input="", check=True, ca=None):
+    """Runs one of OpenLDAP's client tools with a simple bind (anonymous without `account`). It trusts the endpoint's
+    CA, or `ca` where TLS starts later."""
     login = ["-D", account.name, "-w", account.password] if account else []
     return run(
         [command, "-x", "-H", endpoint.url, *login, *arguments],
-        input=input, check=check, seconds=seconds, env=_tool_environment(endpoint),
+        input=input, check=check, seconds=SECONDS, env=tool_environment(ca or endpoint.ca),
     )
 
 
@@ -208,7 +209,7 @@ def _whole_pdu(data):
     return sum(start) if start is not None and len(data) >= sum(start) else None
 
 
-def _tool_environment(endpoint):
-    # The machine's own ldap.conf and ~/.ldaprc must not matter.
+def tool_environment(ca):
+    """The machine's own ldap.conf and ~/.ldaprc must not matter."""
     settings = {**os.environ, "LDAPCONF": os.devnull, "LDAPRC": "none", "HOME": "/nonexistent"}
-    return {**settings, "LDAPTLS_CACERT": str(endpoint.ca)} if endpoint.ca else settings
+    return {**settings, "LDAPTLS_CACERT": str(ca)} if ca else settings

@@ -88,11 +88,16 @@ class Proxy:
         """What it wrote to standard error so far, without colours."""
         return re.sub(r"\x1b\[[0-9;]*m", "", self.process.stderr())
 
-    def http(self, path, seconds=10):
-        """`(status, body)` of a GET on the admin address."""
-        connection = http.client.HTTPConnection(*self.admin, timeout=seconds)
+    @property
+    def health(self):
+        """`(host, port)` of the health address."""
+        return _address(re.search(r'health listening address="?([^\s"]+)', self.log()))
+
+    def http(self, path, *, method="GET", address=None):
+        """`(status, body)` of a request on the admin address, or another one."""
+        connection = http.client.HTTPConnection(*(address or self.admin), timeout=10)
         try:
-            connection.request("GET", path)
+            connection.request(method, path)
             answer = connection.getresponse()
             return answer.status, answer.read().decode()
         finally:
