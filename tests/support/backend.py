@@ -91,8 +91,10 @@ class FakeBackend:
         try:
             for pdu in connection:
                 self.answer(connection, pdu)
-        except (OSError, ber.Malformed) as error:
+        except OSError as error:
             connection.error = error
+        except ber.Malformed:
+            connection.drain()  # no LDAP any more: a tunnel, or what must never have come; recorded all the same
         finally:
             connection.close()
 
@@ -129,6 +131,14 @@ class BackendConnection:
                 return
             self.received += data
 
+    def drain(self):
+        """Records what arrives, until the end, without understanding it."""
+        try:
+            while data := self._socket.recv(1 << 18):
+                self.received += data
+        except OSError as error:
+            self.error = error
+
     def send(self, *pdus):
         """All of it, blocking while the peer doesn't read."""
         with self._sending:
@@ -142,6 +152,10 @@ class BackendConnection:
         """Waits until `count` PDUs with this tag arrived, and returns the last of them."""
         eventually(lambda: len(self.of(tag)) >= count, f"{count} PDUs with tag {tag:#x} arrive")
         return self.of(tag)[count - 1]
+
+    def wait_for_octets(self, count):
+        """Waits until at least `count` octets arrived in all."""
+        eventually(lambda: len(self.received) >= count, f"{count} octets arrive")
 
     def reset(self):
         """Closes with a TCP reset."""

@@ -167,11 +167,28 @@ class RawClient:
         """Every PDU until the connection ends in good order."""
         return list(iter(self.read, None))
 
+    def read_octets(self, count):
+        """Exactly `count` octets, whatever they are."""
+        deadline = time.monotonic() + self._seconds
+        while len(self._received) < count:
+            assert self._fill(deadline), f"the connection ended after {len(self._received)} octets"
+        octets = bytes(self._received[:count])
+        del self._received[:count]
+        return octets
+
+    def ended_or_notice(self):
+        """Whether the connection ends now, with nothing but perhaps a notice of disconnection before."""
+        try:
+            pdu = self.read()
+        except OSError:
+            return True
+        return pdu is None or (pdu.message_id == 0 and pdu.response_name == ber.NOTICE_OF_DISCONNECTION and self.ended())
+
     def ended(self):
         """Whether the peer closed or reset without one more byte."""
         try:
             return self.read() is None
-        except ConnectionResetError:
+        except OSError:
             return True
 
     def ask(self, build, *arguments, **options):

@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 
 from . import ber, net
+from .certs import PROXY_NAME
 from .clients import Account, Endpoint, RawClient
 from .process import Process, run
 from .waiting import eventually
@@ -16,6 +17,8 @@ from .waiting import eventually
 REALM, BASE = "CORP.EXAMPLE.COM", "dc=corp,dc=example,dc=com"
 ADMINISTRATOR = Account("Administrator@corp.example.com", "Passw0rd!")
 USERS = tuple(Account(f"user{number:02}@corp.example.com", f"Secret-{number:02}!") for number in range(1, 21))
+HOST_NAME = "dc1.corp.example.com"
+SERVICE_NAMES = (HOST_NAME, PROXY_NAME)
 LDAP, GLOBAL_CATALOG, KERBEROS, KPASSWD = 389, 3268, 88, 464
 
 
@@ -142,6 +145,7 @@ _SMB_CONF = """\
 
 _POPULATE = f"""
 import sys
+import ldb
 from samba.auth import system_session
 from samba.param import LoadParm
 from samba.samdb import SamDB
@@ -153,5 +157,9 @@ for name, password in {[tuple(user) for user in USERS]!r}:
     directory.newuser(name.partition("@")[0], password, givenname=name[:6], surname="Müller")
 directory.newgroup("staff")
 directory.add_remove_group_members("staff", [name.partition("@")[0] for name, _ in {[tuple(user) for user in USERS[:10]]!r}])
+# What clients ask a Kerberos ticket for; the provision leaves it out.
+machine = directory.search(expression="(sAMAccountName=DC1$)", attrs=[])[0]
+machine["servicePrincipalName"] = ldb.MessageElement({[f"ldap/{name}" for name in SERVICE_NAMES]!r}, ldb.FLAG_MOD_ADD, "servicePrincipalName")
+directory.modify(machine)
 directory.transaction_commit()
 """
