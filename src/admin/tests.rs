@@ -70,7 +70,11 @@ impl Control for StandIn {
     }
 
     fn kill(&self, session: u64) -> Result<(), NotFound> {
-        if session == 1 { Ok(self.note(format!("kill {session}"))) } else { Err(NotFound) }
+        if session != 1 {
+            return Err(NotFound);
+        }
+        self.note(format!("kill {session}"));
+        Ok(())
     }
 
     fn reload(&self) -> Reloading<'_> {

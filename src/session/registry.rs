@@ -9,6 +9,7 @@ use std::task::Waker;
 use std::time::SystemTime;
 
 use crate::pool::Backend;
+use crate::tls::Handshake;
 
 /// All live sessions of the process.
 #[derive(Default)]
@@ -61,6 +62,16 @@ pub struct Facts {
     pub backend: Option<Arc<Backend>>,
     /// Whether it has become an opaque tunnel.
     pub tunnel: bool,
+    /// The TLS version, or `None` in cleartext.
+    pub tls_version: Option<&'static str>,
+    /// The TLS cipher suite.
+    pub tls_suite: Option<&'static str>,
+    /// The subject of the client's certificate.
+    pub client_subject: Option<Box<str>>,
+    /// The host name the client asked for in its handshake.
+    pub sni: Option<Box<str>>,
+    /// The VPC endpoint it came through.
+    pub vpc_endpoint: Option<Box<str>>,
 }
 
 impl Handle {
@@ -75,6 +86,21 @@ impl Handle {
     /// What changes in its life, as it is now.
     pub fn facts(&self) -> Facts {
         lock(&self.facts).clone()
+    }
+
+    /// Notes what the handshake and the PROXY header said.
+    pub fn describe(&self, handshake: Option<&Handshake>, vpc_endpoint: Option<&str>) {
+        self.set_facts(|facts| {
+            if let Some(handshake) = handshake {
+                facts.tls_version = Some(handshake.version);
+                facts.tls_suite = Some(handshake.suite);
+                facts.sni = handshake.sni.as_deref().map(Into::into);
+                facts.client_subject = handshake.client_subject.as_deref().map(Into::into);
+            }
+            if let Some(endpoint) = vpc_endpoint {
+                facts.vpc_endpoint = Some(endpoint.into());
+            }
+        });
     }
 
     pub(super) fn set_facts(&self, change: impl FnOnce(&mut Facts)) {
@@ -129,6 +155,13 @@ impl Registry {
     /// Every live session, in no order.
     pub fn sessions(&self) -> Vec<Arc<Handle>> {
         self.shards.iter().flat_map(|shard| lock(shard).values().cloned().collect::<Vec<_>>()).collect()
+    }
+
+    /// Tells every live session something.
+    pub fn command_all(&self, command: Command) {
+        for session in self.sessions() {
+            session.command(command);
+        }
     }
 
     /// The session of this number.
