@@ -87,7 +87,7 @@ def test_kerberos(proxy, realm, mechanism, options, strength):
 def test_another_mechanism_aborts_a_sasl_bind(proxy):
     """RFC 4513 §5.2.1.2: a simple bind in the middle of an NTLM bind is a new bind."""
     with RawClient(proxy.endpoint()) as client:
-        security = ntlm._start(USERS[0], ntlm.PLAIN, "CORP")
+        security = ntlm.client_side(USERS[0], ntlm.PLAIN, "CORP")
         _, token = security.update(b"")
         assert client.ask(ber.sasl_bind, "GSS-SPNEGO", token)[-1].result_code == ber.SASL_BIND_IN_PROGRESS
         client.bind(USERS[2])

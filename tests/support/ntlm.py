@@ -8,9 +8,14 @@ from .clients import RawClient
 PLAIN, SIGN, SEAL = 0, gensec.FEATURE_SIGN, gensec.FEATURE_SIGN | gensec.FEATURE_SEAL
 
 
+_LDAP_STYLE = 0x400
+"""GENSEC_FEATURE_LDAP_STYLE, which the Python module leaves unnamed: over LDAP a layer asked to sign is framed as if it
+sealed (MS-ADTS), and Samba's server expects that."""
+
+
 def bind(client, account, layer=PLAIN, domain="CORP"):
     """Binds `client`, a RawClient, through all the steps. With a `layer` it wraps from then on: returns a `Wrapped`."""
-    security = _start(account, layer, domain)
+    security = client_side(account, layer, domain)
     finished, token = False, b""
     while not finished:
         finished, token = security.update(token)
@@ -48,7 +53,7 @@ class Wrapped(RawClient):
         return more
 
 
-def _start(account, layer, domain):
+def client_side(account, layer, domain):
     settings = param.LoadParm()
     settings.load_default()
     who = credentials.Credentials()
@@ -60,6 +65,6 @@ def _start(account, layer, domain):
     security = gensec.Security.start_client({"lp_ctx": settings, "target_hostname": "dc1"})
     security.set_credentials(who)
     if layer:
-        security.want_feature(layer)
+        security.want_feature(layer | _LDAP_STYLE)
     security.start_mech_by_sasl_name("GSS-SPNEGO")
     return security

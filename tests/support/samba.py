@@ -79,6 +79,11 @@ class DomainController:
     def thaw(self):
         self._process.signal_tree(signal.SIGCONT)
 
+    def set_password(self, account, password):
+        """As an administrator on the DC itself would."""
+        name = account.name.partition("@")[0]
+        run(["samba-tool", "user", "setpassword", name, f"--newpassword={password}", "-s", _settings(self.directory)])
+
     def restore(self):
         """Running and answering, whatever a test did to it."""
         if self._process is not None:
