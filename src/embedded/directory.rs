@@ -66,10 +66,8 @@ impl Directory {
     /// The entry that a simple bind with this name and password may act as. The name is a DN, a userPrincipalName,
     /// `account@domain` or `DOMAIN\account`, as Samba takes it.
     pub fn authenticate(&self, name: &str, password: &str) -> Result<&Entry, BindRefusal> {
-        let account = self
-            .account(name)
-            .filter(|account| !password.is_empty() && account.accepts(password))
-            .ok_or(BindRefusal::WrongNameOrPassword)?;
+        let account =
+            self.account(name).filter(|account| account.accepts(password)).ok_or(BindRefusal::WrongNameOrPassword)?;
         let number = |attribute| account.text(attribute).and_then(|text| text.parse::<i64>().ok());
         if number("userAccountControl").is_some_and(|flags| flags & ACCOUNT_DISABLED != 0) {
             return Err(BindRefusal::Disabled);
