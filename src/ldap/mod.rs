@@ -5,6 +5,7 @@
 //! says ([`reply`]).
 
 pub mod ber;
+pub mod dn;
 mod frame;
 mod operation;
 pub mod reply;

@@ -2,6 +2,7 @@
 
 use super::ber::{self, Reader};
 use super::frame::{Envelope, MessageId};
+use super::oid;
 use super::operation::OperationKind;
 
 /// One whole request PDU, seen through its envelope. Nothing is copied or decoded until asked for.
@@ -196,6 +197,19 @@ pub struct Control<'a> {
     pub critical: bool,
     /// controlValue
     pub value: Option<&'a [u8]>,
+}
+
+impl<'a> Control<'a> {
+    /// The cookie in a paged-results control's value, unless it is empty (RFC 2696: no page before, or none after).
+    pub fn paging_cookie(&self) -> Option<&'a [u8]> {
+        if self.oid != oid::PAGED_RESULTS.as_bytes() {
+            return None;
+        }
+        let mut value = Reader::new(self.value?);
+        let mut fields = Reader::new(value.take(ber::SEQUENCE)?);
+        fields.take(ber::INTEGER)?;
+        fields.take(ber::OCTET_STRING).filter(|cookie| !cookie.is_empty())
+    }
 }
 
 /// Walks a PDU's controls.

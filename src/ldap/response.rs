@@ -117,14 +117,9 @@ impl<'a> Response<'a> {
         Controls::after(self.pdu, &self.envelope)
     }
 
-    /// Whether a paged search goes on: the cookie of the response's paged-results control is not empty (RFC 2696).
-    pub fn has_paging_cookie(&self) -> bool {
-        self.controls().filter(|control| control.oid == oid::PAGED_RESULTS.as_bytes()).any(|control| {
-            let mut value = Reader::new(control.value.unwrap_or_default());
-            let mut fields = Reader::new(value.take(ber::SEQUENCE).unwrap_or_default());
-            fields.take(ber::INTEGER).is_some()
-                && fields.take(ber::OCTET_STRING).is_some_and(|cookie| !cookie.is_empty())
-        })
+    /// The cookie by which a paged search goes on (RFC 2696); none where this was the last page.
+    pub fn paging_cookie(&self) -> Option<&'a [u8]> {
+        self.controls().find_map(|control| control.paging_cookie())
     }
 
     fn content(&self) -> Reader<'a> {
@@ -147,7 +142,7 @@ mod tests {
         let done = response(b"\x30\x0e\x02\x01\x02\x65\x09\x0a\x01\x20\x04\x01x\x04\x01y");
         let expected = LdapResult { code: ResultCode::NO_SUCH_OBJECT, matched_dn: b"x", diagnostic: b"y" };
         assert_eq!(done.result(), Some(expected));
-        assert!(done.kind().is_final() && !done.is_notice_of_disconnection() && !done.has_paging_cookie());
+        assert!(done.kind().is_final() && !done.is_notice_of_disconnection() && done.paging_cookie().is_none());
         // A code of two octets, as e-syncRefreshRequired has.
         let done = response(b"\x30\x0d\x02\x01\x02\x65\x08\x0a\x02\x10\x00\x04\x00\x04\x00");
         assert_eq!(done.result().map(|result| result.code), Some(ResultCode(4096)));
@@ -168,10 +163,10 @@ mod tests {
     fn paging_cookies() {
         let with = b"\x30\x2f\x02\x01\x02\x65\x07\x0a\x01\x00\x04\x00\x04\x00\xa0\x21\x30\x1f\x04\x161.2.840.113556.1.4.319\x04\x05\x30\x03\x02\x01\x00";
         // The value lacks its cookie: unreadable, so not a cookie.
-        assert!(!response(with).has_paging_cookie());
+        assert!(response(with).paging_cookie().is_none());
         let with = b"\x30\x32\x02\x01\x02\x65\x07\x0a\x01\x00\x04\x00\x04\x00\xa0\x24\x30\x22\x04\x161.2.840.113556.1.4.319\x04\x08\x30\x06\x02\x01\x00\x04\x01c";
-        assert!(response(with).has_paging_cookie());
+        assert_eq!(response(with).paging_cookie(), Some(&b"c"[..]));
         let done = b"\x30\x31\x02\x01\x02\x65\x07\x0a\x01\x00\x04\x00\x04\x00\xa0\x23\x30\x21\x04\x161.2.840.113556.1.4.319\x04\x07\x30\x05\x02\x01\x00\x04\x00";
-        assert!(!response(done).has_paging_cookie());
+        assert!(response(done).paging_cookie().is_none());
     }
 }

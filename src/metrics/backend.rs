@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
-use super::families::{Held, Share, counter_of, counters, gauge_of, gauges, histogram_of, histograms, observe};
+use super::families::{
+    DURATION_BUCKETS, Held, Share, counter_of, counters, gauge_of, gauges, histogram_of, histograms, observe, samples,
+};
 use super::names;
 use super::operations::has_response;
 use crate::ldap::OperationKind;
@@ -162,6 +164,20 @@ impl PoolFamilies {
             queue_duration: histograms(registry, names::QUEUE_DURATION),
             discovery_failures: counters(registry, names::DISCOVERY_FAILURES),
         }
+    }
+
+    /// Operations of all kinds and backends by duration, cumulative, the last bound infinite.
+    pub(super) fn latency(&self) -> Vec<(f64, u64)> {
+        let mut latency: Vec<(f64, u64)> =
+            DURATION_BUCKETS.iter().chain([&f64::INFINITY]).map(|bound| (*bound, 0)).collect();
+        for sample in samples(&self.operation_duration) {
+            let histogram = sample.get_histogram();
+            let counts = histogram.get_bucket().iter().map(|bucket| bucket.cumulative_count());
+            for (sum, count) in latency.iter_mut().zip(counts.chain([histogram.get_sample_count()])) {
+                sum.1 += count;
+            }
+        }
+        latency
     }
 
     pub(super) fn pool(&self, pool: &str) -> PoolMetrics {

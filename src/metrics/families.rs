@@ -1,5 +1,6 @@
 //! From a [`Metric`] to a registered Prometheus family.
 
+use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use super::names::{Metric, MetricType};
 use crate::failure::ClosedList;
 
 /// Upper bounds in seconds: a cached rootDSE read takes some 50 µs, a client gives up after 30 s.
-const DURATION_BUCKETS: [f64; 18] = [
+pub(super) const DURATION_BUCKETS: [f64; 18] = [
     0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
     10.0, 30.0,
 ];
@@ -71,6 +72,11 @@ pub(super) fn observe(histogram: &Histogram, duration: Duration) {
     histogram.observe(duration.as_secs_f64());
 }
 
+/// All samples of a family now.
+pub(super) fn samples(family: &impl Collector) -> Vec<prometheus::proto::Metric> {
+    family.collect().iter_mut().flat_map(|family| family.take_metric()).collect()
+}
+
 /// One counter per value of a closed list: counting is an index and an atomic add.
 #[derive(Debug, Clone)]
 pub struct Counters<L> {
@@ -88,6 +94,12 @@ impl<L: ClosedList> Counters<L> {
     /// Counts one.
     pub fn count(&self, value: L) {
         self.counters[value.index()].inc();
+    }
+
+    /// What was counted at all, by the label's text.
+    pub fn nonzero(&self) -> BTreeMap<String, u64> {
+        let counted = L::ALL.iter().map(|value| (value.as_str().to_owned(), self.total(*value)));
+        counted.filter(|(_, count)| *count > 0).collect()
     }
 
     /// How many were counted.

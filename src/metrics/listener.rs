@@ -1,10 +1,11 @@
 //! What a listener counts.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
-use super::families::{Counters, counter_of, counters, gauge_of, gauges, histogram_of, histograms, observe};
+use super::families::{Counters, counter_of, counters, gauge_of, gauges, histogram_of, histograms, observe, samples};
 use super::names;
 use crate::failure::Outcome;
 
@@ -76,6 +77,22 @@ impl ListenerFamilies {
             sent: counters(registry, names::LISTENER_SENT),
             trust_list_stale: gauges(registry, names::TRUST_LIST_STALE),
         }
+    }
+
+    /// Connections of all listeners.
+    pub(super) fn connections(&self) -> u64 {
+        samples(&self.connections).iter().map(|sample| sample.get_counter().get_value() as u64).sum()
+    }
+
+    /// Handshakes of all listeners by TLS version.
+    pub(super) fn tls_versions(&self) -> BTreeMap<String, u64> {
+        let mut versions = BTreeMap::new();
+        for sample in samples(&self.handshakes) {
+            if let Some(version) = sample.get_label().iter().find(|label| label.name() == "version") {
+                *versions.entry(version.value().to_owned()).or_default() += sample.get_counter().get_value() as u64;
+            }
+        }
+        versions
     }
 
     pub(super) fn of(&self, name: &str) -> ListenerMetrics {

@@ -3,6 +3,7 @@
 //! [`names`] lists every metric. [`Metrics`] owns them; the parts of the proxy take handles from it when they are built,
 //! so that counting on the data path is an atomic add with no lookup of labels.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder};
@@ -21,7 +22,8 @@ mod process;
 pub use backend::{BackendMetrics, PoolMetrics};
 pub use families::{Counters, Held, Share};
 pub use listener::ListenerMetrics;
-pub use operations::{Operations, has_response, result_name};
+use operations::is_server_trouble;
+pub use operations::{Operations, has_response};
 
 /// All metrics of one proxy, and the handles that belong to no single listener or backend.
 #[derive(Debug)]
@@ -101,6 +103,21 @@ impl Metrics {
             .expect("gathered families have a name and samples, the only things the encoder asks for")
     }
 
+    /// Sums over all labels, for rates.
+    pub fn totals(&self) -> Totals {
+        Totals {
+            operations: self.operations.sum(|_| true),
+            errors: self.operations.sum(is_server_trouble),
+            connections: self.listeners.connections(),
+            latency: self.pools.latency(),
+        }
+    }
+
+    /// Handshakes by TLS version.
+    pub fn tls_versions(&self) -> BTreeMap<String, u64> {
+        self.listeners.tls_versions()
+    }
+
     /// The handles of the listener of this name.
     pub fn listener(&self, name: &str) -> ListenerMetrics {
         self.listeners.of(name)
@@ -155,6 +172,19 @@ impl Metrics {
     pub fn limit_used(&self, limit: Limit) -> Share {
         Share::new(&self.limits[limit.index()].used)
     }
+}
+
+/// Sums since the start.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Totals {
+    /// Operations ended.
+    pub operations: u64,
+    /// Operations ended for a reason that isn't the user's: a result of 1–3, 8, 51–54 or 80.
+    pub errors: u64,
+    /// Connections, whatever became of them.
+    pub connections: u64,
+    /// Operations by duration: upper bound in seconds, and how many took at most that long; the last bound is infinite.
+    pub latency: Vec<(f64, u64)>,
 }
 
 /// The `Content-Type` of [`Metrics::render`].

@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 use crate::balance::{self, Candidate};
 use crate::config::BackendSource;
+use crate::metrics::{BackendMetrics, Held};
 
 /// What the probes say of a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -74,13 +75,21 @@ pub struct Backend {
     health: AtomicU8,
     duty: AtomicU8,
     sessions: AtomicUsize,
+    metrics: BackendMetrics,
     events: mpsc::Sender<Event>,
 }
 
 impl Backend {
     /// A backend at `address`, found under `host` (the name its certificate must carry).
-    pub fn new(address: SocketAddr, host: String, source: &BackendSource, events: mpsc::Sender<Event>) -> Self {
+    pub fn new(
+        address: SocketAddr,
+        host: String,
+        source: &BackendSource,
+        metrics: BackendMetrics,
+        events: mpsc::Sender<Event>,
+    ) -> Self {
         let name = address.to_string();
+        metrics.up(true);
         Self {
             identity: balance::identity(&name),
             name,
@@ -92,6 +101,7 @@ impl Backend {
             health: AtomicU8::new(Health::Unknown as u8),
             duty: AtomicU8::new(Duty::Enabled as u8),
             sessions: AtomicUsize::new(0),
+            metrics,
             events,
         }
     }
@@ -151,6 +161,7 @@ impl Backend {
     pub fn set_health(&self, health: Health) -> Health {
         let before = self.health();
         self.health.store(health as u8, Ordering::Relaxed);
+        self.metrics.up(health != Health::Down);
         before
     }
 
@@ -166,6 +177,12 @@ impl Backend {
     /// Takes an operator's wish.
     pub fn set_duty(&self, duty: Duty) {
         self.duty.store(duty as u8, Ordering::Relaxed);
+        self.metrics.drained(duty != Duty::Enabled);
+    }
+
+    /// Where what it does is counted.
+    pub fn metrics(&self) -> &BackendMetrics {
+        &self.metrics
     }
 
     /// Whether a session may be sent here without doubt: the question `/readyz` asks.
@@ -175,6 +192,11 @@ impl Backend {
 
     /// Tells the health side what real traffic met. A full queue drops the report: the data path never waits.
     pub fn report(self: &Arc<Self>, client: IpAddr, kind: EventKind) {
+        match kind {
+            EventKind::Connected(duration) => self.metrics.connected(duration),
+            EventKind::ConnectFailed => self.metrics.connect_failed(),
+            EventKind::Lost { .. } => self.metrics.lost(),
+        }
         let _ = self.events.try_send(Event { backend: Arc::clone(self), client, kind });
     }
 
@@ -185,7 +207,7 @@ impl Backend {
     /// Counts one session for as long as the guard lives.
     pub(super) fn occupy(self: &Arc<Self>) -> Seat {
         self.sessions.fetch_add(1, Ordering::Relaxed);
-        Seat { backend: Arc::clone(self) }
+        Seat { _counted: self.metrics.session(), backend: Arc::clone(self) }
     }
 }
 
@@ -199,6 +221,7 @@ impl fmt::Debug for Backend {
 #[derive(Debug)]
 pub struct Seat {
     backend: Arc<Backend>,
+    _counted: Held,
 }
 
 impl Seat {
