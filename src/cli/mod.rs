@@ -1,6 +1,7 @@
 //! The command line: one file per command.
 
 pub mod admin_client;
+pub mod check;
 pub mod demo;
 pub mod healthcheck;
 mod output;

@@ -419,6 +419,18 @@ impl Default for Probe {
     }
 }
 
+impl Probe {
+    /// The defaults of `[pools.NAME.health.deep]`: a login of the service account, seldom enough to weigh nothing.
+    pub fn deep() -> Self {
+        Self {
+            kind: ProbeKind::Bind,
+            interval: Duration::from_secs(30),
+            timeout: Duration::from_secs(5),
+            ..Self::default()
+        }
+    }
+}
+
 /// `probe`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ProbeKind {

@@ -99,6 +99,28 @@ closed_list! {
 }
 
 closed_list! {
+    /// Why a TLS handshake with a client failed; [`crate::tls::HandshakeFailure`] tells them apart.
+    HandshakeFailureReason {
+        /// The client and `tls.min_version` have no TLS version in common.
+        NoSharedVersion = "no_shared_version",
+        /// No cipher suite, key exchange group or signature scheme in common.
+        NoSharedCipher = "no_shared_cipher",
+        /// The client refused our certificate.
+        ClientDistrustsUs = "client_distrusts_us",
+        /// The client's certificate is missing or bad.
+        ClientCertificate = "client_certificate",
+        /// What the client sent isn't TLS.
+        NotTls = "not_tls",
+        /// The client left.
+        Closed = "closed",
+        /// The handshake took too long.
+        Timeout = "timeout",
+        /// Anything else.
+        Other = "other",
+    }
+}
+
+closed_list! {
     /// Why the proxy itself answered an operation, or ended a session, instead of a backend.
     Refusal {
         /// No backend is usable.
@@ -283,6 +305,7 @@ mod tests {
     #[test]
     fn every_list_is_indexed_by_position_and_its_texts_are_labels() {
         check::<Outcome>();
+        check::<HandshakeFailureReason>();
         check::<Refusal>();
         check::<FailoverKind>();
         check::<EndReason>();
