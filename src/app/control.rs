@@ -47,7 +47,7 @@ impl Control for Controller {
                     subject: certificate.subject,
                     names: certificate.sans,
                     issuer: certificate.issuer,
-                    not_after: u64::try_from(certificate.not_after).unwrap_or_default(),
+                    not_after: certificate.not_after.as_secs(),
                     key: certificate.key_type,
                     fingerprint: certificate.fingerprint,
                 })
@@ -122,7 +122,7 @@ impl Control for Controller {
     }
 
     fn log_level(&self, filter: &str) -> Result<(), String> {
-        self.0.log.set_level(filter)
+        self.0.log.set(filter)
     }
 }
 

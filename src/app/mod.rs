@@ -5,7 +5,6 @@ mod parts;
 mod reload;
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -13,24 +12,22 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, Admin};
-use crate::config::Config;
+use crate::config::{Config, Loaded};
 use crate::failure::RecentFailures;
 use crate::listener::Admission;
-use crate::log::LogControl;
+use crate::log::LogLevel;
 use crate::metrics::Metrics;
 use crate::session::{Command, Registry};
 use parts::Parts;
 
 /// The proxy, running.
 pub struct Proxy {
-    /// The file a reload reads; none for the demo.
-    source: Option<PathBuf>,
     started: SystemTime,
     metrics: Arc<Metrics>,
     registry: Arc<Registry>,
     admission: Arc<Admission>,
     failures: Arc<RecentFailures>,
-    log: LogControl,
+    log: LogLevel,
     state: Mutex<State>,
     /// Held by a reload from its first look at the files to its last change.
     reloading: tokio::sync::Mutex<()>,
@@ -43,6 +40,8 @@ pub struct Proxy {
 /// What a reload changes.
 struct State {
     config: Arc<Config>,
+    /// The file it came from, as it was read; none for the demo.
+    loaded: Option<Loaded>,
     parts: Parts,
     admin: CancellationToken,
     last_reload: Option<admin::model::Reload>,
@@ -52,16 +51,27 @@ struct State {
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 impl Proxy {
-    /// Starts everything `config` asks for. `source` is its file.
+    /// Starts everything a configuration file asks for.
     ///
     /// # Errors
     /// What couldn't be opened or read, one line each.
-    pub async fn start(config: Config, source: Option<PathBuf>, log: LogControl) -> Result<Arc<Self>, Vec<String>> {
+    pub async fn start(loaded: Loaded, log: LogLevel) -> Result<Arc<Self>, Vec<String>> {
+        Self::start_with(loaded.config.clone(), Some(loaded), log).await
+    }
+
+    /// Starts a configuration that has no file, and so can't be reloaded.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_without_file(config: Config, log: LogLevel) -> Result<Arc<Self>, Vec<String>> {
+        Self::start_with(config, None, log).await
+    }
+
+    async fn start_with(config: Config, loaded: Option<Loaded>, log: LogLevel) -> Result<Arc<Self>, Vec<String>> {
         let metrics = Metrics::new();
         let admission = Admission::new(&config.limits, Arc::clone(&metrics));
         let config = Arc::new(config);
         let proxy = Arc::new(Self {
-            source,
             started: SystemTime::now(),
             metrics,
             registry: Arc::default(),
@@ -70,6 +80,7 @@ impl Proxy {
             log,
             state: Mutex::new(State {
                 config: Arc::clone(&config),
+                loaded,
                 parts: Parts::default(),
                 admin: CancellationToken::new(),
                 last_reload: None,
@@ -91,6 +102,9 @@ impl Proxy {
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
+
+    /// Opens log files again, after they were moved away.
+    pub fn reopen_logs(&self) {}
 
     /// Stops accepting, lets operations finish and tells every client; `hurry` ends the wait. Returns when no session is
     /// left or the configured time is over.
@@ -120,7 +134,7 @@ impl Proxy {
 
     async fn serve_admin(self: &Arc<Self>, config: &Config) -> io::Result<()> {
         let endpoints = admin::bind(&config.admin, config.health_address).await?;
-        let control = Arc::clone(self) as Arc<dyn admin::Control>;
+        let control = Arc::new(control::Controller(Arc::clone(self)));
         let admin = Admin::new(control, Arc::clone(&self.metrics), config.admin.token_file.clone());
         let stop = CancellationToken::new();
         self.background.spawn(admin.run(endpoints, stop.clone()));

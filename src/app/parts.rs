@@ -1,6 +1,7 @@
 //! The parts a configuration names: made all at once, so that a file with an error changes nothing.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
@@ -12,7 +13,7 @@ use crate::config::{self, BackendAddress, Config, ListenerProtocol};
 use crate::listener::{self, Door, Keys};
 use crate::pool::{Backend, Pool};
 use crate::session::{self, ReplayGuard};
-use crate::tls::{ServerTls, UnixTime};
+use crate::tls::{CertificateInfo, ServerTls, UnixTime};
 use crate::trust::{Reload, TrustSource};
 use crate::upstream::Connector;
 
@@ -63,6 +64,12 @@ struct PlannedListener {
 }
 
 impl Parts {
+    /// The files that are followed while they are in use.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let lists = self.listeners.values().filter_map(|listener| listener.settings.trusted_networks_file.clone());
+        self.tls.iter().flat_map(|(_, server)| server.files()).chain(lists).collect()
+    }
+
     /// Ends accepting; sessions go on.
     pub fn stop_listening(&self) {
         for listener in self.listeners.values() {
@@ -210,8 +217,7 @@ impl Proxy {
         for listener in known.into_values() {
             listener.stop.cancel();
         }
-        let certificates: Vec<_> = parts.tls.iter().flat_map(|(_, server)| server.certificates()).collect();
-        self.metrics().certificates(certificates.iter().map(|one| (one.name.as_str(), one.not_after)));
+        self.show_certificates(&parts);
         state.parts = parts;
         state.config = config;
     }
@@ -265,6 +271,13 @@ impl Proxy {
             let mut events = events;
             while stop.run_until_cancelled(events.recv()).await.flatten().is_some() {}
         });
+    }
+
+    /// Shows when the certificates now served expire.
+    pub(super) fn show_certificates(&self, parts: &Parts) {
+        let certificates: Vec<_> = parts.tls.iter().flat_map(|(_, server)| server.certificates()).collect();
+        let expiry = |one: &CertificateInfo| i64::try_from(one.not_after.as_secs()).unwrap_or(i64::MAX);
+        self.metrics().certificates(certificates.iter().map(|one| (one.name.as_str(), expiry(one))));
     }
 
     /// Takes a listener's networks from the configuration and its list file.

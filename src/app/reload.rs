@@ -35,19 +35,27 @@ impl Proxy {
 
     async fn read_and_swap(self: &Arc<Self>) -> Result<Vec<String>, Vec<String>> {
         let before = Arc::clone(&self.state().config);
-        let fresh = match &self.source {
-            Some(path) => Arc::new(config::load(path).map_err(|problems| problems.lines())?.config),
-            None => Arc::clone(&before),
+        let file = self.state().loaded.as_ref().map(|loaded| loaded.file().to_owned());
+        let loaded = match file {
+            Some(file) => Some(config::load(&file).map_err(|found| lines(&found))?),
+            None => None,
         };
-        let changes = config::changes(&before, &fresh);
+        let fresh = loaded.as_ref().map_or_else(|| Arc::clone(&before), |loaded| Arc::new(loaded.config.clone()));
         let plan = self.plan(&fresh).await?;
         if fresh.admin != before.admin || fresh.health_address != before.health_address {
             self.serve_admin(&fresh).await.map_err(|error| vec![error.to_string()])?;
         }
         if fresh.log.level != before.log.level {
-            self.log.set_level(&fresh.log.level).map_err(|error| vec![error])?;
+            self.log.set(&fresh.log.level).map_err(|error| vec![error])?;
         }
         self.carry_out(plan);
+        let mut state = self.state();
+        let changes = match (&state.loaded, &loaded) {
+            (Some(before), Some(now)) => config::changes(before, now),
+            _ => Vec::new(),
+        };
+        state.loaded = loaded;
+        drop(state);
         if fresh.end_untrusted_sessions {
             self.end_untrusted_sessions();
         }
@@ -107,4 +115,8 @@ impl Proxy {
         }
         self.metrics.reloaded(outcome);
     }
+}
+
+fn lines(found: &config::Diagnostics) -> Vec<String> {
+    found.to_string().lines().map(str::to_owned).collect()
 }

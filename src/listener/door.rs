@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
@@ -25,14 +25,25 @@ pub struct Door {
     name: Arc<str>,
     trust: TrustSource,
     keys: ArcSwap<Keys>,
-    admission: Arc<Admission>,
-    registry: Arc<Registry>,
-    failures: Arc<RecentFailures>,
-    tasks: TaskTracker,
-    draining: CancellationToken,
+    house: House,
     refusals: LogLimiter,
     handshakes: LogLimiter,
     accepts: LogLimiter,
+}
+
+/// What all doors share.
+#[derive(Clone)]
+pub struct House {
+    /// How many may be inside.
+    pub admission: Arc<Admission>,
+    /// Who is inside.
+    pub registry: Arc<Registry>,
+    /// What went wrong lately.
+    pub failures: Arc<RecentFailures>,
+    /// The tasks that serve connections.
+    pub connections: TaskTracker,
+    /// Cancelled once nobody new may stay.
+    pub draining: CancellationToken,
 }
 
 /// What a reload may replace.
@@ -49,25 +60,12 @@ pub struct Keys {
 
 impl Door {
     /// The door of the listener `name`.
-    pub fn new(
-        name: Arc<str>,
-        trust: TrustSource,
-        keys: Keys,
-        admission: Arc<Admission>,
-        registry: Arc<Registry>,
-        failures: Arc<RecentFailures>,
-        tasks: TaskTracker,
-        draining: CancellationToken,
-    ) -> Arc<Self> {
+    pub fn new(name: Arc<str>, trust: TrustSource, keys: Keys, house: House) -> Arc<Self> {
         Arc::new(Self {
             name,
             trust,
             keys: ArcSwap::from_pointee(keys),
-            admission,
-            registry,
-            failures,
-            tasks,
-            draining,
+            house,
             refusals: LogLimiter::default(),
             handshakes: LogLimiter::default(),
             accepts: LogLimiter::default(),
@@ -102,13 +100,13 @@ impl Door {
         if !announced && !self.is_trusted(&keys, peer) {
             return;
         }
-        let Some(place) = self.admission.enter() else {
+        let Some(place) = self.house.admission.enter() else {
             keys.session.listener.connection(Outcome::Limit);
             self.refused(peer, Outcome::Limit, "limits.max_connections is reached");
             return;
         };
         let door = Arc::clone(self);
-        self.tasks.spawn(async move {
+        self.house.connections.spawn(async move {
             if let Some(arrival) = door.greet(&keys, tcp, peer, announced).await {
                 door.begin(keys, arrival, place).await;
             }
@@ -136,7 +134,7 @@ impl Door {
     fn refused(&self, client: SocketAddr, outcome: Outcome, detail: &str) {
         if let Some(suppressed) = self.refusals.admit(Instant::now()) {
             tracing::warn!(listener = %self.name, %client, reason = outcome.as_str(), detail, suppressed, "refused");
-            self.failures.record(std::time::SystemTime::now(), outcome, client.to_string(), detail);
+            self.house.failures.record(std::time::SystemTime::now(), outcome, client.to_string(), detail);
         }
     }
 
@@ -162,7 +160,7 @@ impl Door {
     async fn begin(self: Arc<Self>, keys: Arc<Keys>, arrival: Arrival, place: Place) {
         let Arrival { tcp, client, vpc_endpoint } = arrival;
         let entry = |handshake: Option<&Handshake>| {
-            let entry = self.registry.enter(client, Arc::clone(&self.name));
+            let entry = self.house.registry.enter(client, Arc::clone(&self.name));
             entry.describe(handshake, vpc_endpoint.as_deref());
             entry
         };
@@ -175,7 +173,7 @@ impl Door {
                 Session::new(Arc::clone(&keys.session), entry(Some(&handshake)), stream, StartTls::Established);
             let door = Arc::clone(&self);
             let active = keys.session.metrics.session();
-            self.tasks.spawn(async move {
+            self.house.connections.spawn(async move {
                 let served = session.serve().await;
                 door.ended(&keys, client, served.reason(), active, place);
             });
@@ -185,14 +183,14 @@ impl Door {
             let session = Session::new(Arc::clone(&keys.session), entry(None), tcp, start_tls);
             let door = Arc::clone(&self);
             let active = keys.session.metrics.session();
-            self.tasks.spawn(async move {
+            self.house.connections.spawn(async move {
                 let reason = door.serve_cleartext(&keys, session, client).await;
                 door.ended(&keys, client, reason, active, place);
             });
         }
-        if self.draining.is_cancelled() {
+        if self.house.draining.is_cancelled() {
             // Accepted just before the listener closed: it must hear of the drain like the others.
-            self.registry.command_all(session::Command::Drain);
+            self.house.registry.command_all(session::Command::Drain);
         }
     }
 
@@ -220,7 +218,7 @@ impl Door {
         let listener = &keys.session.listener;
         let patience = keys.session.limits.handshake_timeout;
         let started = Instant::now();
-        let Some(turn) = self.admission.handshake(patience).await else {
+        let Some(turn) = self.house.admission.handshake(patience).await else {
             listener.connection(Outcome::HandshakeLimit);
             self.refused(client, Outcome::HandshakeLimit, "limits.handshakes are under way and none ended in time");
             return None;
@@ -237,11 +235,11 @@ impl Door {
             Err(_) => (Outcome::HandshakeTimeout, HandshakeFailure::timeout()),
         };
         listener.connection(outcome);
-        listener.handshake_failed(failure.reason.label());
+        listener.handshake_failed(failure.reason.as_str());
         if let Some(suppressed) = self.handshakes.admit(Instant::now()) {
-            tracing::info!(listener = %self.name, %client, reason = failure.reason.label(), suppressed,
+            tracing::info!(listener = %self.name, %client, reason = failure.reason.as_str(), suppressed,
                 "handshake failed: {}", failure.explanation);
-            self.failures.record(std::time::SystemTime::now(), outcome, client.to_string(), &failure.explanation);
+            self.house.failures.record(std::time::SystemTime::now(), outcome, client.to_string(), &failure.explanation);
         }
         None
     }
@@ -258,10 +256,4 @@ struct Arrival {
     tcp: TcpStream,
     client: SocketAddr,
     vpc_endpoint: Option<String>,
-}
-
-/// Waits until every connection has ended, at most this long; returns whether they have.
-pub async fn wait_for_all(tasks: &TaskTracker, patience: Duration) -> bool {
-    tasks.close();
-    timeout(patience, tasks.wait()).await.is_ok()
 }

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use admission::Admission;
-pub use door::{Door, Keys};
+pub use door::{Door, House, Keys};
 
 /// Connections that may wait in the kernel; the kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 4096;
@@ -61,9 +61,4 @@ fn concerns_one_connection(error: &io::Error) -> bool {
 /// The address with an IPv4-mapped one as IPv4, which is how people write trust lists and read logs.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
-}
-
-/// The client's own address and the one it connected to.
-fn local(tcp: &TcpStream) -> Option<SocketAddr> {
-    tcp.local_addr().ok().map(canonical)
 }

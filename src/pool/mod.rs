@@ -46,6 +46,11 @@ impl Pool {
         self.backends.load_full()
     }
 
+    /// The backend of this name (`host:port`).
+    pub fn backend(&self, name: &str) -> Option<Arc<Backend>> {
+        self.backends().iter().find(|backend| backend.name() == name).cloned()
+    }
+
     /// Replaces the set of backends. Sessions on a backend that is gone keep it until they end.
     pub fn set_backends(&self, backends: Vec<Arc<Backend>>) {
         self.backends.store(Arc::new(backends));
