@@ -13,19 +13,19 @@ use crate::config::{self, LogFormat};
 
 /// Changes the level of a running log.
 #[derive(Debug, Clone)]
-pub struct LogControl(reload::Handle<EnvFilter, Registry>);
+pub struct LogLevel(reload::Handle<EnvFilter, Registry>);
 
 /// Starts logging to standard error: standard output is for the access log and for what commands print. To be called
 /// once; an error says what is wrong with the level.
-pub fn start(settings: &config::Log) -> Result<LogControl, String> {
+pub fn start(settings: &config::Log) -> Result<LogLevel, String> {
     let (subscriber, level) = subscriber(settings, io::stderr, io::stderr().is_terminal())?;
     tracing::subscriber::set_global_default(subscriber).map_err(|_| "logging has been started already".to_owned())?;
     Ok(level)
 }
 
-impl LogControl {
+impl LogLevel {
     /// Takes a filter as `[log] level`: "debug", "info,ldaps_proxy::health=trace". An error says what is wrong with it.
-    pub fn set_level(&self, level: &str) -> Result<(), String> {
+    pub fn set(&self, level: &str) -> Result<(), String> {
         let filter = parse(level)?;
         self.0.reload(filter).map_err(|error| error.to_string())
     }
@@ -42,7 +42,7 @@ pub fn parse(level: &str) -> Result<EnvFilter, String> {
     EnvFilter::builder().parse(level).map_err(|error| format!("{level:?} is no log level: {error}"))
 }
 
-fn subscriber<W>(settings: &config::Log, writer: W, colour: bool) -> Result<(impl Subscriber, LogControl), String>
+fn subscriber<W>(settings: &config::Log, writer: W, colour: bool) -> Result<(impl Subscriber, LogLevel), String>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
@@ -52,7 +52,7 @@ where
         LogFormat::Json => fmt::layer().with_writer(writer).json().flatten_event(true).boxed(),
     };
     let subscriber = tracing_subscriber::registry().with(filter).with(FilterFn::new(is_safe)).with(format);
-    Ok((subscriber, LogControl(handle)))
+    Ok((subscriber, LogLevel(handle)))
 }
 
 /// `ldap3_proto` prints passwords below WARN, whatever the filter asks for.
@@ -85,7 +85,7 @@ mod tests {
     }
 
     /// What is logged at this level and in this format while `work` runs.
-    fn logged(level: &str, format: LogFormat, work: impl FnOnce(&LogControl)) -> String {
+    fn logged(level: &str, format: LogFormat, work: impl FnOnce(&LogLevel)) -> String {
         let sink = Sink::default();
         let writer = sink.clone();
         let settings = config::Log { level: level.into(), format };
@@ -99,9 +99,9 @@ mod tests {
     fn the_level_can_change() {
         let log = logged("info", LogFormat::Text, |level| {
             debug!("before");
-            level.set_level("debug").expect("a level");
+            level.set("debug").expect("a level");
             debug!("after");
-            level.set_level("nonsense=nonsense").expect_err("no level");
+            level.set("nonsense=nonsense").expect_err("no level");
             debug!("still");
         });
         assert!(!log.contains("before") && log.contains("after") && log.contains("still"), "{log}");
