@@ -1,6 +1,6 @@
 //! What the admin side knows of the proxy: plain data, filled by `app`, shown by the page, the API and the commands.
 //!
-//! Times are Unix seconds. The field names are those of `/api/v1/`: add beside them, never rename.
+//! Times are Unix seconds, 0 where they are not known. The field names are those of `/api/v1/`: add beside them, never rename.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -67,7 +67,7 @@ impl Page<'_> {
     }
 
     fn since(&self, at: &u64) -> String {
-        duration(self.status.now.saturating_sub(*at))
+        if *at == 0 { "–".into() } else { duration(self.status.now.saturating_sub(*at)) }
     }
 
     fn expiry(&self, not_after: &u64) -> String {
