@@ -70,7 +70,7 @@ impl Establish {
             backend.report(client.ip(), EventKind::Lost { in_flight: 1 });
             attempts.push((backend.name().to_owned(), failure));
             if Instant::now() >= deadline || attempts.len() > pool.backends().len() {
-                return Err(NoBackend { attempts }.into());
+                return Err(NoBackend::unreachable(attempts).into());
             }
             lost = Some(backend);
         }
