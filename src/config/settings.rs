@@ -267,7 +267,19 @@ pub struct Pool {
     pub rebalance: bool,
     /// `[pools.NAME.health]`
     pub health: Health,
-    /// `[pools.NAME.failover]`
+    impl ProbeKind {
+    /// The name in configuration, status and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::RootDse => "rootdse",
+            Self::Tcp => "tcp",
+            Self::Bind => "bind",
+            Self::Search => "search",
+        }
+    }
+}
+
+/// `[pools.NAME.failover]`
     pub failover: Failover,
     /// `[pools.NAME.discovery]`
     pub discovery: Discovery,
