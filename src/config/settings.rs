@@ -267,19 +267,7 @@ pub struct Pool {
     pub rebalance: bool,
     /// `[pools.NAME.health]`
     pub health: Health,
-    impl ProbeKind {
-    /// The name in configuration, status and logs.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::RootDse => "rootdse",
-            Self::Tcp => "tcp",
-            Self::Bind => "bind",
-            Self::Search => "search",
-        }
-    }
-}
-
-/// `[pools.NAME.failover]`
+    /// `[pools.NAME.failover]`
     pub failover: Failover,
     /// `[pools.NAME.discovery]`
     pub discovery: Discovery,
@@ -455,6 +443,18 @@ pub enum ProbeKind {
     Bind,
     /// Bind where a name is given, then a search with content.
     Search,
+}
+
+impl ProbeKind {
+    /// The name in configuration, status and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::RootDse => "rootdse",
+            Self::Tcp => "tcp",
+            Self::Bind => "bind",
+            Self::Search => "search",
+        }
+    }
 }
 
 /// `[pools.NAME.failover]`
