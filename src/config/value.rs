@@ -9,11 +9,11 @@ use super::settings::BackendAddress;
 
 /// Why a text is not the value it should be, and what would be.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
+pub(super) struct Refusal {
     /// One sentence without a full stop; the text itself is shown beside it.
-    pub message: String,
+    pub(super) message: String,
     /// What to write instead.
-    pub help: Option<String>,
+    pub(super) help: Option<String>,
 }
 
 impl Refusal {
@@ -30,7 +30,7 @@ impl Refusal {
 ///
 /// IPv4-mapped IPv6 networks are refused, since such clients are matched as the IPv4 clients they are; so are host bits,
 /// since nobody can tell which network was meant.
-pub fn network(text: &str) -> Result<IpNet, Refusal> {
+pub(super) fn network(text: &str) -> Result<IpNet, Refusal> {
     let network = match (text.parse::<IpAddr>(), text.parse::<IpNet>()) {
         (Ok(address), _) => IpNet::from(address),
         (_, Ok(network)) => network,

@@ -102,9 +102,16 @@ fn serves_a_listener(t: &mut Table<'_, '_, '_>, pool: &Pool, listeners: &[Listen
         t.report_at(&path, Severity::Warning, "no listener uses this pool".into(), String::new());
     }
     for (index, backend) in pool.backends.iter().enumerate() {
-        if listeners.iter().any(|listener| backend.address == BackendAddress::Socket(listener.address)) {
+        if listeners.iter().any(|listener| reaches(&backend.address, listener.address)) {
             let message = "this backend is a listener of this very file".into();
             t.report_at(&format!("{path}.backends[{index}]"), Severity::Error, message, String::new());
         }
     }
+}
+
+/// Whether connecting to the backend would end at the listener.
+fn reaches(backend: &BackendAddress, listener: SocketAddr) -> bool {
+    let BackendAddress::Socket(backend) = backend else { return false };
+    let every_address = listener.ip().is_unspecified() && backend.ip().is_loopback();
+    backend.port() == listener.port() && (backend.ip() == listener.ip() || every_address)
 }
