@@ -77,7 +77,7 @@ impl<'d, 'r, 's> Table<'d, 'r, 's> {
         meaning: &str,
         read: impl FnOnce(&mut Table<'d, '_, 's>) -> T,
     ) -> T {
-        let state = match (self.entries(name), self.state) {
+        let state = match (self.entries(name, &self.path_of(name)), self.state) {
             (Some(entries), _) => State::Written(entries),
             (None, State::Absent) => State::Absent,
             (None, _) => State::Default,
@@ -94,7 +94,7 @@ impl<'d, 'r, 's> Table<'d, 'r, 's> {
         meaning: &str,
         read: impl FnOnce(&mut Table<'d, '_, 's>) -> T,
     ) -> Option<T> {
-        let entries = self.entries(name);
+        let entries = self.entries(name, &self.path_of(name));
         let (value, schema) = Table::element(self.reading, &self.path_of(name), entries, read);
         self.declare(name, meaning, false, schema);
         entries.is_some().then_some(value)
@@ -141,7 +141,7 @@ impl<'d, 'r, 's> Table<'d, 'r, 's> {
         let (_, element) = Table::element(self.reading, &path, None, |table| read("", table));
         self.declare(name, meaning, false, json!({ "type": "object", "additionalProperties": element }));
         let mut values = BTreeMap::new();
-        for (key, written) in self.entries(name).into_iter().flatten() {
+        for (key, written) in self.entries(name, &format!("{path}.NAME")).into_iter().flatten() {
             let path = format!("{path}.{}", quoted(key.get_ref()));
             self.reading.place(&path, written.span());
             match written.get_ref().as_table() {
@@ -183,6 +183,14 @@ impl<'d, 'r, 's> Table<'d, 'r, 's> {
         }
     }
 
+    /// A table that was asked for must be there; `help` says what belongs in it.
+    pub(super) fn demand(&mut self, name: &'static str, help: &str) {
+        self.known.iter_mut().filter(|known| known.name == name).for_each(|known| known.required = true);
+        if !self.has(name) {
+            self.missing(name, help);
+        }
+    }
+
     /// This table lacks the key; `help` says what belongs there.
     pub(super) fn missing(&mut self, name: &str, help: &str) {
         self.missing.push((name.into(), help.into()));
@@ -213,14 +221,14 @@ impl<'d, 'r, 's> Table<'d, 'r, 's> {
         Some(written)
     }
 
-    /// The keys of the table at the key where it is written.
-    fn entries(&mut self, name: &str) -> Option<&'d DeTable<'d>> {
+    /// The keys of the table at the key where it is written; `header` is the path such a table has.
+    fn entries(&mut self, name: &str, header: &str) -> Option<&'d DeTable<'d>> {
         let written = self.written(name)?;
         match written.get_ref() {
             DeValue::Table(entries) => Some(entries),
             DeValue::Array(elements) if elements.iter().any(|element| element.get_ref().is_table()) => {
-                let help = format!("write {}, with single brackets", title(&self.path_of(name)));
-                self.reading.refuse(written, "there is only one such table".into(), Some(help))
+                let help = format!("write {}, with single brackets", title(header));
+                self.reading.refuse(written, "double brackets are for tables that are numbered".into(), Some(help))
             }
             _ => self.reading.mismatch(written, "a table"),
         }
