@@ -8,6 +8,7 @@ mod definition;
 mod diagnostic;
 mod kind;
 mod loaded;
+mod path;
 mod reading;
 mod settings;
 mod table;

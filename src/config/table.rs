@@ -12,6 +12,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::diagnostic::Severity;
 use super::kind::{Kind, Written};
+use super::path::{quoted, tables_with, title, without_indexes};
 use super::reading::{Reading, nearest};
 
 /// One table of the file, or the place where one could be.
@@ -112,7 +113,7 @@ impl<'d, 'r, 's> Table<'d, 'r, 's> {
         self.declare(name, meaning, false, json!({ "type": "array", "items": element }));
         let Some(written) = self.written(name) else { return Vec::new() };
         let Some(elements) = written.get_ref().as_array() else {
-            let help = format!("write [[{}]], with double brackets", path_of_tables(&path));
+            let help = format!("write [[{}]], with double brackets", without_indexes(&path));
             return self
                 .reading
                 .refuse(written, "there may be several of these tables".into(), Some(help))
@@ -320,42 +321,4 @@ impl Key<'_, '_, '_, '_> {
             self.table.reading.settings.insert(self.table.path_of(self.name), value);
         }
     }
-}
-
-/// How a table is written as a header: `[[listener]]`, `[listener.policy]`.
-fn title(path: &str) -> String {
-    if path.is_empty() {
-        return "the file's top level".into();
-    }
-    let header = path_of_tables(path);
-    if path.ends_with(']') { format!("[[{header}]]") } else { format!("[{header}]") }
-}
-
-/// The path without the indexes.
-fn path_of_tables(path: &str) -> String {
-    path.split('[').map(|part| part.split_once(']').map_or(part, |(_, after)| after)).collect()
-}
-
-/// A free key as it stands in a path and in a header.
-fn quoted(key: &str) -> String {
-    let bare = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
-    if !key.is_empty() && key.bytes().all(bare) { key.into() } else { format!("{key:?}") }
-}
-
-/// The headers of the tables that may have this key.
-fn tables_with(key: &str) -> Vec<String> {
-    fn search(key: &str, path: String, schema: &Json, found: &mut Vec<String>) {
-        for (name, property) in schema["properties"].as_object().into_iter().flatten() {
-            if name == key {
-                found.push(title(&path));
-            }
-            let path = if path.is_empty() { name.clone() } else { format!("{}.{name}", path.trim_end_matches("[0]")) };
-            search(key, path.clone(), property, found);
-            search(key, format!("{path}[0]"), &property["items"], found);
-            search(key, format!("{path}.NAME"), &property["additionalProperties"], found);
-        }
-    }
-    let mut found = Vec::new();
-    search(key, String::new(), &super::json_schema(), &mut found);
-    found
 }
