@@ -439,6 +439,18 @@ pub enum ProbeKind {
     Search,
 }
 
+impl ProbeKind {
+    /// The name in configuration, status and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::RootDse => "rootdse",
+            Self::Tcp => "tcp",
+            Self::Bind => "bind",
+            Self::Search => "search",
+        }
+    }
+}
+
 /// `[pools.NAME.failover]`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failover {
