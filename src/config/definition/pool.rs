@@ -257,10 +257,10 @@ const BALANCES: &[(&str, Balance)] = &[
 ];
 
 const PROBES: &[(&str, ProbeKind)] = &[
-    ("rootdse", ProbeKind::RootDse),
-    ("tcp", ProbeKind::Tcp),
-    ("bind", ProbeKind::Bind),
-    ("search", ProbeKind::Search),
+    (ProbeKind::RootDse.as_str(), ProbeKind::RootDse),
+    (ProbeKind::Tcp.as_str(), ProbeKind::Tcp),
+    (ProbeKind::Bind.as_str(), ProbeKind::Bind),
+    (ProbeKind::Search.as_str(), ProbeKind::Search),
 ];
 
 const FAILOVER_MODES: &[(&str, FailoverMode)] =
