@@ -77,7 +77,7 @@ impl Control for Controller {
                     id: session.id,
                     client: session.client.to_string(),
                     listener: session.listener.to_string(),
-                    tls: facts.tls_version.map(str::to_owned),
+                    tls: facts.tls.map(|tls| tls.version.to_owned()),
                     bind_name: facts.bind_name.map(Into::into),
                     backend: facts.backend.map(|backend| backend.name().to_owned()),
                     started: unix(session.started),

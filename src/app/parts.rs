@@ -9,10 +9,13 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::Proxy;
+use crate::access_log::AccessLog;
 use crate::config::{self, BackendAddress, Config, ListenerProtocol};
 use crate::listener::{self, Door, Keys};
+use crate::policy::Policy;
 use crate::pool::{Backend, Pool};
 use crate::session::{self, ReplayGuard};
+use crate::throttle::LoginThrottle;
 use crate::tls::{CertificateInfo, ServerTls, UnixTime};
 use crate::trust::{Reload, TrustSource};
 use crate::upstream::Connector;
@@ -21,11 +24,12 @@ use crate::upstream::Connector;
 const EVENTS: usize = 1024;
 
 /// What is running.
-#[derive(Default)]
 pub(super) struct Parts {
     pub tls: Vec<(Arc<config::Tls>, Arc<ServerTls>)>,
     pub pools: BTreeMap<String, RunningPool>,
     pub listeners: BTreeMap<String, RunningListener>,
+    pub throttle: Arc<LoginThrottle>,
+    pub access_log: AccessLog,
 }
 
 #[derive(Clone)]
@@ -48,6 +52,9 @@ pub(super) struct Plan {
     tls: Vec<(Arc<config::Tls>, Arc<ServerTls>)>,
     pools: BTreeMap<String, PlannedPool>,
     listeners: Vec<PlannedListener>,
+    /// A throttle and a log that replace those in use; none where their settings stay.
+    throttle: Option<Arc<LoginThrottle>>,
+    access_log: Option<AccessLog>,
 }
 
 struct PlannedPool {
@@ -58,9 +65,22 @@ struct PlannedPool {
 
 struct PlannedListener {
     settings: config::Listener,
+    policy: Policy,
     tls: Option<Arc<ServerTls>>,
     /// For a listener that is new or moves to another address.
     fresh: Option<(TcpListener, TrustSource)>,
+}
+
+impl Default for Parts {
+    fn default() -> Self {
+        Self {
+            tls: Vec::new(),
+            pools: BTreeMap::new(),
+            listeners: BTreeMap::new(),
+            throttle: Arc::new(LoginThrottle::new(&config::LoginThrottle::default())),
+            access_log: AccessLog::off(),
+        }
+    }
 }
 
 impl Parts {
@@ -88,7 +108,11 @@ impl Proxy {
         let tls = self.plan_tls(config, &mut problems);
         let pools = self.plan_pools(config, &mut problems);
         let listeners = self.plan_listeners(config, &tls, &mut problems);
-        if problems.is_empty() { Ok(Plan { config: Arc::clone(config), tls, pools, listeners }) } else { Err(problems) }
+        let (throttle, access_log) = self.plan_throttle_and_log(config, &mut problems);
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        Ok(Plan { config: Arc::clone(config), tls, pools, listeners, throttle, access_log })
     }
 
     fn plan_tls(&self, config: &Config, problems: &mut Vec<String>) -> Vec<(Arc<config::Tls>, Arc<ServerTls>)> {
@@ -149,6 +173,25 @@ impl Proxy {
         planned
     }
 
+    fn plan_throttle_and_log(
+        &self,
+        config: &Config,
+        problems: &mut Vec<String>,
+    ) -> (Option<Arc<LoginThrottle>>, Option<AccessLog>) {
+        let state = self.state();
+        let first = state.parts.listeners.is_empty();
+        let throttle = (first || config.login_throttle != state.config.login_throttle)
+            .then(|| Arc::new(LoginThrottle::new(&config.login_throttle)));
+        let mut access_log = None;
+        if first || config.access_log != state.config.access_log {
+            match AccessLog::start(&config.access_log, Arc::clone(self.metrics())) {
+                Ok(log) => access_log = Some(log),
+                Err(error) => problems.push(error.to_string()),
+            }
+        }
+        (throttle, access_log)
+    }
+
     fn plan_listeners(
         &self,
         config: &Config,
@@ -160,6 +203,13 @@ impl Proxy {
         for settings in &config.listeners {
             let tls = settings.tls.as_ref().and_then(|wanted| tls.iter().find(|(known, _)| known == wanted));
             let stays = running.get(&settings.name).is_some_and(|known| known.settings.address == settings.address);
+            let policy = match Policy::new(&settings.policy) {
+                Ok(policy) => policy,
+                Err(error) => {
+                    problems.push(format!("listener {}: policy.base_dns: {error}", settings.name));
+                    continue;
+                }
+            };
             let mut fresh = None;
             if !stays {
                 match (listener::bind(settings.address), TrustSource::open(settings)) {
@@ -173,6 +223,7 @@ impl Proxy {
             }
             planned.push(PlannedListener {
                 settings: settings.clone(),
+                policy,
                 tls: tls.map(|(_, server)| Arc::clone(server)),
                 fresh,
             });
@@ -182,11 +233,16 @@ impl Proxy {
 
     /// Puts a plan in the place of what is running. Cannot fail.
     pub(super) fn carry_out(self: &Arc<Self>, plan: Plan) {
-        let Plan { config, tls, pools, listeners } = plan;
+        let Plan { config, tls, pools, listeners, throttle, access_log } = plan;
         self.admission.resize(config.limits.max_connections);
         let mut state = self.state();
         let before = std::mem::take(&mut state.parts);
-        let mut parts = Parts { tls, ..Parts::default() };
+        let mut parts = Parts {
+            tls,
+            throttle: throttle.unwrap_or(before.throttle),
+            access_log: access_log.unwrap_or(before.access_log),
+            ..Parts::default()
+        };
         for (name, PlannedPool { running, events }) in pools {
             if let Some(events) = events {
                 self.start_pool(&running, events);
@@ -233,6 +289,9 @@ impl Proxy {
                 pool: Arc::clone(&pool.pool),
                 replay_guard: Arc::clone(&pool.replay_guard),
                 limits: config.limits.clone(),
+                policy: planned.policy.clone(),
+                throttle: Arc::clone(&parts.throttle),
+                access_log: parts.access_log.clone(),
                 metrics: Arc::clone(self.metrics()),
                 listener: self.metrics().listener(&settings.name),
                 no_backend: session::Outage::default(),

@@ -22,10 +22,13 @@ pub use registry::{Command, Entry, Facts, Handle, Registry};
 pub use replay::ReplayGuard;
 pub use state::StartTls;
 
+use crate::access_log::AccessLog;
 use crate::config::Limits;
 use crate::failure::EndReason;
 use crate::metrics::{ListenerMetrics, Metrics};
+use crate::policy::Policy;
 use crate::pool::{NoBackend, Pool};
+use crate::throttle::LoginThrottle;
 use crate::tls::Handshake;
 use run::{Outcome, Parts, Run};
 use state::State;
@@ -38,6 +41,12 @@ pub struct Settings {
     pub replay_guard: Arc<ReplayGuard>,
     /// `[limits]`
     pub limits: Limits,
+    /// `[listener.policy]`
+    pub policy: Policy,
+    /// `[login_throttle]`
+    pub throttle: Arc<LoginThrottle>,
+    /// `[access_log]`
+    pub access_log: AccessLog,
     /// The process's metrics.
     pub metrics: Arc<Metrics>,
     /// The listener's metrics.
@@ -115,7 +124,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
     pub async fn serve(self) -> Served<T> {
         let mut run = Run::new(Arc::clone(&self.settings), self.parts);
         match (&mut run).await {
-            Outcome::Ended(reason) => Served::Ended(reason),
+            Outcome::Ended(reason) => {
+                run.close_account(reason);
+                Served::Ended(reason)
+            }
             Outcome::StartTls => Served::StartTls(Self { settings: self.settings, parts: run.into_parts() }),
         }
     }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::SystemTime;
 
+use crate::access_log::TlsFacts;
 use crate::pool::Backend;
 use crate::tls::Handshake;
 
@@ -60,16 +61,12 @@ pub struct Facts {
     pub bind_name: Option<Box<str>>,
     /// The backend it is connected to.
     pub backend: Option<Arc<Backend>>,
+    /// The backend it was connected to last.
+    pub last_backend: Option<Arc<Backend>>,
     /// Whether it has become an opaque tunnel.
     pub tunnel: bool,
-    /// The TLS version, or `None` in cleartext.
-    pub tls_version: Option<&'static str>,
-    /// The TLS cipher suite.
-    pub tls_suite: Option<&'static str>,
-    /// The subject of the client's certificate.
-    pub client_subject: Option<Box<str>>,
-    /// The host name the client asked for in its handshake.
-    pub sni: Option<Box<str>>,
+    /// What the handshake settled; `None` in cleartext.
+    pub tls: Option<TlsFacts>,
     /// The VPC endpoint it came through.
     pub vpc_endpoint: Option<Box<str>>,
 }
@@ -92,10 +89,12 @@ impl Handle {
     pub fn describe(&self, handshake: Option<&Handshake>, vpc_endpoint: Option<&str>) {
         self.set_facts(|facts| {
             if let Some(handshake) = handshake {
-                facts.tls_version = Some(handshake.version);
-                facts.tls_suite = Some(handshake.suite);
-                facts.sni = handshake.sni.as_deref().map(Into::into);
-                facts.client_subject = handshake.client_subject.as_deref().map(Into::into);
+                facts.tls = Some(TlsFacts {
+                    version: handshake.version,
+                    suite: handshake.suite,
+                    server_name: handshake.sni.as_deref().map(Into::into),
+                    client_certificate: handshake.client_subject.as_deref().map(Into::into),
+                });
             }
             if let Some(endpoint) = vpc_endpoint {
                 facts.vpc_endpoint = Some(endpoint.into());
