@@ -96,7 +96,7 @@ pub struct Policy {
     pub allow_anonymous: bool,
     /// `allow_unauthenticated`
     pub allow_unauthenticated: bool,
-    /// `allow_cleartext_bind`: on a cleartext listener, binds before StartTLS. Always true on listeners bound to loopback.
+    /// `allow_cleartext_bind`: on a cleartext listener, binds before StartTLS.
     pub allow_cleartext_bind: bool,
     /// `operations`
     pub operations: Option<Vec<crate::ldap::OperationKind>>,

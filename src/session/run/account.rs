@@ -82,6 +82,7 @@ impl<T> Run<T> {
             operation.delivered_octets += pdu.len() as u64;
             self.account.sent += pdu.len() as u64;
             self.settings.listener.sent(pdu.len());
+            self.own_words += pdu.len();
             self.to_client.queue(&pdu);
             let end = End { code: Some(answer.code), refusal: Some(answer.reason), ..End::default() };
             self.log_operation(&operation, end, now);

@@ -152,6 +152,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         match self.to_client.poll_flush(cx, &mut self.client) {
             Poll::Ready(Ok(())) => {
                 self.clock.client_stuck = None;
+                self.own_words = 0;
                 if self.to_client.taken() == before { Moved::No } else { Moved::Yes }
             }
             Poll::Ready(Err(_)) => {
