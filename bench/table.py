@@ -1,0 +1,62 @@
+"""The tables of a run: medians over its rounds, and the ratio to the best Debian peer in the same round."""
+
+from statistics import median
+
+# What each figure is called, how it is taken from one result, and whether less is better.
+FIGURES = {
+    "cpu": ("CPU of the proxy, µs per operation", lambda r: r["cpu_ns"] / r["operations"] / 1000, True),
+    "rate": ("Throughput, operations a second", lambda r: r["operations"] / r["seconds"], False),
+    "p50": ("Latency p50, µs", lambda r: r["p50_us"], True),
+    "p99": ("Latency p99, µs", lambda r: r["p99_us"], True),
+    "memory": ("Memory, PSS kB per session",
+               lambda r: (r["pss_after_kib"] - r["pss_before_kib"]) / r["operations"], True),
+    "pss": ("Memory of the whole proxy after the load, PSS MB", lambda r: r["pss_after_kib"] / 1024, True),
+}
+
+# These need no process to meter.
+UNMETERED = {"rate", "p50", "p99"}
+
+
+def tables(results, workloads, peers, ours="ldaps-proxy"):
+    """Markdown of all figures. `results[workload][peer]` is a list with one result, or None, per round."""
+    parts = []
+    for figure, (title, value, less_is_better) in FIGURES.items():
+        rows = [row(results[name], workload, peers, ours, figure, value, less_is_better)
+                for name, workload in workloads.items() if figure in workload.figures]
+        if rows:
+            head = ["workload", *(peer.name for peer in peers), f"{ours} ÷ best Debian peer (min–max)"]
+            lines = [head, ["---"] * len(head), *rows]
+            parts.append(f"### {title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines))
+    return "\n\n".join(parts)
+
+
+def row(by_peer, workload, peers, ours, figure, value, less_is_better):
+    """One workload's medians and ratio."""
+    metered = {peer.name: [value(r) if r else None for r in by_peer.get(peer.name, [])] for peer in peers}
+    cells = [cell(metered[peer.name] if peer.program or figure in UNMETERED else []) for peer in peers]
+    rivals = {peer.name: present(metered[peer.name]) for peer in peers if peer.debian and peer.tls}
+    rivals = {name: median(values) for name, values in rivals.items() if values}
+    ratio = "–"
+    if rivals and present(metered.get(ours, [])):
+        best = (min if less_is_better else max)(rivals, key=rivals.get)
+        ratios = [mine / theirs for mine, theirs in zip(metered[ours], metered[best]) if mine is not None and theirs]
+        if ratios:
+            ratio = f"**{median(ratios):.2f}** ({min(ratios):.2f}–{max(ratios):.2f}) {best}"
+    return [workload.title, *cells, ratio]
+
+
+def cell(values):
+    if not values:
+        return "–"
+    values = present(values)
+    return number(median(values)) if values else "failed"
+
+
+def present(values):
+    return [value for value in values if value is not None]
+
+
+def number(value):
+    if value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
