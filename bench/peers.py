@@ -12,6 +12,8 @@ from pathlib import Path
 
 SUITE = "TLS_AES_256_GCM_SHA384"
 SUITES_12 = "ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384"
+# P-256 only lets TLS 1.2 use the certificate; the generator prefers X25519.
+CURVES = "X25519:P-256"
 DEBIAN_PACKAGES = {
     "haproxy": ["haproxy"],
     "nginx": ["nginx-light", "libnginx-mod-stream"],
@@ -149,7 +151,7 @@ private_key = "{setup.key}"
 def haproxy(setup, tls):
     both = setup.directory / "both.pem"
     both.write_bytes(setup.certificate.read_bytes() + setup.key.read_bytes())
-    listen = f"ssl crt {both} curves X25519 ciphersuites {SUITE} ciphers {SUITES_12} ssl-min-ver TLSv1.2" if tls else ""
+    listen = f"ssl crt {both} curves {CURVES} ciphersuites {SUITE} ciphers {SUITES_12} ssl-min-ver TLSv1.2" if tls else ""
     servers = "\n".join(f"    server s{n} {address} check inter 1s" for n, address in enumerate(setup.backends))
     config = f"""
 global
@@ -199,7 +201,7 @@ stream {{
         ssl_protocols TLSv1.2 TLSv1.3;
         ssl_ciphers {SUITES_12};
         ssl_conf_command Ciphersuites {SUITE};
-        ssl_ecdh_curve X25519;
+        ssl_ecdh_curve {CURVES};
         proxy_timeout 1h;
         proxy_pass sink;
     }}
@@ -225,7 +227,7 @@ key = {setup.key}
 sslVersionMin = TLSv1.2
 ciphers = {SUITES_12}
 ciphersuites = {SUITE}
-curves = X25519
+curves = {CURVES}
 TIMEOUTidle = 3600
 socket = l:TCP_NODELAY=1
 socket = r:TCP_NODELAY=1

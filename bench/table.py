@@ -17,17 +17,30 @@ FIGURES = {
 UNMETERED = {"rate", "p50", "p99"}
 
 
-def tables(results, workloads, peers, ours="ldaps-proxy"):
-    """Markdown of all figures. `results[workload][peer]` is a list with one result, or None, per round."""
+def tables(results, floors, workloads, peers, ours="ldaps-proxy"):
+    """Markdown of all figures. `results[workload][peer]` is a list with one result, or None, per round; `floors` has the
+    µs per cycle of the TLS library alone, for the workloads that have them."""
     parts = []
     for figure, (title, value, less_is_better) in FIGURES.items():
         rows = [row(results[name], workload, peers, ours, figure, value, less_is_better)
                 for name, workload in workloads.items() if figure in workload.figures]
         if rows:
             head = ["workload", *(peer.name for peer in peers), f"{ours} ÷ best Debian peer (min–max)"]
-            lines = [head, ["---"] * len(head), *rows]
-            parts.append(f"### {title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines))
+            parts.append(table(title, head, rows))
+    if floors:
+        cpu = FIGURES["cpu"][1]
+        costs = {name: present([cpu(r) if r else None for r in results[name].get(ours, [])]) for name in floors}
+        rows = [[workloads[name].title, number(floor), number(median(costs[name]) - floor) if costs[name] else "–"]
+                for name, floor in floors.items()]
+        parts.append(table("Floor: CPU of the TLS library alone, µs per cycle",
+                           ["workload", "floor", f"{ours} above it"], rows))
     return "\n\n".join(parts)
+
+
+def table(title, head, rows):
+    """One titled Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return f"### {title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def row(by_peer, workload, peers, ours, figure, value, less_is_better):

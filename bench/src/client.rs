@@ -10,7 +10,7 @@ use std::{
 
 use bytes::{Buf, BytesMut};
 use rustls::{
-    ClientConfig, DigitallySignedStruct, HandshakeKind, SignatureScheme, SupportedProtocolVersion,
+    ClientConfig, DigitallySignedStruct, HandshakeKind, ProtocolVersion, SignatureScheme, SupportedProtocolVersion,
     client::{
         Resumption,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -199,7 +199,12 @@ fn source(n: u32) -> Ipv4Addr {
 }
 
 fn connector(version: &'static SupportedProtocolVersion, resume: bool) -> TlsConnector {
-    let provider = Arc::new(one_suite_provider());
+    TlsConnector::from(Arc::new(client_config(version, resume)))
+}
+
+/// A client that offers one version and one suite, trusts anyone, and resumes sessions or never does.
+pub fn client_config(version: &'static SupportedProtocolVersion, resume: bool) -> ClientConfig {
+    let provider = Arc::new(one_suite_provider(version));
     let mut config = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[version])
         .expect("the provider has suites for both versions")
@@ -207,19 +212,24 @@ fn connector(version: &'static SupportedProtocolVersion, resume: bool) -> TlsCon
         .with_custom_certificate_verifier(Arc::new(Unverified(provider)))
         .with_no_client_auth();
     config.resumption = if resume { Resumption::in_memory_sessions(32) } else { Resumption::disabled() };
-    TlsConnector::from(Arc::new(config))
+    config
 }
 
-/// AES-256-GCM and X25519 only, so that every peer does the same work.
-pub fn one_suite_provider() -> CryptoProvider {
+/// AES-256-GCM and X25519 only, so that every peer does the same work. In TLS 1.2 the list of groups also says which
+/// curves a certificate may use (RFC 8422 §5.1.1), so there P-256 follows, which no server prefers to X25519.
+pub fn one_suite_provider(version: &SupportedProtocolVersion) -> CryptoProvider {
     use aws_lc_rs::{cipher_suite, kx_group};
+    let mut kx_groups = vec![kx_group::X25519];
+    if version.version == ProtocolVersion::TLSv1_2 {
+        kx_groups.push(kx_group::SECP256R1);
+    }
     CryptoProvider {
         cipher_suites: vec![
             cipher_suite::TLS13_AES_256_GCM_SHA384,
             cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
             cipher_suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
         ],
-        kx_groups: vec![kx_group::X25519],
+        kx_groups,
         ..aws_lc_rs::default_provider()
     }
 }

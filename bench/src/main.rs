@@ -8,6 +8,7 @@
 
 mod churn;
 mod client;
+mod floor;
 mod idle;
 mod meter;
 mod pdu;
@@ -32,6 +33,8 @@ enum Command {
     },
     /// Put one load on a proxy and print one line of JSON.
     Load(Load),
+    /// Time the server's share of the TLS library alone, per churn cycle, and print one line of JSON.
+    Floor(floor::Floor),
 }
 
 #[derive(Args)]
@@ -86,6 +89,7 @@ fn main() -> ExitCode {
             match command {
                 Command::Sink { listen } => sink::run(&listen).await,
                 Command::Load(load) => run_load(load).await,
+                Command::Floor(floor) => floor.run(),
             }
         })
     });
