@@ -27,6 +27,7 @@ def tables(results, floors, workloads, peers, ours="ldaps-proxy"):
         if rows:
             head = ["workload", *(peer.name for peer in peers), f"{ours} ÷ best Debian peer (min–max)"]
             parts.append(table(title, head, rows))
+    parts += recording(results, workloads)
     if floors:
         cpu = FIGURES["cpu"][1]
         costs = {name: present([cpu(r) if r else None for r in results[name].get(ours, [])]) for name in floors}
@@ -49,13 +50,29 @@ def row(by_peer, workload, peers, ours, figure, value, less_is_better):
     cells = [cell(metered[peer.name] if peer.program or figure in UNMETERED else []) for peer in peers]
     rivals = {peer.name: present(metered[peer.name]) for peer in peers if peer.debian and peer.tls}
     rivals = {name: median(values) for name, values in rivals.items() if values}
-    ratio = "–"
-    if rivals and present(metered.get(ours, [])):
-        best = (min if less_is_better else max)(rivals, key=rivals.get)
-        ratios = [mine / theirs for mine, theirs in zip(metered[ours], metered[best]) if mine is not None and theirs]
-        if ratios:
-            ratio = f"**{median(ratios):.2f}** ({min(ratios):.2f}–{max(ratios):.2f}) {best}"
+    best = (min if less_is_better else max)(rivals, key=rivals.get) if rivals else None
+    ratio = f"{spread(metered.get(ours, []), metered[best])} {best}" if best else "–"
     return [workload.title, *cells, ratio]
+
+
+def recording(results, workloads, names=("ldaps-proxy-bare", "ldaps-proxy", "ldaps-proxy+log")):
+    """What each of our variants costs in CPU beside the one that records less."""
+    cpu = FIGURES["cpu"][1]
+    pairs = list(zip(names[1:], names))
+    rows = []
+    for name, by_peer in results.items():
+        metered = {peer: [cpu(r) if r else None for r in by_peer.get(peer, [])] for peer in names}
+        ratios = [spread(metered[more], metered[less]) for more, less in pairs]
+        if "cpu" in workloads[name].figures and set(ratios) != {"–"}:
+            rows.append([workloads[name].title, *ratios])
+    head = ["workload", *(f"{more} ÷ {less}" for more, less in pairs)]
+    return [table("What recording costs: CPU ratios (min–max)", head, rows)] if rows else []
+
+
+def spread(mine, theirs):
+    """The median ratio of the rounds both have, with the lowest and the highest."""
+    ratios = [a / b for a, b in zip(mine, theirs) if a is not None and b]
+    return f"**{median(ratios):.2f}** ({min(ratios):.2f}–{max(ratios):.2f})" if ratios else "–"
 
 
 def cell(values):
