@@ -1,1 +1,1 @@
-//! Rewriting or dropping references that lead clients round the proxy.
+//! Referrals.

@@ -1,1 +1,136 @@
 //! A client and what serves it: bind state, operations in flight, and the loop that moves PDUs both ways.
+//!
+//! [`State`] decides, without sockets; `run` moves octets. `establish` opens the upstream and replays the bind on it.
+
+mod bind;
+mod buffer;
+mod establish;
+mod operations;
+mod pins;
+mod registry;
+mod replay;
+mod run;
+mod state;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
+
+pub use registry::{Command, Entry, Facts, Handle, Registry};
+pub use replay::ReplayGuard;
+pub use state::StartTls;
+
+use crate::access_log::AccessLog;
+use crate::config::Limits;
+use crate::failure::EndReason;
+use crate::metrics::{ListenerMetrics, Metrics};
+use crate::policy::Policy;
+use crate::pool::{NoBackend, Pool};
+use crate::throttle::LoginThrottle;
+use crate::tls::Handshake;
+use run::{Outcome, Parts, Run};
+use state::State;
+
+/// What all sessions of one listener share.
+pub struct Settings {
+    /// Where their operations go.
+    pub pool: Arc<Pool>,
+    /// The pool's memory of replayed binds.
+    pub replay_guard: Arc<ReplayGuard>,
+    /// `[limits]`
+    pub limits: Limits,
+    /// `[listener.policy]`
+    pub policy: Policy,
+    /// `[login_throttle]`
+    pub throttle: Arc<LoginThrottle>,
+    /// `[access_log]`
+    pub access_log: AccessLog,
+    /// The process's metrics.
+    pub metrics: Arc<Metrics>,
+    /// The listener's metrics.
+    pub listener: ListenerMetrics,
+    /// Keeps an outage from flooding the log.
+    pub no_backend: Outage,
+}
+
+/// Says that a pool has no backend, at most once a second.
+#[derive(Debug, Default)]
+pub struct Outage {
+    last: Mutex<Option<Instant>>,
+}
+
+impl Outage {
+    fn warn(&self, pool: &str, error: &NoBackend, now: Instant) {
+        let Ok(mut last) = self.last.lock() else { return };
+        if last.is_none_or(|last| now >= last + Duration::from_secs(1)) {
+            *last = Some(now);
+            tracing::error!(pool, attempts = ?error.attempts, "no backend can be reached");
+        }
+    }
+}
+
+/// One client's session, between two states of its transport.
+pub struct Session<T> {
+    settings: Arc<Settings>,
+    parts: Parts<T>,
+}
+
+/// What serving came to.
+pub enum Served<T> {
+    /// The session is over.
+    Ended(EndReason),
+    /// The client was told to start TLS: handshake, then go on.
+    StartTls(Box<Session<T>>),
+}
+
+impl<T> Served<T> {
+    /// Why it ended; a session that asked for TLS where nobody can give it any has failed its handshake.
+    pub fn reason(&self) -> EndReason {
+        match self {
+            Self::Ended(reason) => *reason,
+            Self::StartTls(_) => EndReason::HandshakeFailed,
+        }
+    }
+}
+
+impl<T> Session<T> {
+    /// A session that begins: anonymous.
+    pub fn new(settings: Arc<Settings>, entry: Entry, client: T, start_tls: StartTls) -> Self {
+        let state = State::new(settings.pool.settings().failover.clone(), start_tls);
+        Self { settings, parts: Parts { client, state, entry } }
+    }
+
+    /// Takes the transport off, for a handshake on it.
+    pub fn off_transport(self) -> (T, Session<()>) {
+        let Parts { client, state, entry } = self.parts;
+        (client, Session { settings: self.settings, parts: Parts { client: (), state, entry } })
+    }
+}
+
+impl Session<()> {
+    /// Goes on over TLS.
+    pub fn on_tls<T>(self, client: T, handshake: &Handshake) -> Session<T> {
+        let Parts { mut state, entry, .. } = self.parts;
+        state.start_tls();
+        entry.describe(Some(handshake), None);
+        Session { settings: self.settings, parts: Parts { client, state, entry } }
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
+    /// Serves the client until it, the proxy or an operator ends the session, or the client starts TLS.
+    pub async fn serve(self) -> Served<T> {
+        let mut run = Run::new(Arc::clone(&self.settings), self.parts);
+        match (&mut run).await {
+            Outcome::Ended(reason) => {
+                run.close_account(reason);
+                Served::Ended(reason)
+            }
+            Outcome::StartTls => Served::StartTls(Box::new(Self { settings: self.settings, parts: run.into_parts() })),
+        }
+    }
+}

@@ -1,1 +1,37 @@
-//! TLS: the certificate store, the server side and the upstream side.
+//! TLS: what is served to clients ([`ServerTls`]), what is asked of backends ([`UpstreamTls`]), and the certificates.
+//!
+//! A certificate's way in: `pem` reads the files, `import` puts body, chain and key together, [`lint`](fn@lint) judges
+//! them, `resolver` offers them to clients by name and key type. [`FileWatcher`] says when to do it again.
+//! After a handshake, [`Handshake`] says what was agreed; when there is none, [`HandshakeFailure`] says why.
+//!
+//! The crypto provider is aws-lc-rs, passed explicitly everywhere: no process-wide default is ever installed.
+
+mod certificate;
+mod chain;
+mod client_auth;
+mod failure;
+mod finding;
+mod handshake;
+mod import;
+mod lint;
+mod pem;
+mod policy;
+mod resolver;
+mod server;
+#[cfg(test)]
+mod server_tests;
+#[cfg(test)]
+mod testing;
+mod tickets;
+mod upstream;
+mod watch;
+
+pub use certificate::CertificateInfo;
+pub use failure::HandshakeFailure;
+pub use finding::{Finding, Severity};
+pub use handshake::Handshake;
+pub use lint::{EXPIRY_WARNING, lint};
+pub use rustls_pki_types::UnixTime;
+pub use server::{Loaded, ServerTls};
+pub use upstream::UpstreamTls;
+pub use watch::FileWatcher;

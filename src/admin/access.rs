@@ -1,0 +1,132 @@
+//! Who may change state. Pure.
+//!
+//! The Unix socket's own permissions decide there. Over TCP a change needs the token of `token_file`, and a request that
+//! a browser sends has to come from a page of this very server, called by an address or by the machine's own name: the
+//! token alone would do, the rest keeps a foreign page from trying.
+
+use std::net::{IpAddr, SocketAddr};
+
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use axum::http::{HeaderMap, HeaderName, StatusCode, header};
+
+/// Why a change is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Denied {
+    /// No `token_file` is set.
+    ReadOnly,
+    /// The token is missing or wrong.
+    Token,
+    /// The request comes from another site's page.
+    Origin,
+    /// The request calls this server by a name that isn't its own.
+    Host,
+}
+
+impl Denied {
+    /// The HTTP status and what to do about it.
+    pub(super) fn response(self) -> (StatusCode, &'static str) {
+        match self {
+            Self::ReadOnly => (
+                StatusCode::FORBIDDEN,
+                "this address is read-only: use the Unix socket, or set `token_file` in [admin]",
+            ),
+            Self::Token => {
+                (StatusCode::UNAUTHORIZED, "send `Authorization: Bearer TOKEN` with the token of `token_file`")
+            }
+            Self::Origin => (StatusCode::FORBIDDEN, "changes are taken only from this server's own page"),
+            Self::Host => {
+                (StatusCode::FORBIDDEN, "call this server by its IP address or its own host name to change state")
+            }
+        }
+    }
+}
+
+/// Judges a request over TCP that would change state. `token` is that of `token_file`, `host_name` the machine's own.
+pub(super) fn authorize(headers: &HeaderMap, token: Option<&[u8]>, host_name: &str) -> Result<(), Denied> {
+    let token = token.ok_or(Denied::ReadOnly)?;
+    let host = only(headers, header::HOST).ok_or(Denied::Host)?;
+    if !is_own_host(host, host_name) {
+        return Err(Denied::Host);
+    }
+    if headers.contains_key(header::ORIGIN)
+        && only(headers, header::ORIGIN).and_then(|origin| origin.strip_prefix("http://")) != Some(host)
+    {
+        return Err(Denied::Origin);
+    }
+    let given =
+        only(headers, header::AUTHORIZATION).and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+    verify_slices_are_equal(given.as_bytes(), token).map_err(|_| Denied::Token)
+}
+
+/// The value of a header that is there exactly once, as text.
+fn only(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    let mut values = headers.get_all(name).iter();
+    let value = values.next()?;
+    if values.next().is_some() { None } else { value.to_str().ok() }
+}
+
+/// Whether a `Host` value is an address, `localhost`, or the machine's name with or without its domain.
+fn is_own_host(host: &str, host_name: &str) -> bool {
+    if host.parse::<SocketAddr>().is_ok() || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() {
+        return true;
+    }
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    let short = |name: &str| name.split('.').next().unwrap_or_default().to_ascii_lowercase();
+    name.eq_ignore_ascii_case("localhost") || (!host_name.is_empty() && short(name) == short(host_name))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    fn judge(headers: &[(HeaderName, &'static str)], token: Option<&str>) -> Result<(), Denied> {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(name, HeaderValue::from_static(value));
+        }
+        authorize(&map, token.map(str::as_bytes), "proxy1")
+    }
+
+    const HOST: (HeaderName, &str) = (header::HOST, "127.0.0.1:9636");
+    const TOKEN: (HeaderName, &str) = (header::AUTHORIZATION, "Bearer secret");
+
+    #[test]
+    fn without_a_token_file_tcp_is_read_only() {
+        assert_eq!(judge(&[HOST, TOKEN], None), Err(Denied::ReadOnly));
+    }
+
+    #[test]
+    fn the_token_has_to_be_the_whole_token_once() {
+        assert_eq!(judge(&[HOST, TOKEN], Some("secret")), Ok(()));
+        for bad in ["Bearer secre", "Bearer secrets", "Bearer ", "secret", "Basic secret", "Bearer  secret"] {
+            assert_eq!(judge(&[HOST, (header::AUTHORIZATION, bad)], Some("secret")), Err(Denied::Token), "{bad}");
+        }
+        assert_eq!(judge(&[HOST], Some("secret")), Err(Denied::Token));
+        assert_eq!(judge(&[HOST, TOKEN, TOKEN], Some("secret")), Err(Denied::Token));
+    }
+
+    #[test]
+    fn a_browser_has_to_come_from_our_own_page() {
+        assert_eq!(judge(&[HOST, TOKEN, (header::ORIGIN, "http://127.0.0.1:9636")], Some("secret")), Ok(()));
+        for foreign in ["http://evil.example", "http://127.0.0.1:80", "https://127.0.0.1:9636", "null"] {
+            let request = [HOST, TOKEN, (header::ORIGIN, foreign)];
+            assert_eq!(judge(&request, Some("secret")), Err(Denied::Origin), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn the_host_has_to_be_this_machine() {
+        for own in
+            ["127.0.0.1", "10.0.0.5:9636", "[::1]:9636", "[::1]", "localhost:9636", "proxy1", "PROXY1.corp.example:80"]
+        {
+            assert_eq!(judge(&[(header::HOST, own), TOKEN], Some("secret")), Ok(()), "{own}");
+        }
+        for foreign in ["evil.example:9636", "proxy1evil", "127.0.0.1.evil.example", ""] {
+            assert_eq!(judge(&[(header::HOST, foreign), TOKEN], Some("secret")), Err(Denied::Host), "{foreign}");
+        }
+        assert_eq!(judge(&[TOKEN], Some("secret")), Err(Denied::Host));
+        assert_eq!(judge(&[HOST, HOST, TOKEN], Some("secret")), Err(Denied::Host));
+    }
+}

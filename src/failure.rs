@@ -1,1 +1,0 @@
-//! What can go wrong, in the closed lists that metrics and logs use as labels.

@@ -1,0 +1,159 @@
+//! A reader of definite-length BER, as far as LDAP uses it (RFC 4511 §5.1).
+
+/// Tag octet of an INTEGER.
+pub const INTEGER: u8 = 0x02;
+/// Tag octet of an OCTET STRING.
+pub const OCTET_STRING: u8 = 0x04;
+/// Tag octet of an ENUMERATED.
+pub const ENUMERATED: u8 = 0x0A;
+/// Tag octet of a BOOLEAN.
+pub const BOOLEAN: u8 = 0x01;
+/// Tag octet of a SEQUENCE.
+pub const SEQUENCE: u8 = 0x30;
+
+/// The length octets can't be read as a length LDAP allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LengthError {
+    /// `0x80`: §5.1 allows definite lengths only.
+    Indefinite,
+    /// More than four octets follow the first.
+    TooLong,
+}
+
+/// Reads length octets; `None` while they are incomplete, else how many octets they take and the length they give.
+pub fn length(bytes: &[u8]) -> Result<Option<(usize, usize)>, LengthError> {
+    let Some(&first) = bytes.first() else { return Ok(None) };
+    match first {
+        0..=0x7F => Ok(Some((1, usize::from(first)))),
+        0x80 => Err(LengthError::Indefinite),
+        0x81..=0x84 => {
+            let octets = usize::from(first & 0x7F);
+            let Some(long) = bytes.get(1..=octets) else { return Ok(None) };
+            let value = long.iter().fold(0_usize, |value, &octet| value << 8 | usize::from(octet));
+            Ok(Some((1 + octets, value)))
+        }
+        _ => Err(LengthError::TooLong),
+    }
+}
+
+/// Walks the elements of some content octets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reader<'a> {
+    rest: &'a [u8],
+}
+
+/// One element: its tag octet, its content octets and the whole of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Element<'a> {
+    /// The identifier octet. LDAP uses no tag number above 30, so there is always just one.
+    pub tag: u8,
+    /// The content octets.
+    pub content: &'a [u8],
+    /// Tag, length and content as they were received.
+    pub whole: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    /// A reader at the start of `content`.
+    pub const fn new(content: &'a [u8]) -> Self {
+        Self { rest: content }
+    }
+
+    /// What has not been read.
+    pub const fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
+    /// Whether everything has been read.
+    pub const fn is_empty(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    /// The tag octet of the next element.
+    pub fn peek(&self) -> Option<u8> {
+        self.rest.first().copied()
+    }
+
+    /// The next element, or `None` at the end and where the bytes don't hold a whole one.
+    pub fn element(&mut self) -> Option<Element<'a>> {
+        let tag = self.peek()?;
+        let (octets, length) = length(&self.rest[1..]).ok()??;
+        let start = 1 + octets;
+        let end = start.checked_add(length)?;
+        let whole = self.rest.get(..end)?;
+        self.rest = &self.rest[end..];
+        Some(Element { tag, content: &whole[start..], whole })
+    }
+
+    /// The content of the next element if it carries `tag`; else nothing is read.
+    pub fn take(&mut self, tag: u8) -> Option<&'a [u8]> {
+        let mut ahead = *self;
+        let element = ahead.element().filter(|element| element.tag == tag)?;
+        *self = ahead;
+        Some(element.content)
+    }
+
+    /// The next element as a non-negative number of at most 31 bits, if it carries `tag`.
+    pub fn unsigned(&mut self, tag: u8) -> Option<u32> {
+        self.take(tag).and_then(unsigned)
+    }
+}
+
+/// The content octets of an INTEGER or ENUMERATED as a number in 0..2³¹.
+pub fn unsigned(content: &[u8]) -> Option<u32> {
+    if content.is_empty() || content.len() > 4 || content[0] & 0x80 != 0 {
+        return None;
+    }
+    Some(content.iter().fold(0, |value, &octet| value << 8 | u32::from(octet)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths() {
+        for (bytes, expected) in [
+            (&[][..], Ok(None)),
+            (&[0x05], Ok(Some((1, 5)))),
+            (&[0x7F], Ok(Some((1, 127)))),
+            (&[0x81, 0x05], Ok(Some((2, 5)))),
+            (&[0x82, 0x01], Ok(None)),
+            (&[0x82, 0x01, 0x00], Ok(Some((3, 256)))),
+            (&[0x84, 0x00, 0x00, 0x00, 0x05], Ok(Some((5, 5)))),
+            (&[0x84, 0xFF, 0xFF, 0xFF, 0xFF], Ok(Some((5, 0xFFFF_FFFF)))),
+            (&[0x80], Err(LengthError::Indefinite)),
+            (&[0x85], Err(LengthError::TooLong)),
+            (&[0x88, 0, 0, 0, 0, 0, 0, 0, 5], Err(LengthError::TooLong)),
+            (&[0xFF], Err(LengthError::TooLong)),
+        ] {
+            assert_eq!(length(bytes), expected, "{bytes:02x?}");
+        }
+    }
+
+    #[test]
+    fn take_leaves_other_tags_unread() {
+        let mut reader = Reader::new(&[INTEGER, 1, 7, OCTET_STRING, 1, b'x']);
+        assert_eq!(reader.take(OCTET_STRING), None);
+        assert_eq!(reader.unsigned(INTEGER), Some(7));
+        assert_eq!(reader.take(OCTET_STRING), Some(&b"x"[..]));
+        assert!(reader.is_empty());
+        assert_eq!(reader.element(), None);
+    }
+
+    #[test]
+    fn an_element_that_overruns_is_none() {
+        assert_eq!(Reader::new(&[OCTET_STRING, 5, b'x']).element(), None);
+        assert_eq!(Reader::new(&[OCTET_STRING, 0x84, 0xFF, 0xFF, 0xFF, 0xFF]).element(), None);
+    }
+
+    #[test]
+    fn unsigned_numbers() {
+        assert_eq!(unsigned(&[0]), Some(0));
+        assert_eq!(unsigned(&[0, 0, 0, 1]), Some(1));
+        assert_eq!(unsigned(&[0x7F, 0xFF, 0xFF, 0xFF]), Some(0x7FFF_FFFF));
+        for bad in [&[][..], &[0x80], &[0xFF, 0xFF], &[0, 0, 0, 0, 1]] {
+            assert_eq!(unsigned(bad), None, "{bad:02x?}");
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! Where a PDU ends, and what its envelope says: outer length, messageID, operation tag.
+//!
+//! The rules are at least as strict as any backend's about where a PDU ends, so that no request can be smuggled in
+//! another's bytes (RFC 4511 §5.1, §4.1.1): the outer tag is 0x30, lengths are definite with at most four octets after
+//! the first, the messageID is an INTEGER of 1–4 octets in 0..2³¹, and the operation stays inside its envelope.
+//! What the operation holds is the backend's to judge.
+
+use std::fmt;
+
+use super::ber::{self, LengthError};
+
+/// A messageID, 0..2³¹ (RFC 4511 §4.1.1.1). 0 belongs to unsolicited notifications.
+pub type MessageId = u32;
+
+/// What the first octets of a PDU say of it. Offsets count from the PDU's first octet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Envelope {
+    /// Octets of the whole PDU.
+    pub length: usize,
+    /// The messageID.
+    pub message_id: MessageId,
+    /// The protocolOp's tag octet.
+    pub tag: u8,
+    /// Where the protocolOp's content starts.
+    pub content_start: usize,
+    /// Where the protocolOp ends; controls may follow up to `length`.
+    pub content_end: usize,
+}
+
+/// Why bytes are not the beginning of a PDU the proxy lets pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FrameError {
+    /// The first octet is not a SEQUENCE's.
+    NotASequence(u8),
+    /// Length octets that LDAP forbids.
+    Length(LengthError),
+    /// The PDU announces more octets than allowed.
+    TooLarge {
+        /// Octets announced, header included.
+        length: usize,
+        /// Octets allowed.
+        limit: usize,
+    },
+    /// No messageID of 1–4 octets in 0..2³¹ where one belongs.
+    MessageId,
+    /// An element inside overruns the PDU.
+    Overrun,
+}
+
+impl fmt::Display for FrameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotASequence(tag) => write!(f, "an LDAP message begins with 0x30, not 0x{tag:02x}"),
+            Self::Length(LengthError::Indefinite) => f.write_str("indefinite lengths are not allowed in LDAP"),
+            Self::Length(LengthError::TooLong) => f.write_str("a length of more than four octets"),
+            Self::TooLarge { length, limit } => write!(f, "a message of {length} octets, {limit} are allowed"),
+            Self::MessageId => f.write_str("the messageID is not an INTEGER in 0..2147483647"),
+            Self::Overrun => f.write_str("an element is longer than the message around it"),
+        }
+    }
+}
+
+impl std::error::Error for FrameError {}
+
+/// Reads the envelope of the PDU that `bytes` begin with; `None` while too little is there to tell.
+///
+/// Reads at most 26 octets and allocates nothing. `limit` is checked as soon as the outer length is known. The body may
+/// still be incomplete: the PDU is whole once `bytes` hold [`Envelope::length`] octets.
+pub fn envelope(bytes: &[u8], limit: usize) -> Result<Option<Envelope>, FrameError> {
+    let Some(&first) = bytes.first() else { return Ok(None) };
+    if first != ber::SEQUENCE {
+        return Err(FrameError::NotASequence(first));
+    }
+    let Some((octets, content)) = ber::length(&bytes[1..]).map_err(FrameError::Length)? else { return Ok(None) };
+    let start = 1 + octets;
+    let length = start.saturating_add(content);
+    if length > limit {
+        return Err(FrameError::TooLarge { length, limit });
+    }
+    let message = Within { bytes: &bytes[..bytes.len().min(length)], length };
+
+    let Some(id) = message.element(start, FrameError::MessageId)? else { return Ok(None) };
+    if id.tag != ber::INTEGER || !(1..=4).contains(&(id.end - id.start)) {
+        return Err(FrameError::MessageId);
+    }
+    let Some(octets) = message.bytes.get(id.start..id.end) else { return Ok(None) };
+    let message_id = ber::unsigned(octets).ok_or(FrameError::MessageId)?;
+
+    let Some(operation) = message.element(id.end, FrameError::Overrun)? else { return Ok(None) };
+    Ok(Some(Envelope {
+        length,
+        message_id,
+        tag: operation.tag,
+        content_start: operation.start,
+        content_end: operation.end,
+    }))
+}
+
+/// The octets that have arrived of a message of known length.
+struct Within<'a> {
+    bytes: &'a [u8],
+    length: usize,
+}
+
+struct Span {
+    tag: u8,
+    start: usize,
+    end: usize,
+}
+
+impl Within<'_> {
+    /// The element at `at`, whose content need not have arrived but must end inside the message; `missing` is the error
+    /// where the message ends before it.
+    fn element(&self, at: usize, missing: FrameError) -> Result<Option<Span>, FrameError> {
+        if at >= self.length {
+            return Err(missing);
+        }
+        let Some(&tag) = self.bytes.get(at) else { return Ok(None) };
+        let Some((octets, content)) = ber::length(&self.bytes[at + 1..]).map_err(FrameError::Length)? else {
+            return if self.bytes.len() == self.length { Err(FrameError::Overrun) } else { Ok(None) };
+        };
+        let start = at + 1 + octets;
+        match start.checked_add(content) {
+            Some(end) if end <= self.length => Ok(Some(Span { tag, start, end })),
+            _ => Err(FrameError::Overrun),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LIMIT: usize = 1024;
+
+    /// Unbind, messageID 5.
+    const UNBIND: [u8; 7] = [0x30, 0x05, 0x02, 0x01, 0x05, 0x42, 0x00];
+
+    #[test]
+    fn well_formed() {
+        let whole = |bytes: &[u8]| envelope(bytes, LIMIT).expect("well-formed").expect("complete");
+        let unbind = whole(&UNBIND);
+        assert_eq!((unbind.length, unbind.message_id, unbind.tag), (7, 5, 0x42));
+        assert_eq!((unbind.content_start, unbind.content_end), (7, 7));
+        // §5.1: non-minimal lengths are legal, and AD sends them.
+        let long = [0x30, 0x84, 0, 0, 0, 0x0B, 0x02, 0x84, 0, 0, 0, 0x01, 0x05, 0x42, 0x82, 0, 0];
+        assert_eq!((whole(&long).length, whole(&long).message_id), (17, 5));
+        let padded_id = [0x30, 0x08, 0x02, 0x04, 0, 0, 0, 0x05, 0x42, 0x00];
+        assert_eq!(whole(&padded_id).message_id, 5);
+        // §4.1.1: controls, and trailing components nobody knows, are the backend's to read.
+        let trailing = [0x30, 0x08, 0x02, 0x01, 0x05, 0x42, 0x00, 0xA0, 0x01, 0x00];
+        assert_eq!((whole(&trailing).length, whole(&trailing).content_end), (10, 7));
+    }
+
+    #[test]
+    fn malformed() {
+        use FrameError::*;
+        for (bytes, error) in [
+            (&[0x31, 0x05][..], NotASequence(0x31)),
+            (&[0x70, 0x05], NotASequence(0x70)),
+            (&[0x16, 0x03, 0x01], NotASequence(0x16)),
+            (&[0x30, 0x80], Length(LengthError::Indefinite)),
+            (&[0x30, 0x85], Length(LengthError::TooLong)),
+            (&[0x30, 0x88, 0, 0, 0, 0, 0, 0, 0, 5], Length(LengthError::TooLong)),
+            (&[0x30, 0x82, 0x10, 0x00], TooLarge { length: 4100, limit: LIMIT }),
+            (&[0x30, 0x84, 0xFF, 0xFF, 0xFF, 0xFF], TooLarge { length: 0xFFFF_FFFF + 6, limit: LIMIT }),
+            (&[0x30, 0x00], MessageId),
+            (&[0x30, 0x05, 0x04, 0x01, 0x05, 0x42, 0x00], MessageId),
+            (&[0x30, 0x04, 0x02, 0x00, 0x42, 0x00], MessageId),
+            (&[0x30, 0x05, 0x02, 0x01, 0xFF, 0x42, 0x00], MessageId),
+            (&[0x30, 0x09, 0x02, 0x05, 0, 0, 0, 0, 5, 0x42, 0x00], MessageId),
+            (&[0x30, 0x03, 0x02, 0x01, 0x05], Overrun),
+            (&[0x30, 0x03, 0x02, 0x04, 0x05], Overrun),
+            (&[0x30, 0x04, 0x02, 0x01, 0x05, 0x42], Overrun),
+            (&[0x30, 0x05, 0x02, 0x01, 0x05, 0x63, 0x01], Overrun),
+            (&[0x30, 0x05, 0x02, 0x01, 0x05, 0x63, 0x80], Length(LengthError::Indefinite)),
+            (&[0x30, 0x06, 0x02, 0x01, 0x05, 0x63, 0x84, 0xFF], Overrun),
+        ] {
+            assert_eq!(envelope(bytes, LIMIT), Err(error), "{bytes:02x?}");
+        }
+    }
+
+    fn pdu() -> impl Strategy<Value = Vec<u8>> {
+        (0_u32..=0x7FFF_FFFF, any::<u8>(), prop::collection::vec(any::<u8>(), 0..300), 0_u8..=4).prop_map(
+            |(id, tag, body, padding)| {
+                let mut content = vec![0x02, 0x04];
+                content.extend(id.to_be_bytes());
+                content.push(tag);
+                put_length(&mut content, body.len(), padding);
+                content.extend(&body);
+                let mut pdu = vec![0x30];
+                put_length(&mut pdu, content.len(), padding);
+                pdu.extend(content);
+                pdu
+            },
+        )
+    }
+
+    fn put_length(out: &mut Vec<u8>, length: usize, octets: u8) {
+        if length < 0x80 && octets == 0 {
+            out.push(length as u8);
+        } else {
+            let octets = usize::from(octets.max(2));
+            out.push(0x80 | octets as u8);
+            out.extend(&(length as u32).to_be_bytes()[4 - octets..]);
+        }
+    }
+
+    proptest! {
+        /// However few octets have arrived, the answer is "not yet" or the same envelope as for the whole.
+        #[test]
+        fn a_prefix_never_contradicts_the_whole(pdu in pdu()) {
+            let whole = envelope(&pdu, LIMIT).expect("well-formed").expect("complete");
+            prop_assert_eq!(whole.length, pdu.len());
+            for cut in 0..pdu.len() {
+                let part = envelope(&pdu[..cut], LIMIT).expect("a prefix of something well-formed");
+                prop_assert!(part.is_none() || part == Some(whole));
+            }
+            prop_assert_eq!(envelope(&pdu[..pdu.len().min(26)], LIMIT), Ok(Some(whole)));
+        }
+
+        /// Garbage is refused or waits for more, never panics, and never claims more than the limit.
+        #[test]
+        fn garbage(bytes in prop::collection::vec(any::<u8>(), 0..64), sequence in any::<bool>()) {
+            let mut bytes = bytes;
+            if sequence && !bytes.is_empty() {
+                bytes[0] = 0x30;
+            }
+            if let Ok(Some(envelope)) = envelope(&bytes, LIMIT) {
+                prop_assert!(envelope.length <= LIMIT);
+                prop_assert!(envelope.content_start <= envelope.content_end && envelope.content_end <= envelope.length);
+            }
+        }
+    }
+}

@@ -1,0 +1,336 @@
+//! What a request asks for, read in place from its octets.
+
+use super::ber::{self, Reader};
+use super::frame::{Envelope, MessageId};
+use super::oid;
+use super::operation::OperationKind;
+
+/// One whole request PDU, seen through its envelope. Nothing is copied or decoded until asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    pdu: &'a [u8],
+    envelope: Envelope,
+    kind: OperationKind,
+}
+
+impl<'a> Request<'a> {
+    /// Sees `pdu`, one whole PDU, as a request; `None` if its protocolOp is not one.
+    pub fn new(pdu: &'a [u8], envelope: Envelope) -> Option<Self> {
+        debug_assert_eq!(pdu.len(), envelope.length);
+        OperationKind::from_request_tag(envelope.tag).map(|kind| Self { pdu, envelope, kind })
+    }
+
+    /// The octets as they were received.
+    pub const fn pdu(&self) -> &'a [u8] {
+        self.pdu
+    }
+
+    /// Its messageID.
+    pub const fn message_id(&self) -> MessageId {
+        self.envelope.message_id
+    }
+
+    /// What it asks for.
+    pub const fn kind(&self) -> OperationKind {
+        self.kind
+    }
+
+    /// The controls, none where there are none or they can't be read.
+    pub fn controls(&self) -> Controls<'a> {
+        Controls::after(self.pdu, &self.envelope)
+    }
+
+    /// The bind in it (§4.2).
+    pub fn bind(&self) -> Option<BindRequest<'a>> {
+        if self.kind != OperationKind::Bind {
+            return None;
+        }
+        let mut fields = Reader::new(self.content());
+        fields.take(ber::INTEGER)?;
+        let name = fields.take(ber::OCTET_STRING)?;
+        let authentication = fields.element()?;
+        let authentication = match authentication.tag {
+            0x80 => Authentication::Simple(authentication.content),
+            0xA3 => {
+                let mut sasl = Reader::new(authentication.content);
+                Authentication::Sasl {
+                    mechanism: sasl.take(ber::OCTET_STRING)?,
+                    credentials: sasl.take(ber::OCTET_STRING),
+                }
+            }
+            tag => Authentication::Other(tag),
+        };
+        Some(BindRequest { name, authentication })
+    }
+
+    /// The search in it (§4.5.1).
+    pub fn search(&self) -> Option<SearchRequest<'a>> {
+        if self.kind != OperationKind::Search {
+            return None;
+        }
+        let mut fields = Reader::new(self.content());
+        Some(SearchRequest {
+            base: fields.take(ber::OCTET_STRING)?,
+            scope: fields.unsigned(ber::ENUMERATED)?,
+            dereference_aliases: fields.unsigned(ber::ENUMERATED)?,
+            size_limit: fields.unsigned(ber::INTEGER)?,
+            time_limit: fields.unsigned(ber::INTEGER)?,
+            types_only: fields.take(ber::BOOLEAN)? != [0],
+            filter: fields.element()?.whole,
+            attributes: Reader::new(fields.take(ber::SEQUENCE)?),
+        })
+    }
+
+    /// The operation an Abandon names (§4.11).
+    pub fn abandoned_id(&self) -> Option<MessageId> {
+        if self.kind == OperationKind::Abandon { ber::unsigned(self.content()) } else { None }
+    }
+
+    /// The object identifier of an extended operation (§4.12).
+    pub fn extended_name(&self) -> Option<&'a [u8]> {
+        if self.kind == OperationKind::Extended { Reader::new(self.content()).take(0x80) } else { None }
+    }
+
+    /// The entry an update, compare or modifyDN names.
+    pub fn entry(&self) -> Option<&'a [u8]> {
+        match self.kind {
+            OperationKind::Delete => Some(self.content()),
+            OperationKind::Add | OperationKind::Modify | OperationKind::ModifyDn | OperationKind::Compare => {
+                Reader::new(self.content()).take(ber::OCTET_STRING)
+            }
+            _ => None,
+        }
+    }
+
+    /// The protocolOp's content octets.
+    pub fn content(&self) -> &'a [u8] {
+        &self.pdu[self.envelope.content_start..self.envelope.content_end]
+    }
+}
+
+/// A BindRequest's fields but its version, which is the backend's to judge.
+#[derive(Clone, Copy)]
+pub struct BindRequest<'a> {
+    /// The name: a DN, a user principal name, `NETBIOS\name`, or empty.
+    pub name: &'a [u8],
+    /// How the client proves it.
+    pub authentication: Authentication<'a>,
+}
+
+/// A BindRequest's AuthenticationChoice. Never printed: it holds secrets.
+#[derive(Clone, Copy)]
+pub enum Authentication<'a> {
+    /// A password, possibly empty.
+    Simple(&'a [u8]),
+    /// RFC 4513 §5.2.1.3: absent and empty credentials differ.
+    Sasl {
+        /// The mechanism's name.
+        mechanism: &'a [u8],
+        /// The client's part of the exchange.
+        credentials: Option<&'a [u8]>,
+    },
+    /// Another tag, such as Sicily's `[9]`, `[10]`, `[11]`.
+    Other(u8),
+}
+
+/// A SearchRequest's fields.
+#[derive(Debug, Clone, Copy)]
+pub struct SearchRequest<'a> {
+    /// baseObject
+    pub base: &'a [u8],
+    /// 0 base, 1 one level, 2 subtree
+    pub scope: u32,
+    /// derefAliases
+    pub dereference_aliases: u32,
+    /// Entries, 0 = no limit asked.
+    pub size_limit: u32,
+    /// Seconds, 0 = no limit asked.
+    pub time_limit: u32,
+    /// typesOnly
+    pub types_only: bool,
+    /// The filter's whole element.
+    pub filter: &'a [u8],
+    attributes: Reader<'a>,
+}
+
+impl<'a> SearchRequest<'a> {
+    /// The attributes asked for.
+    pub fn attributes(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let mut rest = self.attributes;
+        std::iter::from_fn(move || rest.take(ber::OCTET_STRING))
+    }
+
+    /// Whether the filter nests and, or, not and matching deeper than `limit`.
+    pub fn filter_is_deeper_than(&self, limit: usize) -> bool {
+        depth_exceeds(self.filter, limit)
+    }
+}
+
+fn depth_exceeds(filter: &[u8], limit: usize) -> bool {
+    const AND: u8 = 0xA0;
+    const OR: u8 = 0xA1;
+    const NOT: u8 = 0xA2;
+    let mut open = vec![Reader::new(filter)];
+    while let Some(level) = open.last_mut() {
+        match level.element() {
+            Some(element) if matches!(element.tag, AND | OR | NOT) => {
+                if open.len() > limit {
+                    return true;
+                }
+                open.push(Reader::new(element.content));
+            }
+            Some(_) => {}
+            None => {
+                open.pop();
+            }
+        }
+    }
+    false
+}
+
+/// A control (§4.1.11).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Control<'a> {
+    /// controlType, an object identifier in dotted form.
+    pub oid: &'a [u8],
+    /// criticality
+    pub critical: bool,
+    /// controlValue
+    pub value: Option<&'a [u8]>,
+}
+
+impl<'a> Control<'a> {
+    /// The cookie in a paged-results control's value, unless it is empty (RFC 2696: no page before, or none after).
+    pub fn paging_cookie(&self) -> Option<&'a [u8]> {
+        if self.oid != oid::PAGED_RESULTS.as_bytes() {
+            return None;
+        }
+        let mut value = Reader::new(self.value?);
+        let mut fields = Reader::new(value.take(ber::SEQUENCE)?);
+        fields.take(ber::INTEGER)?;
+        fields.take(ber::OCTET_STRING).filter(|cookie| !cookie.is_empty())
+    }
+}
+
+/// Walks a PDU's controls.
+#[derive(Debug, Clone, Copy)]
+pub struct Controls<'a> {
+    rest: Reader<'a>,
+}
+
+impl<'a> Controls<'a> {
+    /// The controls that follow the protocolOp of `pdu`.
+    pub(super) fn after(pdu: &'a [u8], envelope: &Envelope) -> Self {
+        let mut trailing = Reader::new(&pdu[envelope.content_end..]);
+        Self { rest: Reader::new(trailing.take(0xA0).unwrap_or_default()) }
+    }
+}
+
+impl<'a> Iterator for Controls<'a> {
+    type Item = Control<'a>;
+
+    fn next(&mut self) -> Option<Control<'a>> {
+        let mut fields = Reader::new(self.rest.take(ber::SEQUENCE)?);
+        Some(Control {
+            oid: fields.take(ber::OCTET_STRING)?,
+            critical: fields.take(ber::BOOLEAN).is_some_and(|value| value != [0]),
+            value: fields.take(ber::OCTET_STRING),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ldap::envelope;
+
+    fn request(pdu: &[u8]) -> Option<Request<'_>> {
+        let envelope = envelope(pdu, usize::MAX).ok()??;
+        (envelope.length == pdu.len()).then(|| Request::new(pdu, envelope))?
+    }
+
+    const SEARCH: &[u8] =
+        b"\x30\x47\x02\x01\x02\x63\x21\x04\x04dc=x\x0a\x01\x02\x0a\x01\x00\x02\x01\x0a\x02\x01\x05\x01\x01\xff\
+        \x87\x02cn\x30\x06\x04\x01a\x04\x01b\xa0\x1f\x30\x1d\x04\x161.2.840.113556.1.4.319\x01\x01\xff\x04\x00";
+
+    #[test]
+    fn search_fields() {
+        let request = request(SEARCH).expect("a request");
+        let search = request.search().expect("a search");
+        assert_eq!((search.base, search.scope, search.size_limit, search.time_limit), (&b"dc=x"[..], 2, 10, 5));
+        assert!(search.types_only);
+        assert_eq!(search.filter, b"\x87\x02cn");
+        assert_eq!(search.attributes().collect::<Vec<_>>(), [b"a", b"b"]);
+        let controls: Vec<_> = request.controls().collect();
+        assert_eq!(controls, [Control { oid: b"1.2.840.113556.1.4.319", critical: true, value: Some(b"") }]);
+        assert!(request.bind().is_none() && request.abandoned_id().is_none());
+    }
+
+    #[test]
+    fn binds() {
+        let simple = request(b"\x30\x0f\x02\x01\x01\x60\x0a\x02\x01\x03\x04\x02cn\x80\x01p").and_then(|r| r.bind());
+        let simple = simple.expect("a simple bind");
+        assert_eq!(simple.name, b"cn");
+        assert!(matches!(simple.authentication, Authentication::Simple(b"p")));
+        // RFC 4513 §5.2.1.3: absent and empty SASL credentials differ.
+        let absent =
+            request(b"\x30\x12\x02\x01\x01\x60\x0d\x02\x01\x03\x04\x00\xa3\x06\x04\x04NTLM").and_then(|r| r.bind());
+        assert!(matches!(
+            absent.expect("a bind").authentication,
+            Authentication::Sasl { mechanism: b"NTLM", credentials: None }
+        ));
+        let empty = request(b"\x30\x14\x02\x01\x01\x60\x0f\x02\x01\x03\x04\x00\xa3\x08\x04\x04NTLM\x04\x00")
+            .and_then(|r| r.bind());
+        assert!(matches!(
+            empty.expect("a bind").authentication,
+            Authentication::Sasl { mechanism: b"NTLM", credentials: Some(b"") }
+        ));
+        let sicily = request(b"\x30\x0e\x02\x01\x01\x60\x09\x02\x01\x03\x04\x00\x8a\x02xy").and_then(|r| r.bind());
+        assert!(matches!(sicily.expect("a bind").authentication, Authentication::Other(0x8A)));
+    }
+
+    #[test]
+    fn abandon_delete_extended() {
+        let abandon = request(b"\x30\x06\x02\x01\x07\x50\x01\x03").expect("an abandon");
+        assert_eq!(abandon.abandoned_id(), Some(3));
+        let delete = request(b"\x30\x07\x02\x01\x07\x4a\x02cn").expect("a delete");
+        assert_eq!(delete.entry(), Some(&b"cn"[..]));
+        let extended = request(b"\x30\x0a\x02\x01\x07\x77\x05\x80\x031.2").expect("an extended request");
+        assert_eq!(extended.extended_name(), Some(&b"1.2"[..]));
+    }
+
+    #[test]
+    fn filter_depth() {
+        let nested = |depth: usize| {
+            (0..depth).fold(b"\x87\x02cn".to_vec(), |inner, _| {
+                let mut filter = vec![0xA2, 0x84];
+                filter.extend((inner.len() as u32).to_be_bytes());
+                filter.extend(inner);
+                filter
+            })
+        };
+        for (depth, limit, exceeds) in [(0, 0, false), (1, 0, true), (100, 100, false), (101, 100, true)] {
+            assert_eq!(depth_exceeds(&nested(depth), limit), exceeds, "{depth} in {limit}");
+        }
+    }
+
+    proptest! {
+        /// Whatever stands inside a well-formed envelope, reading it neither panics nor leaves the PDU.
+        #[test]
+        fn hostile_contents(tag in prop::sample::select(vec![0x60_u8, 0x42, 0x63, 0x66, 0x68, 0x4A, 0x6C, 0x6E, 0x50, 0x77]),
+                            body in prop::collection::vec(any::<u8>(), 0..100), controls in prop::collection::vec(any::<u8>(), 0..20)) {
+            let mut pdu = vec![0x30, (5 + body.len() + controls.len()) as u8, 0x02, 0x01, 0x01, tag, body.len() as u8];
+            pdu.extend(&body);
+            pdu.extend(&controls);
+            let request = request(&pdu).expect("well-formed");
+            let _ = (request.bind().is_some(), request.abandoned_id(), request.extended_name(), request.entry());
+            prop_assert!(request.controls().count() <= 20);
+            if let Some(search) = request.search() {
+                prop_assert!(search.attributes().count() <= body.len());
+                let _ = search.filter_is_deeper_than(3);
+            }
+        }
+    }
+}

@@ -1,1 +1,0 @@
-//! Every metric's name, labels and handle.

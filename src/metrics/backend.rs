@@ -1,0 +1,248 @@
+//! What a pool and its backends count.
+
+use std::time::Duration;
+
+use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
+
+use super::families::{
+    DURATION_BUCKETS, Held, Share, counter_of, counters, gauge_of, gauges, histogram_of, histograms, observe, samples,
+};
+use super::names;
+use super::operations::has_response;
+use crate::ldap::OperationKind;
+
+/// The handles of one backend; cheap enough to clone, meant to be shared.
+#[derive(Debug, Clone)]
+pub struct BackendMetrics {
+    up: IntGauge,
+    drained: IntGauge,
+    sessions: IntGauge,
+    in_flight: IntGauge,
+    /// By [`OperationKind`]; `None` for those without a response.
+    durations: [Option<Histogram>; OperationKind::ALL.len()],
+    connect_duration: Histogram,
+    connect_failures: IntCounter,
+    losses: IntCounter,
+    probe_duration: Histogram,
+    probe_failures: IntCounter,
+    ejections: IntCounter,
+    received: IntCounter,
+    sent: IntCounter,
+}
+
+impl BackendMetrics {
+    /// Says whether the health checks find the backend usable.
+    pub fn up(&self, up: bool) {
+        self.up.set(up.into());
+    }
+
+    /// Says whether an operator has drained or disabled the backend.
+    pub fn drained(&self, drained: bool) {
+        self.drained.set(drained.into());
+    }
+
+    /// Counts a session on this backend while the guard lives.
+    pub fn session(&self) -> Held {
+        Held::new(&self.sessions)
+    }
+
+    /// One upstream's part of the operations in flight, 0 at first.
+    pub fn operations_in_flight(&self) -> Share {
+        Share::new(&self.in_flight)
+    }
+
+    /// Records how long an operation took, from its request's last byte to its final response's last byte.
+    pub fn operation(&self, kind: OperationKind, duration: Duration) {
+        if let Some(histogram) = &self.durations[kind as usize] {
+            observe(histogram, duration);
+        }
+    }
+
+    /// Records how long opening an upstream took.
+    pub fn connected(&self, duration: Duration) {
+        observe(&self.connect_duration, duration);
+    }
+
+    /// Counts an upstream that could not be opened.
+    pub fn connect_failed(&self) {
+        self.connect_failures.inc();
+    }
+
+    /// Counts an upstream lost under a session.
+    pub fn lost(&self) {
+        self.losses.inc();
+    }
+
+    /// Records a passed probe.
+    pub fn probe_passed(&self, duration: Duration) {
+        observe(&self.probe_duration, duration);
+    }
+
+    /// Counts a failed probe.
+    pub fn probe_failed(&self) {
+        self.probe_failures.inc();
+    }
+
+    /// Counts an ejection.
+    pub fn ejected(&self) {
+        self.ejections.inc();
+    }
+
+    /// Counts bytes from the backend.
+    pub fn received(&self, bytes: usize) {
+        self.received.inc_by(bytes as u64);
+    }
+
+    /// Counts bytes to the backend.
+    pub fn sent(&self, bytes: usize) {
+        self.sent.inc_by(bytes as u64);
+    }
+}
+
+/// The handles of one pool.
+#[derive(Debug, Clone)]
+pub struct PoolMetrics {
+    backends: IntGauge,
+    waiting: IntGauge,
+    queue_duration: Histogram,
+    discovery_failures: IntCounter,
+    probe_account_refused: IntGauge,
+}
+
+impl PoolMetrics {
+    /// Says how many backends the pool has.
+    pub fn backends(&self, count: usize) {
+        self.backends.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// Counts a request in the queue while the guard lives.
+    pub fn waiting(&self) -> Held {
+        Held::new(&self.waiting)
+    }
+
+    /// Records how long a request waited for a backend.
+    pub fn waited(&self, duration: Duration) {
+        observe(&self.queue_duration, duration);
+    }
+
+    /// Counts a failed name lookup.
+    pub fn discovery_failed(&self) {
+        self.discovery_failures.inc();
+    }
+
+    /// Says whether the account of the pool's probes is refused.
+    pub fn probe_account_refused(&self, refused: bool) {
+        self.probe_account_refused.set(refused.into());
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct PoolFamilies {
+    up: IntGaugeVec,
+    drained: IntGaugeVec,
+    sessions: IntGaugeVec,
+    in_flight: IntGaugeVec,
+    operation_duration: HistogramVec,
+    connect_duration: HistogramVec,
+    connect_failures: IntCounterVec,
+    losses: IntCounterVec,
+    probe_duration: HistogramVec,
+    probe_failures: IntCounterVec,
+    ejections: IntCounterVec,
+    received: IntCounterVec,
+    sent: IntCounterVec,
+    backends: IntGaugeVec,
+    waiting: IntGaugeVec,
+    queue_duration: HistogramVec,
+    discovery_failures: IntCounterVec,
+    probe_account_refused: IntGaugeVec,
+}
+
+impl PoolFamilies {
+    pub(super) fn new(registry: &Registry) -> Self {
+        Self {
+            up: gauges(registry, names::BACKEND_UP),
+            drained: gauges(registry, names::BACKEND_DRAINED),
+            sessions: gauges(registry, names::BACKEND_SESSIONS),
+            in_flight: gauges(registry, names::BACKEND_OPERATIONS_IN_FLIGHT),
+            operation_duration: histograms(registry, names::OPERATION_DURATION),
+            connect_duration: histograms(registry, names::BACKEND_CONNECT_DURATION),
+            connect_failures: counters(registry, names::BACKEND_CONNECT_FAILURES),
+            losses: counters(registry, names::BACKEND_LOSSES),
+            probe_duration: histograms(registry, names::BACKEND_PROBE_DURATION),
+            probe_failures: counters(registry, names::BACKEND_PROBE_FAILURES),
+            ejections: counters(registry, names::BACKEND_EJECTIONS),
+            received: counters(registry, names::BACKEND_RECEIVED),
+            sent: counters(registry, names::BACKEND_SENT),
+            backends: gauges(registry, names::POOL_BACKENDS),
+            waiting: gauges(registry, names::QUEUE_WAITING),
+            queue_duration: histograms(registry, names::QUEUE_DURATION),
+            discovery_failures: counters(registry, names::DISCOVERY_FAILURES),
+            probe_account_refused: gauges(registry, names::PROBE_ACCOUNT_REFUSED),
+        }
+    }
+
+    /// Operations of all kinds and backends by duration, cumulative, the last bound infinite.
+    pub(super) fn latency(&self) -> Vec<(f64, u64)> {
+        let mut latency: Vec<(f64, u64)> =
+            DURATION_BUCKETS.iter().chain([&f64::INFINITY]).map(|bound| (*bound, 0)).collect();
+        for sample in samples(&self.operation_duration) {
+            let histogram = sample.get_histogram();
+            let counts = histogram.get_bucket().iter().map(|bucket| bucket.cumulative_count());
+            for (sum, count) in latency.iter_mut().zip(counts.chain([histogram.get_sample_count()])) {
+                sum.1 += count;
+            }
+        }
+        latency
+    }
+
+    pub(super) fn pool(&self, pool: &str) -> PoolMetrics {
+        PoolMetrics {
+            backends: gauge_of(&self.backends, &[pool]),
+            waiting: gauge_of(&self.waiting, &[pool]),
+            queue_duration: histogram_of(&self.queue_duration, &[pool]),
+            discovery_failures: counter_of(&self.discovery_failures, &[pool]),
+            probe_account_refused: gauge_of(&self.probe_account_refused, &[pool]),
+        }
+    }
+
+    pub(super) fn backend(&self, pool: &str, backend: &str) -> BackendMetrics {
+        let labels = &[pool, backend];
+        BackendMetrics {
+            up: gauge_of(&self.up, labels),
+            drained: gauge_of(&self.drained, labels),
+            sessions: gauge_of(&self.sessions, labels),
+            in_flight: gauge_of(&self.in_flight, labels),
+            durations: OperationKind::ALL.map(|kind| {
+                has_response(kind).then(|| histogram_of(&self.operation_duration, &[kind.as_str(), backend]))
+            }),
+            connect_duration: histogram_of(&self.connect_duration, labels),
+            connect_failures: counter_of(&self.connect_failures, labels),
+            losses: counter_of(&self.losses, labels),
+            probe_duration: histogram_of(&self.probe_duration, labels),
+            probe_failures: counter_of(&self.probe_failures, labels),
+            ejections: counter_of(&self.ejections, labels),
+            received: counter_of(&self.received, labels),
+            sent: counter_of(&self.sent, labels),
+        }
+    }
+
+    /// Removing a series that isn't there is no error worth telling: a backend may leave twice.
+    pub(super) fn forget(&self, pool: &str, backend: &str) {
+        let labels = &[pool, backend];
+        for gauges in [&self.up, &self.drained, &self.sessions, &self.in_flight] {
+            let _ = gauges.remove_label_values(labels);
+        }
+        for counters in
+            [&self.connect_failures, &self.losses, &self.probe_failures, &self.ejections, &self.received, &self.sent]
+        {
+            let _ = counters.remove_label_values(labels);
+        }
+        for histograms in [&self.connect_duration, &self.probe_duration] {
+            let _ = histograms.remove_label_values(labels);
+        }
+        for kind in OperationKind::ALL {
+            let _ = self.operation_duration.remove_label_values(&[kind.as_str(), backend]);
+        }
+    }
+}

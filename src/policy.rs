@@ -1,1 +1,0 @@
-//! Whether a listener's policy lets a request through.

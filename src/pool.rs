@@ -1,1 +1,0 @@
-//! A named set of backends: their states, and which one serves next.

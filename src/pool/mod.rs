@@ -1,0 +1,196 @@
+//! A named set of backends: their states, and which one serves next.
+
+mod account;
+mod backend;
+mod connect;
+mod queue;
+#[cfg(test)]
+mod tests;
+mod warm;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{Notify, mpsc, watch};
+
+pub use account::{Account, ProbeRecord};
+pub use backend::{Backend, Duty, Endpoint, Event, EventKind, Health, Seat, Standing};
+pub use connect::{NoBackend, Shortage};
+pub use warm::keep_warm;
+
+use crate::balance;
+use crate::config;
+use crate::metrics::{Metrics, PoolMetrics};
+use crate::upstream::Connector;
+use queue::Queue;
+
+/// The backends of a pool at one moment, in configuration order.
+pub type Backends = Arc<Vec<Arc<Backend>>>;
+
+/// A named set of backends.
+pub struct Pool {
+    settings: Arc<config::Pool>,
+    backends: watch::Sender<Backends>,
+    policy: Box<dyn balance::Policy>,
+    connector: Connector,
+    queue: Queue,
+    taken_warm: Notify,
+    metrics: Arc<Metrics>,
+    pool_metrics: PoolMetrics,
+    events: mpsc::Sender<Event>,
+    /// What operators have asked, by backend name: it holds for a backend that DNS loses and finds again.
+    duties: Mutex<HashMap<String, Duty>>,
+}
+
+/// What [`Pool::admit`] changed, by name.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Admission {
+    /// New backends.
+    pub added: Vec<String>,
+    /// Those that take no new session; the ones they have go on until they end.
+    pub removed: Vec<String>,
+}
+
+impl Pool {
+    /// A pool without backends yet: [`Pool::admit`] brings them. What real traffic meets goes to `events`.
+    pub fn new(
+        settings: Arc<config::Pool>,
+        connector: Connector,
+        metrics: Arc<Metrics>,
+        events: mpsc::Sender<Event>,
+    ) -> Self {
+        let pool_metrics = metrics.pool(&settings.name);
+        Self {
+            backends: watch::Sender::default(),
+            policy: balance::policy(settings.balance),
+            connector,
+            queue: Queue::new(settings.queue, settings.queue_timeout, pool_metrics.clone()),
+            taken_warm: Notify::new(),
+            metrics,
+            pool_metrics,
+            events,
+            duties: Mutex::default(),
+            settings,
+        }
+    }
+
+    /// `[pools.NAME]`
+    pub fn settings(&self) -> &Arc<config::Pool> {
+        &self.settings
+    }
+
+    /// Where the pool's own figures are counted.
+    pub fn metrics(&self) -> &PoolMetrics {
+        &self.pool_metrics
+    }
+
+    /// How connections are opened, for probes.
+    pub fn connector(&self) -> &Connector {
+        &self.connector
+    }
+
+    /// The backends known now, in configuration order.
+    pub fn backends(&self) -> Backends {
+        Arc::clone(&self.backends.borrow())
+    }
+
+    /// The backends known now and every later set of them.
+    pub fn subscribe(&self) -> watch::Receiver<Backends> {
+        self.backends.subscribe()
+    }
+
+    /// The backend of this name (`host:port`).
+    pub fn backend(&self, name: &str) -> Option<Arc<Backend>> {
+        self.backends.borrow().iter().find(|backend| backend.name() == name).cloned()
+    }
+
+    /// Whether a new session may expect to be served: the question `/readyz` asks. In panic mode any backend will do.
+    pub fn is_usable(&self) -> bool {
+        self.backends
+            .borrow()
+            .iter()
+            .any(|backend| backend.is_usable() || (self.settings.health.panic_mode && backend.duty() == Duty::Enabled))
+    }
+
+    /// Makes `endpoints` the pool's backends. One that is known keeps its state and its sessions. The first set is believed
+    /// to work; a backend that comes later is used once it has passed a probe. One that is gone takes no new session.
+    pub fn admit(&self, endpoints: &[Endpoint]) -> Admission {
+        let before = self.backends();
+        let mut admission = Admission::default();
+        let mut backends: Vec<Arc<Backend>> = Vec::with_capacity(endpoints.len());
+        for endpoint in endpoints {
+            if backends.iter().any(|backend| backend.address() == endpoint.address) {
+                continue;
+            }
+            let is_same = |known: &&Arc<Backend>| known.address() == endpoint.address && known.host() == endpoint.host;
+            if let Some(known) = before.iter().find(is_same) {
+                known.rank(endpoint);
+                backends.push(Arc::clone(known));
+                continue;
+            }
+            let name = endpoint.address.to_string();
+            let metrics = self.metrics.backend(&self.settings.name, &name);
+            let backend = Backend::new(endpoint, metrics, self.events.clone());
+            if !before.is_empty() {
+                backend.make_newcomer();
+            }
+            if let Some(duty) = self.duties().get(&name) {
+                backend.set_duty(*duty);
+            }
+            admission.added.push(name);
+            backends.push(Arc::new(backend));
+        }
+        let is_gone = |known: &&Arc<Backend>| !backends.iter().any(|backend| backend.name() == known.name());
+        for gone in before.iter().filter(is_gone) {
+            self.metrics.forget_backend(&self.settings.name, gone.name());
+            admission.removed.push(gone.name().to_owned());
+        }
+        self.set_backends(backends);
+        admission
+    }
+
+    /// Replaces the set of backends. Sessions on a backend that is gone keep it until they end.
+    pub fn set_backends(&self, backends: Vec<Arc<Backend>>) {
+        for backend in &backends {
+            backend.belong(self.queue.news());
+        }
+        self.pool_metrics.backends(backends.len());
+        self.backends.send_replace(Arc::new(backends));
+        self.queue.news().notify_one();
+    }
+
+    /// Takes over from `before`, the same pool under older settings, what operators asked and what probes found.
+    pub fn succeed(&self, before: &Self) {
+        let duties = before.duties().clone();
+        *self.duties() = duties;
+        for backend in self.backends.borrow().iter() {
+            if let Some(known) = before.backend(backend.name()) {
+                backend.succeed(&known);
+            }
+        }
+    }
+
+    /// Gives the backend of this name no new session; those it has go on. Whether there is one.
+    pub fn drain(&self, name: &str) -> bool {
+        self.assign(name, Duty::Draining)
+    }
+
+    /// Takes the backend of this name back into service. Whether there is one.
+    pub fn enable(&self, name: &str) -> bool {
+        self.assign(name, Duty::Enabled)
+    }
+
+    fn assign(&self, name: &str, duty: Duty) -> bool {
+        let Some(backend) = self.backend(name) else { return false };
+        backend.set_duty(duty);
+        match duty {
+            Duty::Enabled => self.duties().remove(name),
+            Duty::Draining | Duty::Disabled => self.duties().insert(name.to_owned(), duty),
+        };
+        true
+    }
+
+    fn duties(&self) -> std::sync::MutexGuard<'_, HashMap<String, Duty>> {
+        self.duties.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,210 @@
+//! Who a session is, as far as the proxy knows (RFC 4511 §4.2, RFC 4513 §4). Pure.
+
+use tokio::time::Instant;
+
+use super::operations::KeptRequest;
+use crate::ldap::{Authentication, BindRequest, MessageId, ResultCode};
+
+/// A session's authentication state.
+#[derive(Debug, Default)]
+pub struct BindState {
+    identity: Identity,
+    step: Step,
+}
+
+/// Who the session is bound as.
+#[derive(Debug, Default)]
+pub enum Identity {
+    /// Nobody. Also while a bind is under way, and after one failed (RFC 4513 §4).
+    #[default]
+    Anonymous,
+    /// A name without a password (RFC 4513 §5.1.2): no authentication took place.
+    Unauthenticated,
+    /// A name and a password, kept so that the bind can be replayed on another backend.
+    Simple(Credential),
+    /// A SASL mechanism, or another that can't be replayed: its state lives in the backend.
+    Stateful,
+}
+
+/// A successful simple bind.
+#[derive(Debug)]
+pub struct Credential {
+    /// The BindRequest as received.
+    pub request: KeptRequest,
+    /// When it succeeded.
+    pub since: Instant,
+}
+
+/// How far a bind has come.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Step {
+    /// None is under way.
+    #[default]
+    Idle,
+    /// A BindRequest awaits its response.
+    Awaiting { id: MessageId, method: Method },
+    /// The backend answered saslBindInProgress: the client's next step is due.
+    Continuing,
+}
+
+/// How a bind proves its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// Empty name and password.
+    Anonymous,
+    /// Name without password.
+    Unauthenticated,
+    /// Name and password.
+    Simple,
+    /// SASL.
+    Sasl,
+    /// Anything else, such as Sicily.
+    Other,
+}
+
+impl Method {
+    /// The method of a bind.
+    pub fn of(bind: &BindRequest<'_>) -> Self {
+        match bind.authentication {
+            Authentication::Simple([]) if bind.name.is_empty() => Self::Anonymous,
+            Authentication::Simple([]) => Self::Unauthenticated,
+            Authentication::Simple(_) => Self::Simple,
+            Authentication::Sasl { .. } => Self::Sasl,
+            Authentication::Other(_) => Self::Other,
+        }
+    }
+}
+
+impl BindState {
+    /// Who the session is bound as.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Whether the session's requests carry an authenticated name.
+    pub fn is_authenticated(&self) -> bool {
+        matches!(self.identity, Identity::Simple(_) | Identity::Stateful)
+    }
+
+    /// The bind whose response is awaited.
+    pub fn awaiting(&self) -> Option<MessageId> {
+        match self.step {
+            Step::Awaiting { id, .. } => Some(id),
+            Step::Idle | Step::Continuing => None,
+        }
+    }
+
+    /// Whether a SASL exchange is between two steps.
+    pub fn is_continuing(&self) -> bool {
+        self.step == Step::Continuing
+    }
+
+    /// Whether the exchange's state lives in the backend: a SASL step is under way or one has succeeded.
+    pub fn is_stateful(&self) -> bool {
+        matches!(self.identity, Identity::Stateful)
+            || matches!(self.step, Step::Continuing | Step::Awaiting { method: Method::Sasl | Method::Other, .. })
+    }
+
+    /// A bind was received: the earlier identity is gone (§4.2.1).
+    pub fn request(&mut self, id: MessageId, method: Method) {
+        self.identity = Identity::Anonymous;
+        self.step = Step::Awaiting { id, method };
+    }
+
+    /// The awaited bind was answered; `kept` is its request. Returns whether the client may now begin a SASL security
+    /// layer (RFC 4513 §5.2.1.4).
+    pub fn response(&mut self, code: ResultCode, kept: Option<KeptRequest>, now: Instant) -> bool {
+        let Step::Awaiting { method, .. } = std::mem::take(&mut self.step) else { return false };
+        match code {
+            ResultCode::SASL_BIND_IN_PROGRESS => self.step = Step::Continuing,
+            ResultCode::SUCCESS => {
+                self.identity = match (method, kept) {
+                    (Method::Anonymous, _) => Identity::Anonymous,
+                    (Method::Unauthenticated, _) => Identity::Unauthenticated,
+                    (Method::Simple, Some(request)) => Identity::Simple(Credential { request, since: now }),
+                    (Method::Simple | Method::Sasl | Method::Other, _) => Identity::Stateful,
+                };
+                return method == Method::Sasl;
+            }
+            _ => {}
+        }
+        false
+    }
+
+    /// The awaited bind ended without the backend's answer.
+    pub fn fail(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Replaces a credential that is too old to be replayed by the knowledge that there was one.
+    pub fn forget_credential(&mut self) {
+        if matches!(self.identity, Identity::Simple(_)) {
+            self.identity = Identity::Stateful;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept() -> Option<KeptRequest> {
+        Some(KeptRequest::new(b"bind"))
+    }
+
+    fn after(method: Method, code: u32) -> BindState {
+        let mut state = BindState::default();
+        state.request(1, method);
+        assert!(matches!(state.identity(), Identity::Anonymous), "rule 12");
+        assert_eq!(state.awaiting(), Some(1));
+        let layer = state.response(ResultCode(code), kept(), Instant::now());
+        assert_eq!(layer, method == Method::Sasl && code == 0, "rule 27: only after a successful SASL bind");
+        assert_eq!(state.awaiting(), None);
+        state
+    }
+
+    #[test]
+    fn rule_25_identities() {
+        assert!(matches!(after(Method::Simple, 0).identity(), Identity::Simple(_)));
+        assert!(matches!(after(Method::Simple, 49).identity(), Identity::Anonymous));
+        assert!(matches!(after(Method::Anonymous, 0).identity(), Identity::Anonymous));
+        assert!(matches!(after(Method::Sasl, 0).identity(), Identity::Stateful));
+        assert!(matches!(after(Method::Other, 0).identity(), Identity::Stateful));
+    }
+
+    #[test]
+    fn rule_26_an_unauthenticated_bind_is_no_authentication() {
+        let state = after(Method::Unauthenticated, 0);
+        assert!(matches!(state.identity(), Identity::Unauthenticated) && !state.is_authenticated());
+    }
+
+    #[test]
+    fn rule_12_a_bind_discards_the_earlier_identity_even_if_it_fails() {
+        let mut state = after(Method::Simple, 0);
+        assert!(state.is_authenticated());
+        state.request(2, Method::Simple);
+        state.response(ResultCode::INVALID_CREDENTIALS, kept(), Instant::now());
+        assert!(!state.is_authenticated());
+    }
+
+    #[test]
+    fn sasl_steps_hold_state_in_the_backend() {
+        let state = after(Method::Sasl, 14);
+        assert!(state.is_continuing() && state.is_stateful() && !state.is_authenticated());
+        let mut state = after(Method::Sasl, 14);
+        state.request(2, Method::Simple);
+        state.response(ResultCode::SUCCESS, kept(), Instant::now());
+        assert!(
+            matches!(state.identity(), Identity::Simple(_)) && !state.is_stateful(),
+            "another mechanism aborts SASL"
+        );
+    }
+
+    #[test]
+    fn credentials_do_not_print() {
+        let mut state = BindState::default();
+        state.request(1, Method::Simple);
+        state.response(ResultCode::SUCCESS, Some(KeptRequest::new(b"hunter2")), Instant::now());
+        assert!(!format!("{state:?}").contains("hunter2") && !format!("{state:?}").contains("104, 117"));
+    }
+}

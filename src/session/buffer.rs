@@ -1,0 +1,229 @@
+//! Buffers that are there only while octets move: an idle session holds none.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::bytes::BufMut as _;
+use tokio_util::io::poll_read_buf;
+
+/// Octets asked for in one read. Twice as much costs half of the throughput on uploads (measured, bench/README.md).
+const READ: usize = 32 * 1024;
+/// An inbox that holds no more than this between two reads gives its large buffer back.
+const KEPT: usize = 4 * 1024;
+
+thread_local! {
+    /// The buffer that sessions of this worker read into, one after the other.
+    static SPARE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Octets received and not yet dealt with.
+#[derive(Debug, Default)]
+pub struct Inbox {
+    buffer: Vec<u8>,
+    start: usize,
+}
+
+impl Inbox {
+    /// What has arrived and is not consumed.
+    pub fn unread(&self) -> &[u8] {
+        &self.buffer[self.start..]
+    }
+
+    /// Whether nothing is left to deal with.
+    pub fn is_empty(&self) -> bool {
+        self.start == self.buffer.len()
+    }
+
+    /// Marks octets as dealt with.
+    pub fn consume(&mut self, count: usize) {
+        self.start += count;
+        debug_assert!(self.start <= self.buffer.len());
+    }
+
+    /// Reads what is there, up to [`READ`] octets more: `Ok(0)` is the end of the stream.
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>, io: &mut (impl AsyncRead + Unpin)) -> Poll<io::Result<usize>> {
+        if self.buffer.capacity() == 0 {
+            self.buffer = SPARE.take();
+        }
+        if self.start > 0 {
+            self.buffer.drain(..self.start);
+            self.start = 0;
+        }
+        self.buffer.reserve(READ);
+        let mut filled = 0;
+        // TLS hands out one record at a time; pipelined requests come in many small ones.
+        while filled < READ / 2 {
+            let mut room = (&mut self.buffer).limit(READ - filled);
+            match poll_read_buf(Pin::new(&mut *io), cx, &mut room) {
+                Poll::Ready(Ok(0)) if filled == 0 => return Poll::Ready(Ok(0)),
+                Poll::Ready(Ok(0)) => break,
+                Poll::Ready(Ok(count)) => filled += count,
+                Poll::Ready(Err(error)) if filled == 0 => return Poll::Ready(Err(error)),
+                Poll::Ready(Err(_)) => break,
+                Poll::Pending if filled == 0 => return Poll::Pending,
+                Poll::Pending => break,
+            }
+        }
+        Poll::Ready(Ok(filled))
+    }
+
+    /// Gives the buffer back to the worker, or keeps just what is still needed.
+    pub fn settle(&mut self) {
+        let left = self.buffer.len() - self.start;
+        if left > KEPT || self.buffer.capacity() == 0 {
+            return;
+        }
+        if left > 0 && self.buffer.capacity() <= 2 * KEPT {
+            return;
+        }
+        let rest = self.unread().to_vec();
+        let mut buffer = std::mem::replace(&mut self.buffer, rest);
+        self.start = 0;
+        buffer.clear();
+        if buffer.capacity() <= 4 * READ {
+            SPARE.set(buffer);
+        }
+    }
+}
+
+/// Octets to be sent that the peer hasn't taken yet.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    buffer: Vec<u8>,
+    start: usize,
+    taken: u64,
+    unflushed: bool,
+}
+
+impl Outbox {
+    /// Octets that wait.
+    pub fn len(&self) -> usize {
+        self.buffer.len() - self.start
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What waits.
+    pub fn waiting(&self) -> &[u8] {
+        &self.buffer[self.start..]
+    }
+
+    /// Octets the transport has taken so far.
+    pub fn taken(&self) -> u64 {
+        self.taken
+    }
+
+    /// Where the next octet queued will stand in the stream.
+    pub fn position(&self) -> u64 {
+        self.taken + self.len() as u64
+    }
+
+    /// Queues octets.
+    pub fn queue(&mut self, octets: &[u8]) {
+        self.buffer.extend_from_slice(octets);
+    }
+
+    /// Forgets what waits and begins a new stream with these octets.
+    pub fn restart(&mut self, octets: Vec<u8>) {
+        *self = Self { buffer: octets, ..Self::default() };
+    }
+
+    /// Sends octets after those that wait; what isn't taken at once waits too.
+    pub fn send(
+        &mut self,
+        cx: &mut Context<'_>,
+        io: &mut (impl AsyncWrite + Unpin),
+        mut octets: &[u8],
+    ) -> io::Result<()> {
+        while self.is_empty() && !octets.is_empty() {
+            match Pin::new(&mut *io).poll_write(cx, octets) {
+                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(Ok(count)) => {
+                    self.taken += count as u64;
+                    self.unflushed = true;
+                    octets = &octets[count..];
+                }
+                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Pending => break,
+            }
+        }
+        self.queue(octets);
+        Ok(())
+    }
+
+    /// Sends what waits; ready once all of it has left this process.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>, io: &mut (impl AsyncWrite + Unpin)) -> Poll<io::Result<()>> {
+        while !self.is_empty() {
+            let count = ready!(Pin::new(&mut *io).poll_write(cx, &self.buffer[self.start..]))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.start += count;
+            self.taken += count as u64;
+            self.unflushed = true;
+        }
+        if self.buffer.capacity() > 0 {
+            self.buffer = Vec::new();
+            self.start = 0;
+        }
+        if self.unflushed {
+            ready!(Pin::new(io).poll_flush(cx))?;
+            self.unflushed = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+
+    #[test]
+    fn an_inbox_keeps_only_what_is_unread() {
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut inbox = Inbox::default();
+        let mut io: &[u8] = b"0123456789";
+        assert!(matches!(inbox.poll_fill(&mut cx, &mut io), Poll::Ready(Ok(10))));
+        inbox.consume(7);
+        inbox.settle();
+        assert_eq!((inbox.unread(), inbox.start), (&b"789"[..], 0));
+        assert!(inbox.buffer.capacity() < KEPT);
+        let mut io: &[u8] = b"ab";
+        assert!(matches!(inbox.poll_fill(&mut cx, &mut io), Poll::Ready(Ok(2))));
+        assert_eq!(inbox.unread(), b"789ab");
+        assert!(matches!(inbox.poll_fill(&mut cx, &mut io), Poll::Ready(Ok(0))));
+        inbox.consume(5);
+        inbox.settle();
+        assert_eq!(inbox.buffer.capacity(), 0);
+        assert!(SPARE.with_borrow(|spare| spare.capacity() >= READ));
+    }
+
+    #[test]
+    fn an_outbox_keeps_the_order() {
+        let mut cx = Context::from_waker(Waker::noop());
+        let (mut near, mut far) = tokio::io::duplex(4);
+        let mut outbox = Outbox::default();
+        outbox.send(&mut cx, &mut near, b"abcdef").expect("no error");
+        outbox.send(&mut cx, &mut near, b"gh").expect("no error");
+        assert_eq!((outbox.taken(), outbox.waiting(), outbox.position()), (4, &b"efgh"[..], 8));
+        let mut received = Vec::new();
+        let mut inbox = Inbox::default();
+        while received.len() < 8 {
+            if let Poll::Ready(Ok(count)) = inbox.poll_fill(&mut cx, &mut far) {
+                received.extend_from_slice(inbox.unread());
+                inbox.consume(count);
+            }
+            let _ = outbox.poll_flush(&mut cx, &mut near);
+        }
+        assert_eq!(received, b"abcdefgh");
+        assert!(outbox.is_empty() && outbox.buffer.capacity() == 0);
+    }
+}

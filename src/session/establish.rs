@@ -1,0 +1,103 @@
+//! Opening an upstream for a session: connect, and bind again as who the session is.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::io::AsyncWriteExt as _;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::bytes::BytesMut;
+
+use super::operations::KeptRequest;
+use super::replay::{Permit, ReplayGuard};
+use crate::ldap::{self, Request, Response, ResultCode};
+use crate::pool::{Backend, EventKind, NoBackend, Pool};
+use crate::upstream::{Stream, Upstream, read_pdu};
+
+/// What to open an upstream for.
+pub(super) struct Establish {
+    pub pool: Arc<Pool>,
+    pub guard: Arc<ReplayGuard>,
+    pub client: SocketAddr,
+    /// The backend that has just failed this session.
+    pub lost: Option<Arc<Backend>>,
+    /// The bind to repeat, if the session is bound.
+    pub credential: Option<KeptRequest>,
+}
+
+/// Why there is no upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum EstablishError {
+    /// None could be reached.
+    NoBackend(NoBackend),
+    /// The session's bind is no longer accepted. `None` where another session has found that out.
+    ReplayRefused(Option<ResultCode>),
+}
+
+impl From<NoBackend> for EstablishError {
+    fn from(error: NoBackend) -> Self {
+        Self::NoBackend(error)
+    }
+}
+
+impl Establish {
+    /// Opens the upstream. Takes little longer than the pool's connect budget, whatever the backends do.
+    pub(super) async fn run(self) -> Result<Upstream, EstablishError> {
+        let Self { pool, guard, client, mut lost, credential } = self;
+        let Some(credential) = credential else { return Ok(pool.connect(client, lost).await?) };
+        let deadline = Instant::now() + pool.settings().connect_budget;
+        let mut attempts = Vec::new();
+        // Who waits for another session's trial waits no longer than for a backend of its own.
+        let Ok(permit) = timeout_at(deadline, guard.permit(&credential)).await else {
+            return Err(NoBackend::unreachable(attempts).into());
+        };
+        let permit = permit.map_err(|_| EstablishError::ReplayRefused(None))?;
+        loop {
+            let mut upstream = pool.connect(client, lost).await?;
+            let backend = Arc::clone(upstream.backend());
+            let failure = match timeout_at(deadline, bind(&mut upstream.stream, &credential)).await {
+                Ok(Ok(ResultCode::SUCCESS)) => {
+                    if let Permit::First(trial) = permit {
+                        trial.accepted();
+                    }
+                    return Ok(upstream);
+                }
+                Ok(Ok(code @ (ResultCode::BUSY | ResultCode::UNAVAILABLE))) => format!("the bind was answered {code}"),
+                Ok(Ok(code)) => {
+                    if let Permit::First(trial) = permit {
+                        trial.refused();
+                    }
+                    return Err(EstablishError::ReplayRefused(Some(code)));
+                }
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "the bind was not answered in time".to_owned(),
+            };
+            backend.report(client.ip(), EventKind::Lost { in_flight: 1 });
+            attempts.push((backend.name().to_owned(), failure));
+            if Instant::now() >= deadline || attempts.len() > pool.backends().len() {
+                return Err(NoBackend::unreachable(attempts).into());
+            }
+            lost = Some(backend);
+        }
+    }
+}
+
+/// Sends a BindRequest on a fresh upstream and awaits its response, which the client never sees.
+async fn bind(stream: &mut Stream, request: &KeptRequest) -> io::Result<ResultCode> {
+    stream.write_all(request.pdu()).await?;
+    stream.flush().await?;
+    let id = ldap::envelope(request.pdu(), usize::MAX)
+        .ok()
+        .flatten()
+        .and_then(|envelope| Request::new(request.pdu(), envelope))
+        .map(|request| request.message_id());
+    let mut buffer = BytesMut::new();
+    let (envelope, pdu) = read_pdu(stream, &mut buffer, MOST_BIND_RESPONSE).await?;
+    match Response::new(&pdu, envelope).and_then(|response| response.result()) {
+        Some(result) if Some(envelope.message_id) == id => Ok(result.code),
+        _ => Err(io::Error::other("the backend answered the bind with something else")),
+    }
+}
+
+/// Octets a bind's response may have.
+const MOST_BIND_RESPONSE: usize = 64 * 1024;

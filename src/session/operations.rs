@@ -1,0 +1,349 @@
+//! The operations in flight of one session, and what becomes of each if its upstream is lost. Pure.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use zeroize::Zeroizing;
+
+use super::pins::Page;
+use crate::access_log::Described;
+use crate::failure::{FailoverKind, Refusal};
+use crate::ldap::{MessageId, OperationKind};
+
+/// A request's octets, kept to be sent again. Wiped when dropped and never printed: they may hold a password.
+#[derive(Clone)]
+pub struct KeptRequest(Zeroizing<Box<[u8]>>);
+
+impl KeptRequest {
+    /// Keeps a copy of `pdu`.
+    pub fn new(pdu: &[u8]) -> Self {
+        Self(Zeroizing::new(pdu.into()))
+    }
+
+    /// The request.
+    pub fn pdu(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for KeptRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeptRequest({} octets)", self.0.len())
+    }
+}
+
+/// A request that awaits its final response.
+#[derive(Debug)]
+pub struct Operation {
+    /// Its messageID.
+    pub id: MessageId,
+    /// What it asks for.
+    pub kind: OperationKind,
+    /// When its last octet arrived.
+    pub started: Instant,
+    /// Where its first octet stands in the stream of octets queued for the upstream.
+    pub position: u64,
+    /// Octets of the request.
+    pub length: usize,
+    /// Whether it may change the directory.
+    pub writes: bool,
+    /// The request, if it may be sent again after its upstream took it.
+    pub kept: Option<KeptRequest>,
+    /// Entries delivered to the client.
+    pub entries: u64,
+    /// References delivered.
+    pub references: u64,
+    /// Intermediate responses delivered.
+    pub intermediates: u64,
+    /// Octets of responses delivered to the client.
+    pub delivered_octets: u64,
+    /// Whether it has been sent to a second upstream already.
+    pub resent: bool,
+    /// Whether the client has abandoned it (§4.11): its late result is legal but no longer awaited.
+    pub abandoned: bool,
+    /// The page it asks for, if it does (RFC 2696).
+    pub page: Option<Page>,
+    /// How long it waited for its upstream to be opened.
+    pub connect: Duration,
+    /// What the access log will say of it.
+    pub described: Option<Box<Described>>,
+}
+
+/// What becomes of an operation whose upstream is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It never left: it goes to the next upstream as if nothing had happened.
+    Requeue,
+    /// It goes to the next upstream, once.
+    Resend(FailoverKind),
+    /// The client gets `unavailable` with this reason and diagnostic.
+    Fail(FailoverKind, Refusal, &'static str),
+    /// Nobody waits for it.
+    Forget,
+}
+
+impl Operation {
+    /// An operation that ends as it begins, for its record.
+    pub fn ended(
+        id: MessageId,
+        kind: OperationKind,
+        started: Instant,
+        length: usize,
+        described: Option<Box<Described>>,
+    ) -> Self {
+        Self {
+            id,
+            kind,
+            started,
+            position: 0,
+            length,
+            writes: false,
+            kept: None,
+            entries: 0,
+            references: 0,
+            intermediates: 0,
+            delivered_octets: 0,
+            resent: false,
+            abandoned: false,
+            page: None,
+            connect: Duration::ZERO,
+            described,
+        }
+    }
+
+    /// Whether the client has part of the result.
+    pub fn is_underway(&self) -> bool {
+        self.entries + self.references + self.intermediates > 0
+    }
+
+    /// What becomes of it if its upstream is lost after taking `taken` octets of the stream.
+    fn fate(&self, taken: u64) -> Fate {
+        if self.abandoned {
+            Fate::Forget
+        } else if self.position >= taken {
+            Fate::Requeue
+        } else if self.is_underway() {
+            Fate::Fail(FailoverKind::LostMidResult, Refusal::LostMidResult, LOST_MID_RESULT)
+        } else if self.writes {
+            Fate::Fail(FailoverKind::OutcomeUnknown, Refusal::OutcomeUnknown, OUTCOME_UNKNOWN)
+        } else if self.kept.is_some() && !self.resent {
+            Fate::Resend(match self.kind {
+                OperationKind::Compare => FailoverKind::RetryCompare,
+                OperationKind::Bind => FailoverKind::RetryBind,
+                _ => FailoverKind::RetrySearch,
+            })
+        } else {
+            Fate::Fail(FailoverKind::Exhausted, Refusal::BackendLost, BACKEND_LOST)
+        }
+    }
+}
+
+const LOST_MID_RESULT: &str =
+    "backend lost mid-result: the entries received are not the whole result; repeat the search";
+const OUTCOME_UNKNOWN: &str =
+    "outcome unknown: the backend was lost before it answered; read the entry to see whether the change was made";
+const BACKEND_LOST: &str = "the backend was lost and the operation could not be sent to another; repeat it";
+
+/// A session's operations in flight, oldest first.
+#[derive(Debug, Default)]
+pub struct Operations {
+    in_flight: VecDeque<Operation>,
+    abandoned: Abandoned,
+}
+
+impl Operations {
+    /// How many operations the client awaits.
+    pub fn awaited(&self) -> usize {
+        self.in_flight.iter().filter(|operation| !operation.abandoned).count()
+    }
+
+    /// Whether nothing is in flight.
+    pub fn is_empty(&self) -> bool {
+        self.in_flight.is_empty()
+    }
+
+    /// Whether a new request may carry this messageID: it is in use neither by an operation in progress nor by an
+    /// abandoned one, whose late result could be taken for another's (§4.1.1.1).
+    pub fn may_use(&self, id: MessageId) -> bool {
+        self.find(id).is_none() && !self.abandoned.contains(id)
+    }
+
+    /// Takes up an operation.
+    pub fn begin(&mut self, operation: Operation) {
+        debug_assert!(self.may_use(operation.id));
+        self.in_flight.push_back(operation);
+    }
+
+    /// The operation of this messageID.
+    pub fn find(&self, id: MessageId) -> Option<&Operation> {
+        self.in_flight.iter().find(|operation| operation.id == id)
+    }
+
+    /// The operation of this messageID, to note a response.
+    pub fn find_mut(&mut self, id: MessageId) -> Option<&mut Operation> {
+        self.in_flight.iter_mut().find(|operation| operation.id == id)
+    }
+
+    /// Ends an operation and returns it.
+    pub fn end(&mut self, id: MessageId) -> Option<Operation> {
+        let index = self.in_flight.iter().position(|operation| operation.id == id)?;
+        let operation = self.in_flight.remove(index);
+        if self.in_flight.is_empty() && self.in_flight.capacity() > KEPT_WHILE_IDLE {
+            self.in_flight = VecDeque::new();
+        }
+        operation
+    }
+
+    /// Ends an operation that the backend may still answer: its ID stays out of use, as an abandoned one's does.
+    pub fn time_out(&mut self, id: MessageId) -> Option<Operation> {
+        let operation = self.end(id)?;
+        self.abandoned.insert(id);
+        Some(operation)
+    }
+
+    /// Notes an Abandon (§4.11). An unknown ID, a bind and an unbind are left as they are.
+    pub fn abandon(&mut self, id: MessageId) {
+        if let Some(operation) = self.find_mut(id)
+            && operation.kind != OperationKind::Bind
+        {
+            operation.abandoned = true;
+            operation.kept = None;
+            self.abandoned.insert(id);
+        }
+    }
+
+    /// Whether a write the upstream may have taken is unanswered: reads after it must not be repeated elsewhere.
+    pub fn has_unanswered_write(&self) -> bool {
+        self.in_flight.iter().any(|operation| operation.writes)
+    }
+
+    /// When the oldest awaited operation began.
+    pub fn oldest(&self) -> Option<&Operation> {
+        self.in_flight.iter().find(|operation| !operation.abandoned)
+    }
+
+    /// Empties the table, each operation with its fate if its upstream is lost after taking `taken` octets.
+    pub fn lose(&mut self, taken: u64) -> Vec<(Operation, Fate)> {
+        std::mem::take(&mut self.in_flight)
+            .into_iter()
+            .map(|operation| {
+                let fate = operation.fate(taken);
+                (operation, fate)
+            })
+            .collect()
+    }
+
+    /// Notes how long those that hadn't left yet, of a stream of which `taken` octets have, waited for their upstream.
+    pub fn upstream_opened(&mut self, taken: u64, now: Instant) {
+        for operation in self.in_flight.iter_mut().filter(|operation| operation.position >= taken) {
+            operation.connect = now - operation.started;
+        }
+    }
+
+    /// Empties the table, abandoned operations included.
+    pub fn take_all(&mut self) -> impl Iterator<Item = Operation> + use<> {
+        std::mem::take(&mut self.in_flight).into_iter()
+    }
+
+    /// Empties the table of operations that the client awaits.
+    pub fn take_awaited(&mut self) -> impl Iterator<Item = Operation> + use<> {
+        std::mem::take(&mut self.in_flight).into_iter().filter(|operation| !operation.abandoned)
+    }
+}
+
+/// Places in the table that are kept allocated while a session is idle.
+const KEPT_WHILE_IDLE: usize = 4;
+
+/// The messageIDs of abandoned operations: never free again within the session (§4.1.1.1).
+#[derive(Debug, Default)]
+struct Abandoned {
+    ids: VecDeque<MessageId>,
+}
+
+impl Abandoned {
+    /// A client that abandons more than this many operations has moved on from the first ones.
+    const MOST: usize = 1024;
+
+    fn contains(&self, id: MessageId) -> bool {
+        self.ids.contains(&id)
+    }
+
+    fn insert(&mut self, id: MessageId) {
+        if self.ids.len() == Self::MOST {
+            self.ids.pop_front();
+        }
+        self.ids.push_back(id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn operation(id: MessageId, kind: OperationKind, position: u64) -> Operation {
+        Operation {
+            position,
+            writes: kind.may_write(),
+            kept: Some(KeptRequest::new(&[0; 10])),
+            ..Operation::ended(id, kind, Instant::now(), 10, None)
+        }
+    }
+
+    /// The rows of the failover table that concern one operation.
+    #[test]
+    fn fates() {
+        use OperationKind::*;
+        let with = |change: fn(&mut Operation), kind| {
+            let mut operation = operation(1, kind, 0);
+            change(&mut operation);
+            operation.fate(10)
+        };
+        let untouched: fn(&mut Operation) = |_| {};
+        assert_eq!(with(untouched, Search), Fate::Resend(FailoverKind::RetrySearch));
+        assert_eq!(with(untouched, Compare), Fate::Resend(FailoverKind::RetryCompare));
+        assert_eq!(with(untouched, Bind), Fate::Resend(FailoverKind::RetryBind));
+        for kind in [Add, Modify, Delete, ModifyDn, Extended] {
+            assert!(matches!(with(untouched, kind), Fate::Fail(FailoverKind::OutcomeUnknown, ..)), "{kind}");
+            assert_eq!(with(|operation| operation.position = 10, kind), Fate::Requeue, "{kind} never left");
+        }
+        assert!(matches!(with(|search| search.entries = 1, Search), Fate::Fail(FailoverKind::LostMidResult, ..)));
+        assert!(matches!(with(|search| search.resent = true, Search), Fate::Fail(FailoverKind::Exhausted, ..)));
+        assert!(matches!(with(|search| search.kept = None, Search), Fate::Fail(FailoverKind::Exhausted, ..)));
+        assert_eq!(with(|search| search.abandoned = true, Search), Fate::Forget);
+    }
+
+    #[test]
+    fn rule_7_an_abandoned_id_is_never_free_again() {
+        let mut operations = Operations::default();
+        operations.begin(operation(5, OperationKind::Search, 0));
+        assert!(!operations.may_use(5));
+        operations.abandon(5);
+        assert_eq!((operations.awaited(), operations.is_empty()), (0, false));
+        operations.end(5);
+        assert!(operations.is_empty() && !operations.may_use(5) && operations.may_use(6));
+    }
+
+    #[test]
+    fn rule_18_binds_and_unknown_ids_cannot_be_abandoned() {
+        let mut operations = Operations::default();
+        operations.begin(operation(1, OperationKind::Bind, 0));
+        operations.abandon(1);
+        operations.abandon(9);
+        assert_eq!(operations.awaited(), 1);
+        assert!(operations.may_use(9));
+    }
+
+    #[test]
+    fn abandoned_ids_are_bounded() {
+        let mut operations = Operations::default();
+        for id in 1..5000 {
+            operations.begin(operation(id, OperationKind::Search, 0));
+            operations.abandon(id);
+            operations.end(id);
+        }
+        assert_eq!(operations.abandoned.ids.len(), Abandoned::MOST);
+        assert!(!operations.may_use(4999));
+    }
+}

@@ -1,0 +1,637 @@
+//! One session without its sockets: what becomes of each request and each response. Pure; time is an argument.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::bind::{BindState, Identity, Method};
+use super::operations::{Fate, KeptRequest, Operation, Operations};
+use super::pins::{Pin, Pins};
+use crate::access_log::Described;
+use crate::config::{Failover, FailoverMode, Limits};
+use crate::failure::{EndReason, FailoverKind, Refusal};
+use crate::ldap::{
+    self, Envelope, FrameError, MessageId, OperationKind, Request, Response, ResponseKind, ResultCode, oid, reply,
+};
+
+/// Octets of requests one session keeps for sending again. What doesn't fit is answered `unavailable` if its upstream is
+/// lost.
+const MOST_KEPT: usize = 1 << 20;
+
+/// A session's knowledge of itself.
+#[derive(Debug)]
+pub struct State {
+    operations: Operations,
+    bind: BindState,
+    pins: Pins,
+    layer: Layer,
+    kept_octets: usize,
+    failover: Failover,
+    offers_start_tls: StartTls,
+}
+
+/// Whether the client's octets are LDAP the proxy can read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Layer {
+    /// They are.
+    #[default]
+    Inspected,
+    /// A SASL bind has succeeded: the client's next octet tells (RFC 4513 §5.2.1.4).
+    Undecided,
+    /// A SASL security layer is in place: octets pass unread.
+    Opaque,
+}
+
+/// What a listener says to StartTLS (RFC 4511 §4.14).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartTls {
+    /// There is no certificate to start it with.
+    Unsupported,
+    /// It may be started.
+    Offered,
+    /// TLS is up.
+    Established,
+}
+
+/// What becomes of a request.
+#[derive(Debug)]
+pub enum RequestVerdict {
+    /// Its octets go to the upstream.
+    Forward,
+    /// It waits for the response to the bind before it (§4.2.1). Nothing after it may be read either.
+    Hold,
+    /// The proxy answers it; the backend never sees it.
+    Answer(Answer),
+    /// Nobody answers it.
+    Ignore,
+    /// The client starts TLS: answer success, then handshake.
+    StartTls(MessageId),
+    /// The client says goodbye.
+    Unbind,
+    /// The session ends with this notice.
+    End(Ending),
+}
+
+/// A final response by the proxy itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// The request it answers.
+    pub id: MessageId,
+    /// What the request asked for.
+    pub kind: OperationKind,
+    /// resultCode
+    pub code: ResultCode,
+    /// Why.
+    pub reason: Refusal,
+    /// What the client's owner is told to do.
+    pub diagnostic: Cow<'static, str>,
+    /// When the request arrived.
+    pub started: Instant,
+}
+
+impl Answer {
+    /// An answer to this request.
+    pub fn to(
+        request: &Request<'_>,
+        code: ResultCode,
+        reason: Refusal,
+        diagnostic: Cow<'static, str>,
+        started: Instant,
+    ) -> Self {
+        Self { id: request.message_id(), kind: request.kind(), code, reason, diagnostic, started }
+    }
+
+    /// The response's octets.
+    pub fn pdu(&self) -> Vec<u8> {
+        match self.reason {
+            Refusal::StartTls => reply::start_tls(self.id, self.code, &self.diagnostic),
+            _ => reply::result(self.kind, self.id, self.code, &self.diagnostic),
+        }
+    }
+}
+
+/// How a session ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ending {
+    /// Why.
+    pub reason: EndReason,
+    /// The Notice of Disconnection's code and text; none where the client has gone or can't be told.
+    pub notice: Option<(ResultCode, Cow<'static, str>)>,
+}
+
+impl Ending {
+    /// An ending without a word.
+    pub const fn silent(reason: EndReason) -> Self {
+        Self { reason, notice: None }
+    }
+
+    /// An ending with a Notice of Disconnection.
+    pub fn told(reason: EndReason, code: ResultCode, text: impl Into<Cow<'static, str>>) -> Self {
+        Self { reason, notice: Some((code, text.into())) }
+    }
+}
+
+/// What becomes of a response.
+#[derive(Debug)]
+pub enum ResponseVerdict {
+    /// Its octets go to the client; if it was final, here is what it ended.
+    Forward(Option<Settled>),
+    /// Nobody asked for it.
+    Ignore,
+    /// The backend is about to go: treat it as lost.
+    Lost,
+    /// Its octets go to the client, then the session ends.
+    ForwardAndEnd(EndReason),
+}
+
+/// An operation that the backend has answered.
+#[derive(Debug)]
+pub struct Settled {
+    /// The operation.
+    pub operation: Operation,
+    /// Its result code; `None` where the backend's result can't be read.
+    pub code: Option<ResultCode>,
+}
+
+/// What becomes of a session whose upstream is lost.
+#[derive(Debug, Default)]
+pub struct Loss {
+    /// Octets for the next upstream, in order.
+    pub resend: Vec<u8>,
+    /// Answers by the proxy, each with the operation it ends.
+    pub answers: Vec<(Operation, Answer)>,
+    /// What failover did.
+    pub kinds: Vec<FailoverKind>,
+    /// How the session ends, if it does.
+    pub ending: Option<Ending>,
+}
+
+impl State {
+    /// A session that has just begun: anonymous (RFC 4513 §4).
+    pub fn new(failover: Failover, offers_start_tls: StartTls) -> Self {
+        Self {
+            operations: Operations::default(),
+            bind: BindState::default(),
+            pins: Pins::default(),
+            layer: Layer::default(),
+            kept_octets: 0,
+            failover,
+            offers_start_tls,
+        }
+    }
+
+    /// The operations in flight.
+    pub fn operations(&self) -> &Operations {
+        &self.operations
+    }
+
+    /// The authentication state.
+    pub fn bind(&self) -> &BindState {
+        &self.bind
+    }
+
+    /// Whether the client's octets can be read.
+    pub fn layer(&self) -> Layer {
+        self.layer
+    }
+
+    /// TLS is up; what was learned before it is forgotten (RFC 4511 §4.14.1, RFC 4513 §3.1.5).
+    pub fn start_tls(&mut self) {
+        self.offers_start_tls = StartTls::Established;
+    }
+
+    /// The largest request the client may send now, before its kind is known.
+    pub fn size_limit(&self, limits: &Limits) -> usize {
+        if self.bind.is_authenticated() { limits.request_size } else { limits.request_size_anonymous }
+    }
+
+    /// Whether a request is larger than its kind may be.
+    pub fn oversize(&self, envelope: &Envelope, limits: &Limits) -> Result<(), FrameError> {
+        let limit = match OperationKind::from_request_tag(envelope.tag) {
+            Some(OperationKind::Search) => limits.search_size.min(self.size_limit(limits)),
+            _ => self.size_limit(limits),
+        };
+        if envelope.length > limit {
+            return Err(FrameError::TooLarge { length: envelope.length, limit });
+        }
+        Ok(())
+    }
+
+    /// The first octet after a successful SASL bind tells, once, whether a security layer is in place.
+    pub fn decide_layer(&mut self, first: u8) {
+        debug_assert_eq!(self.layer, Layer::Undecided);
+        // A wrapped buffer begins with its length in four octets, below 2²⁴; an LDAPMessage with 0x30 (RFC 4422 §3.7).
+        self.layer = if first == 0 { Layer::Opaque } else { Layer::Inspected };
+    }
+
+    /// Whether TLS protects the client's side.
+    pub fn is_encrypted(&self) -> bool {
+        self.offers_start_tls == StartTls::Established
+    }
+
+    /// What becomes of one whole request by the rules of the protocol and the limits; `None` if they let it pass. An
+    /// abandon that passes is noted here; everything else that is forwarded must [`begin`](Self::begin).
+    pub fn admit(&mut self, request: &Request<'_>, limits: &Limits, now: Instant) -> Option<RequestVerdict> {
+        let (id, kind) = (request.message_id(), request.kind());
+        if id == 0 {
+            return malformed("messageID 0 is reserved for unsolicited notifications");
+        }
+        if kind == OperationKind::Unbind {
+            return Some(RequestVerdict::Unbind);
+        }
+        let start_tls = request.extended_name() == Some(oid::START_TLS.as_bytes());
+        if start_tls && self.bind.awaiting().is_some() {
+            // RFC 4513 §3.1.1: not while a bind is under way. Nothing would be gained by waiting.
+            return self.judge_start_tls(id, |code, reason, diagnostic| {
+                Some(RequestVerdict::Answer(Answer::to(request, code, reason, diagnostic.into(), now)))
+            });
+        }
+        // §4.2.1: no request may follow a bind until its response. Clients do pipeline, so it waits instead of failing.
+        if self.bind.awaiting().is_some() {
+            return Some(RequestVerdict::Hold);
+        }
+        if kind == OperationKind::Abandon {
+            return Some(self.abandon(request));
+        }
+        if !self.operations.may_use(id) {
+            return malformed("the messageID is in use by another operation of this session");
+        }
+        let answer = |code, reason, diagnostic: &'static str| {
+            Some(RequestVerdict::Answer(Answer::to(request, code, reason, diagnostic.into(), now)))
+        };
+        // Between SASL steps waiting would be for ever: the client itself has the next step.
+        if self.bind.is_continuing() && kind != OperationKind::Bind {
+            return answer(
+                ResultCode::PROTOCOL_ERROR,
+                Refusal::ProtocolError,
+                "a SASL bind is in progress: finish it before other requests",
+            );
+        }
+        if self.operations.awaited() >= limits.operations_in_flight {
+            return answer(
+                ResultCode::BUSY,
+                Refusal::OperationsInFlight,
+                "too many operations in flight on this connection (limits.operations_in_flight): await results, then retry",
+            );
+        }
+        if start_tls {
+            return self.judge_start_tls(id, answer);
+        }
+        if request.search().is_some_and(|search| search.filter_is_deeper_than(limits.filter_depth)) {
+            return answer(
+                ResultCode::BUSY,
+                Refusal::FilterDepth,
+                "the search filter is nested too deeply (limits.filter_depth): simplify it",
+            );
+        }
+        None
+    }
+
+    /// Takes up an operation that is forwarded. `position` is where its first octet will stand in the upstream's stream.
+    pub fn begin(&mut self, request: &Request<'_>, position: u64, described: Option<Box<Described>>, now: Instant) {
+        let (id, kind) = (request.message_id(), request.kind());
+        let page = if kind == OperationKind::Search { self.pins.search(request) } else { None };
+        let kept = self.keep(request);
+        if kind == OperationKind::Bind {
+            let method = request.bind().as_ref().map_or(Method::Other, Method::of);
+            self.bind.request(id, method);
+        }
+        self.operations.begin(Operation {
+            position,
+            writes: may_write(request),
+            kept,
+            page,
+            ..Operation::ended(id, kind, now, request.pdu().len(), described)
+        });
+    }
+
+    /// Takes up one whole response.
+    pub fn response(&mut self, response: &Response<'_>, now: Instant) -> ResponseVerdict {
+        let id = response.message_id();
+        if id == 0 {
+            return self.unsolicited(response);
+        }
+        if !response.kind().is_final() {
+            return self.part(id, response.kind(), response.pdu().len());
+        }
+        let Some(mut operation) = self.operations.end(id) else { return ResponseVerdict::Ignore };
+        self.release(&operation);
+        operation.delivered_octets += response.pdu().len() as u64;
+        let code = response.result().map(|result| result.code);
+        let success = code == Some(ResultCode::SUCCESS);
+        match operation.kind {
+            OperationKind::Bind => {
+                // An unreadable result is not a success.
+                let code = code.unwrap_or(ResultCode::OPERATIONS_ERROR);
+                if self.bind.response(code, operation.kept.take(), now) {
+                    self.layer = Layer::Undecided;
+                }
+                if success {
+                    self.pins.clear();
+                }
+            }
+            OperationKind::Search => {
+                if let Some(page) = operation.page {
+                    self.pins.paged(page, response.paging_cookie());
+                }
+            }
+            _ if operation.writes && success => self.pins.wrote(now),
+            _ => {}
+        }
+        let settled = Settled { operation, code };
+        ResponseVerdict::Forward(Some(settled))
+    }
+
+    /// Takes up an entry, a reference or an intermediate response, of which the first octets may be all that has arrived.
+    pub fn part(&mut self, id: MessageId, kind: ResponseKind, length: usize) -> ResponseVerdict {
+        debug_assert!(!kind.is_final());
+        match self.operations.find_mut(id) {
+            Some(operation) => {
+                match kind {
+                    ResponseKind::Entry => operation.entries += 1,
+                    ResponseKind::Reference => operation.references += 1,
+                    _ => operation.intermediates += 1,
+                }
+                operation.delivered_octets += length as u64;
+                ResponseVerdict::Forward(None)
+            }
+            None => ResponseVerdict::Ignore,
+        }
+    }
+
+    /// The upstream is lost after taking `taken` octets of its stream; `queued` are the octets it didn't take.
+    pub fn lose(&mut self, taken: u64, queued: &[u8], now: Instant) -> Loss {
+        let mut loss = Loss::default();
+        let pin = self.pin(now);
+        let in_session = self.failover.mode == FailoverMode::Session && self.layer == Layer::Inspected;
+        let bind_lost = self.bind.awaiting();
+        for (mut operation, fate) in self.operations.lose(taken) {
+            self.release(&operation);
+            match fate {
+                Fate::Forget => {}
+                Fate::Fail(kind, reason, diagnostic) => {
+                    loss.fail(operation, kind, reason, diagnostic);
+                }
+                _ if pin.is_some() || !in_session => {
+                    let reason = if pin.is_some() { Refusal::Pinned } else { Refusal::BackendLost };
+                    loss.fail(operation, FailoverKind::Pinned, reason, SESSION_LOST);
+                }
+                Fate::Requeue | Fate::Resend(_) => {
+                    if let Fate::Resend(kind) = fate {
+                        operation.resent = true;
+                        loss.kinds.push(kind);
+                    }
+                    let start = operation.position.checked_sub(taken).and_then(|start| usize::try_from(start).ok());
+                    operation.position = loss.resend.len() as u64;
+                    match (&operation.kept, start) {
+                        (Some(kept), _) => loss.resend.extend_from_slice(kept.pdu()),
+                        (None, Some(start)) => {
+                            loss.resend.extend_from_slice(&queued[start..start + operation.length]);
+                        }
+                        (None, None) => unreachable!("what is sent again is kept or was still queued"),
+                    }
+                    self.kept_octets += operation.kept.as_ref().map_or(0, |kept| kept.pdu().len());
+                    self.operations.begin(operation);
+                }
+            }
+        }
+        if let Some(id) = bind_lost
+            && self.operations.find(id).is_none()
+        {
+            self.bind.fail();
+        }
+        loss.ending = if !in_session {
+            Some(Ending::told(EndReason::BackendLost, ResultCode::UNAVAILABLE, SESSION_LOST))
+        } else {
+            pin.map(|_| Ending::told(EndReason::Pinned, ResultCode::UNAVAILABLE, SESSION_LOST))
+        };
+        loss
+    }
+
+    /// No backend could be reached, or none wants the session's identity: everything in flight is answered.
+    pub fn fail_all(
+        &mut self,
+        code: ResultCode,
+        reason: Refusal,
+        diagnostic: &'static str,
+    ) -> Vec<(Operation, Answer)> {
+        let mut loss = Loss::default();
+        for operation in self.operations.take_awaited() {
+            loss.fail(operation, FailoverKind::Exhausted, reason, diagnostic);
+        }
+        for (_, answer) in &mut loss.answers {
+            answer.code = code;
+        }
+        self.kept_octets = 0;
+        if self.bind.awaiting().is_some() {
+            self.bind.fail();
+        }
+        loss.answers
+    }
+
+    /// The session stops: everything in flight is answered, and a write that may have happened is told from one that
+    /// hasn't.
+    pub fn stop(&mut self, taken: u64, diagnostic: &'static str) -> Vec<(Operation, Answer)> {
+        let mut loss = Loss::default();
+        for (operation, fate) in self.operations.lose(taken) {
+            match fate {
+                Fate::Forget => {}
+                Fate::Fail(kind, reason @ Refusal::OutcomeUnknown, text) => loss.fail(operation, kind, reason, text),
+                _ => loss.fail(operation, FailoverKind::Exhausted, Refusal::Draining, diagnostic),
+            }
+        }
+        self.kept_octets = 0;
+        loss.answers
+    }
+
+    /// The oldest operation, if it has taken longer than `timeout`, ended with timeLimitExceeded: the client gets the
+    /// answer, the backend an Abandon of its messageID.
+    pub fn time_out(&mut self, timeout: Duration, now: Instant) -> Option<(Operation, Answer)> {
+        let overdue = self.operations.oldest().filter(|oldest| now >= oldest.started + timeout)?.id;
+        let operation = self.operations.time_out(overdue)?;
+        self.release(&operation);
+        if operation.kind == OperationKind::Bind {
+            self.bind.fail();
+        }
+        let answer = Answer {
+            id: operation.id,
+            kind: operation.kind,
+            code: ResultCode::TIME_LIMIT_EXCEEDED,
+            reason: Refusal::OperationTimeout,
+            diagnostic: "the backend did not answer in time (limits.operation_timeout): narrow the request or retry"
+                .into(),
+            started: operation.started,
+        };
+        Some((operation, answer))
+    }
+
+    /// An upstream stands: what waited for it is about to leave.
+    pub fn upstream_opened(&mut self, now: Instant) {
+        self.operations.upstream_opened(0, now);
+    }
+
+    /// What nobody will answer any more.
+    pub fn take_unfinished(&mut self) -> impl Iterator<Item = Operation> + use<> {
+        self.operations.take_all()
+    }
+
+    /// Why the session can't move to another backend now, if it can't.
+    pub fn pin(&self, now: Instant) -> Option<Pin> {
+        let replayable = match self.bind.identity() {
+            Identity::Simple(credential) => {
+                self.failover.replay_bind && now < credential.since + self.failover.replay_max_age
+            }
+            Identity::Anonymous | Identity::Unauthenticated => true,
+            Identity::Stateful => false,
+        };
+        if self.bind.is_stateful() || !replayable {
+            return Some(Pin::Bind);
+        }
+        self.pins.pin(now, self.failover.write_affinity)
+    }
+
+    /// The BindRequest another backend must answer before it may serve this session.
+    pub fn credential(&self) -> Option<&KeptRequest> {
+        match self.bind.identity() {
+            Identity::Simple(credential) => Some(&credential.request),
+            _ => None,
+        }
+    }
+
+    /// The name of the last successful simple bind.
+    pub fn bound_name(&self) -> Option<Box<str>> {
+        let pdu = self.credential()?.pdu();
+        let envelope = ldap::envelope(pdu, pdu.len()).ok()??;
+        let name = Request::new(pdu, envelope)?.bind()?.name;
+        Some(String::from_utf8_lossy(name).into())
+    }
+
+    /// When the kept credential must be wiped.
+    pub fn credential_expiry(&self) -> Option<Instant> {
+        match self.bind.identity() {
+            Identity::Simple(credential) => Some(credential.since + self.failover.replay_max_age),
+            _ => None,
+        }
+    }
+
+    /// Wipes the credential if it is too old to be replayed.
+    pub fn expire_credential(&mut self, now: Instant) {
+        if self.credential_expiry().is_some_and(|expiry| now >= expiry) {
+            self.bind.forget_credential();
+        }
+    }
+
+    fn abandon(&mut self, request: &Request<'_>) -> RequestVerdict {
+        // §4.11: an unknown ID is dropped silently; binds can't be abandoned.
+        match request.abandoned_id() {
+            Some(id) if self.operations.find(id).is_some_and(|operation| !operation.abandoned) => {
+                if let Some(kept) = self.operations.find_mut(id).and_then(|operation| operation.kept.take()) {
+                    self.kept_octets -= kept.pdu().len();
+                }
+                self.operations.abandon(id);
+                RequestVerdict::Forward
+            }
+            _ => RequestVerdict::Ignore,
+        }
+    }
+
+    fn judge_start_tls(
+        &self,
+        id: MessageId,
+        answer: impl Fn(ResultCode, Refusal, &'static str) -> Option<RequestVerdict>,
+    ) -> Option<RequestVerdict> {
+        match self.offers_start_tls {
+            StartTls::Established => {
+                answer(ResultCode::OPERATIONS_ERROR, Refusal::StartTls, "TLS is already established on this connection")
+            }
+            StartTls::Unsupported => answer(
+                ResultCode::PROTOCOL_ERROR,
+                Refusal::StartTls,
+                "StartTLS is not offered here: use the ldaps:// address of this service",
+            ),
+            StartTls::Offered if !self.operations.is_empty() || self.bind.is_continuing() => answer(
+                ResultCode::OPERATIONS_ERROR,
+                Refusal::StartTls,
+                "StartTLS must wait until no operation and no SASL bind is in progress",
+            ),
+            StartTls::Offered => Some(RequestVerdict::StartTls(id)),
+        }
+    }
+
+    fn unsolicited(&self, response: &Response<'_>) -> ResponseVerdict {
+        if !response.is_notice_of_disconnection() {
+            return ResponseVerdict::Forward(None);
+        }
+        match response.result().map(|result| result.code) {
+            Some(ResultCode::BUSY | ResultCode::UNAVAILABLE) => ResponseVerdict::Lost,
+            _ => ResponseVerdict::ForwardAndEnd(EndReason::BackendNotice),
+        }
+    }
+
+    /// A copy of the request, if it may be sent to a second backend after the first has taken it.
+    fn keep(&mut self, request: &Request<'_>) -> Option<KeptRequest> {
+        let repeatable = self.failover.mode == FailoverMode::Session
+            && !may_write(request)
+            && (request.kind() != OperationKind::Bind || is_simple_bind(request))
+            && !self.operations.has_unanswered_write()
+            && request.controls().all(|control| !control.critical || is_known(control.oid));
+        let length = request.pdu().len();
+        if !repeatable || self.kept_octets + length > MOST_KEPT {
+            return None;
+        }
+        self.kept_octets += length;
+        Some(KeptRequest::new(request.pdu()))
+    }
+
+    fn release(&mut self, operation: &Operation) {
+        self.kept_octets -= operation.kept.as_ref().map_or(0, |kept| kept.pdu().len());
+    }
+}
+
+const SESSION_LOST: &str = "the backend that held this session's state was lost: reconnect, bind and repeat";
+
+impl Loss {
+    fn fail(&mut self, operation: Operation, kind: FailoverKind, reason: Refusal, diagnostic: &'static str) {
+        self.kinds.push(kind);
+        let answer = Answer {
+            id: operation.id,
+            kind: operation.kind,
+            code: ResultCode::UNAVAILABLE,
+            reason,
+            diagnostic: diagnostic.into(),
+            started: operation.started,
+        };
+        self.answers.push((operation, answer));
+    }
+}
+
+fn malformed(text: &'static str) -> Option<RequestVerdict> {
+    Some(RequestVerdict::End(Ending::told(EndReason::ProtocolError, ResultCode::PROTOCOL_ERROR, text)))
+}
+
+/// Whether a request may change the directory. An extended operation may, but for the one that only asks (RFC 4532).
+fn may_write(request: &Request<'_>) -> bool {
+    request.kind().may_write() && request.extended_name() != Some(oid::WHO_AM_I.as_bytes())
+}
+
+fn is_simple_bind(request: &Request<'_>) -> bool {
+    use crate::ldap::Authentication;
+    request.bind().is_some_and(|bind| matches!(bind.authentication, Authentication::Simple(_)))
+}
+
+/// Controls that change what a search returns but not the directory, nor tie it to one server.
+fn is_known(oid: &[u8]) -> bool {
+    const REPEATABLE: [&str; 9] = [
+        oid::PAGED_RESULTS,
+        oid::SERVER_SORT,
+        oid::VIRTUAL_LIST_VIEW,
+        oid::MANAGE_DSA_IT,
+        oid::EXTENDED_DN,
+        oid::SHOW_DELETED,
+        oid::SEARCH_OPTIONS,
+        oid::DOMAIN_SCOPE,
+        oid::SD_FLAGS,
+    ];
+    REPEATABLE.iter().any(|known| known.as_bytes() == oid)
+}

@@ -1,1 +1,0 @@
-//! The failed-login throttle, per name and per address.

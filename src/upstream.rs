@@ -1,1 +1,0 @@
-//! One live connection to a backend.
