@@ -11,10 +11,11 @@ use tokio_util::sync::CancellationToken;
 use super::Proxy;
 use crate::access_log::AccessLog;
 use crate::config::{self, BackendAddress, Config, ListenerProtocol};
+use crate::health;
 use crate::listener::{self, Door, Keys};
 use crate::policy::Policy;
-use crate::pool::{Backend, Pool};
-use crate::session::{self, ReplayGuard};
+use crate::pool::{Endpoint, Pool, keep_warm};
+use crate::session::{self, Command, ReplayGuard};
 use crate::throttle::LoginThrottle;
 use crate::tls::{CertificateInfo, ServerTls, UnixTime};
 use crate::trust::{Reload, TrustSource};
@@ -146,27 +147,36 @@ impl Proxy {
                 continue;
             }
             let (reports, events) = mpsc::channel(EVENTS);
-            let pool = Pool::new(Arc::clone(settings), Connector::default());
-            let mut backends = Vec::new();
+            let connector = match Connector::new(settings) {
+                Ok(connector) => connector,
+                Err(finding) => {
+                    problems.push(format!("pools.{name}.{finding}"));
+                    continue;
+                }
+            };
+            let pool = Pool::new(Arc::clone(settings), connector, Arc::clone(self.metrics()), reports);
+            let mut endpoints = Vec::new();
             for source in &settings.backends {
                 let BackendAddress::Socket(address) = source.address else {
                     problems.push(format!("pool {name}: host names are not resolved yet"));
                     continue;
                 };
-                let host = address.ip().to_string();
-                let metrics = self.metrics().backend(name, &address.to_string());
-                let backend = Backend::new(address, host, source, metrics, reports.clone());
-                if let Some(before) = known.and_then(|known| known.pool.backend(backend.name())) {
-                    // What an operator has asked survives a reload.
-                    backend.set_duty(before.duty());
-                }
-                backends.push(Arc::new(backend));
+                endpoints.push(Endpoint {
+                    address,
+                    host: address.ip().to_string(),
+                    weight: source.weight,
+                    tier: source.tier,
+                    max_sessions: source.max_sessions,
+                });
             }
-            pool.set_backends(backends);
+            pool.admit(&endpoints);
+            if let Some(before) = known {
+                pool.succeed(&before.pool);
+            }
             let running = RunningPool {
                 pool: Arc::new(pool),
                 replay_guard: known.map_or_else(ReplayGuard::new, |known| Arc::clone(&known.replay_guard)),
-                stop: CancellationToken::new(),
+                stop: self.stopping.child_token(),
             };
             planned.insert(name.clone(), PlannedPool { running, events: Some(events) });
         }
@@ -324,12 +334,26 @@ impl Proxy {
         }
     }
 
+    /// Starts what keeps a pool's backends known and judged.
     fn start_pool(&self, running: &RunningPool, events: mpsc::Receiver<crate::pool::Event>) {
+        let pool = Arc::clone(&running.pool);
+        let registry = Arc::clone(&self.registry);
+        let rebalance = pool.settings().rebalance;
+        let all = Arc::clone(&pool);
+        let on_change = move |change: &health::Change| {
+            if change.is_loss() {
+                registry.command_on(&change.backend, Command::Leave);
+            } else if change.is_return() && rebalance {
+                for other in all.backends().iter().filter(|other| !Arc::ptr_eq(other, &change.backend)) {
+                    registry.command_on(other, Command::Move);
+                }
+            }
+        };
         let stop = running.stop.clone();
-        self.background.spawn(async move {
-            let mut events = events;
-            while stop.run_until_cancelled(events.recv()).await.flatten().is_some() {}
-        });
+        let watch = health::watch(Arc::clone(&pool), events, on_change);
+        self.background.spawn(async move { stop.run_until_cancelled(watch).await });
+        let stop = running.stop.clone();
+        self.background.spawn(async move { stop.run_until_cancelled(keep_warm(pool)).await });
     }
 
     /// Shows when the certificates now served expire.

@@ -11,6 +11,8 @@ mod registry;
 mod replay;
 mod run;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

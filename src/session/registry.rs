@@ -35,6 +35,8 @@ pub enum Command {
     Move = 8,
     /// Answer what is in flight and end now: the time to drain is over.
     Stop = 16,
+    /// The backend has stopped answering: take the upstream for lost.
+    Leave = 32,
 }
 
 /// One live session, seen from outside.
@@ -160,6 +162,15 @@ impl Registry {
     pub fn command_all(&self, command: Command) {
         for session in self.sessions() {
             session.command(command);
+        }
+    }
+
+    /// Tells every session on this backend something.
+    pub fn command_on(&self, backend: &Arc<Backend>, command: Command) {
+        for session in self.sessions() {
+            if session.facts().backend.is_some_and(|its| Arc::ptr_eq(&its, backend)) {
+                session.command(command);
+            }
         }
     }
 

@@ -405,10 +405,18 @@ impl State {
     }
 
     /// No backend could be reached, or none wants the session's identity: everything in flight is answered.
-    pub fn fail_all(&mut self, reason: Refusal, diagnostic: &'static str) -> Vec<(Operation, Answer)> {
+    pub fn fail_all(
+        &mut self,
+        code: ResultCode,
+        reason: Refusal,
+        diagnostic: &'static str,
+    ) -> Vec<(Operation, Answer)> {
         let mut loss = Loss::default();
         for operation in self.operations.take_awaited() {
             loss.fail(operation, FailoverKind::Exhausted, reason, diagnostic);
+        }
+        for (_, answer) in &mut loss.answers {
+            answer.code = code;
         }
         self.kept_octets = 0;
         if self.bind.awaiting().is_some() {

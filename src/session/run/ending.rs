@@ -69,9 +69,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             return self.end_now(EndReason::Untrusted, "your address is no longer trusted by this service");
         }
         if self.entry.is_told(Command::Stop) {
-            let answers = self.state.fail_all(Refusal::Draining, DRAINING);
+            let answers = self.state.fail_all(ResultCode::UNAVAILABLE, Refusal::Draining, DRAINING);
             self.answer_all(answers, now);
             return self.end_now(EndReason::Shutdown, DRAINING);
+        }
+        if self.entry.is_told(Command::Leave) {
+            self.entry.fulfil(Command::Leave);
+            self.lose(now);
+            return Moved::Yes;
         }
         let opaque = self.state.layer() == Layer::Opaque;
         let quiet = self.state.operations().awaited() == 0

@@ -10,6 +10,7 @@ use super::{Link, Moved, Passing, Phase, Run, Up};
 use crate::failure::{EndReason, FailoverKind, Refusal};
 use crate::ldap::{self, FrameError, MessageId, OperationKind, Request, ResultCode, reply};
 use crate::policy::{Refused, Standing};
+use crate::pool::Shortage;
 use crate::session::buffer::Inbox;
 use crate::session::establish::{Establish, EstablishError};
 use crate::session::state::{Answer, Ending, Layer, RequestVerdict};
@@ -19,6 +20,7 @@ use crate::throttle::BindName;
 const MOST_WAITING: usize = 64 * 1024;
 
 const NO_BACKEND: &str = "no directory server can be reached; retry later";
+const NO_SEAT: &str = "every directory server has as many sessions as it may (max_sessions); retry later";
 const REPLAY_REFUSED: &str = "your bind is no longer accepted by the directory: reconnect and bind again";
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
@@ -298,15 +300,20 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         match error {
             EstablishError::NoBackend(error) => {
                 self.settings.no_backend.warn(&self.settings.pool.settings().name, &error, now);
+                let (code, reason, text) = match error.shortage {
+                    Shortage::NoBackend => (ResultCode::UNAVAILABLE, Refusal::NoBackend, NO_BACKEND),
+                    Shortage::QueueFull => (ResultCode::BUSY, Refusal::QueueFull, NO_SEAT),
+                    Shortage::QueueTimeout => (ResultCode::BUSY, Refusal::QueueTimeout, NO_SEAT),
+                };
                 self.settings.metrics.failovers.count(FailoverKind::Exhausted);
-                let answers = self.state.fail_all(Refusal::NoBackend, NO_BACKEND);
+                let answers = self.state.fail_all(code, reason, text);
                 self.answer_all(answers, now);
             }
             EstablishError::ReplayRefused(code) => {
                 tracing::warn!(session = self.entry.id, client = %self.entry.client, code = code.map(|code| code.0),
                     "the session's bind was refused by another backend: was the password changed?");
                 self.settings.metrics.failovers.count(FailoverKind::ReplayRefused);
-                let answers = self.state.fail_all(Refusal::ReplayRefused, REPLAY_REFUSED);
+                let answers = self.state.fail_all(ResultCode::UNAVAILABLE, Refusal::ReplayRefused, REPLAY_REFUSED);
                 self.answer_all(answers, now);
                 self.end(Ending::told(EndReason::ReplayRefused, ResultCode::UNAVAILABLE, REPLAY_REFUSED));
             }
