@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -180,8 +181,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
     }
 
     pub(super) fn show_in_flight(&mut self) {
+        let awaited = self.state.operations().awaited();
+        self.entry.in_flight.store(awaited, Ordering::Relaxed);
         if let Link::Up(up) = &mut self.link {
-            up.in_flight.set(self.state.operations().awaited());
+            up.in_flight.set(awaited);
         }
     }
 

@@ -1,6 +1,7 @@
 //! Towards the backend: reading the client, judging its requests, sending them on.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -42,7 +43,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
                 Poll::Ready(Ok(0)) => self.client_ended = true,
                 Poll::Ready(Ok(count)) => {
                     self.settings.listener.received(count);
-                    self.account.received += count as u64;
+                    self.entry.received.fetch_add(count as u64, Ordering::Relaxed);
                     self.clock.active = now;
                 }
                 Poll::Ready(Err(_)) => {
