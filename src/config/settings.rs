@@ -419,6 +419,18 @@ impl Default for Probe {
     }
 }
 
+impl Probe {
+    /// The defaults of `[pools.NAME.health.deep]`: a login of the service account, seldom enough to weigh nothing.
+    pub fn deep() -> Self {
+        Self {
+            kind: ProbeKind::Bind,
+            interval: Duration::from_secs(30),
+            timeout: Duration::from_secs(5),
+            ..Self::default()
+        }
+    }
+}
+
 /// `probe`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ProbeKind {
@@ -431,6 +443,18 @@ pub enum ProbeKind {
     Bind,
     /// Bind where a name is given, then a search with content.
     Search,
+}
+
+impl ProbeKind {
+    /// The name in configuration, status and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::RootDse => "rootdse",
+            Self::Tcp => "tcp",
+            Self::Bind => "bind",
+            Self::Search => "search",
+        }
+    }
 }
 
 /// `[pools.NAME.failover]`

@@ -133,3 +133,40 @@ metrics! {
     /// When the process started, in Unix seconds.
     PROCESS_START_TIME = "process_start_time_seconds" Gauge [];
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failure::{ClosedList, EndReason, FailoverKind, Limit, Outcome, Refusal, ReloadOutcome};
+
+    fn metric_rows() -> Vec<String> {
+        let row = |metric: &Metric| {
+            let kind = format!("{:?}", metric.kind).to_lowercase();
+            let labels: Vec<_> = metric.labels.iter().map(|label| format!("`{label}`")).collect();
+            format!("| `{}` | {kind} | {} | {} |", metric.name, labels.join(" "), metric.help.trim())
+        };
+        ALL.iter().map(row).collect()
+    }
+
+    fn value_rows<L: ClosedList>() -> Vec<String> {
+        L::ALL.iter().map(|value| format!("| `{}` | {} |", value.as_str(), value.meaning())).collect()
+    }
+
+    /// The reference is written by hand around its tables; the tables are this list and the closed lists, in order.
+    #[test]
+    fn the_reference_has_every_metric_and_every_label_value_and_nothing_else() {
+        let reference = include_str!("../../docs/metrics.md");
+        let written: Vec<_> = reference.lines().filter(|line| line.starts_with("| `")).collect();
+        let expected = [
+            metric_rows(),
+            value_rows::<Outcome>(),
+            value_rows::<FailoverKind>(),
+            value_rows::<Refusal>(),
+            value_rows::<EndReason>(),
+            value_rows::<ReloadOutcome>(),
+            value_rows::<Limit>(),
+        ]
+        .concat();
+        assert_eq!(written, expected, "docs/metrics.md should hold these rows:\n{}", expected.join("\n"));
+    }
+}

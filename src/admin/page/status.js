@@ -63,7 +63,7 @@ const act = async (button) => {
       signal: AbortSignal.timeout(PATIENCE),
     });
     const answer = await response.json();
-    outcome.textContent = response.ok ? `${backend} is ${answer.state}` : answer.error;
+    outcome.textContent = response.ok ? answer.map(({ name, state }) => `${name} is ${state}`).join(", ") : answer.error;
   } catch (error) {
     outcome.textContent = error.message;
   }
