@@ -120,9 +120,12 @@ impl Control for Controller {
     }
 }
 
+/// A backend and its pool.
+type Place = (Arc<Pool>, Arc<Backend>);
+
 impl Proxy {
     /// The backends called `host:port` in any pool, or `pool/host:port` in that one.
-    fn find_backends(&self, name: &str) -> Result<Vec<(Arc<Pool>, Arc<Backend>)>, NotFound> {
+    fn find_backends(&self, name: &str) -> Result<Vec<Place>, NotFound> {
         let state = self.state();
         let found: Vec<_> = state
             .parts

@@ -10,11 +10,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::Proxy;
 use crate::access_log::AccessLog;
-use crate::config::{self, BackendAddress, Config, ListenerProtocol};
+use crate::config::{self, Config, ListenerProtocol};
+use crate::discovery::Discovery;
 use crate::health;
 use crate::listener::{self, Door, Keys};
 use crate::policy::Policy;
-use crate::pool::{Endpoint, Pool, keep_warm};
+use crate::pool::{Event, Pool, keep_warm};
 use crate::session::{self, Command, ReplayGuard};
 use crate::throttle::LoginThrottle;
 use crate::tls::{CertificateInfo, ServerTls, UnixTime};
@@ -60,8 +61,8 @@ pub(super) struct Plan {
 
 struct PlannedPool {
     running: RunningPool,
-    /// For the pool's health task; none where the pool goes on unchanged.
-    events: Option<mpsc::Receiver<crate::pool::Event>>,
+    /// For the pool's own tasks; none where the pool goes on unchanged.
+    fresh: Option<(Discovery, mpsc::Receiver<Event>)>,
 }
 
 struct PlannedListener {
@@ -107,7 +108,7 @@ impl Proxy {
     pub(super) async fn plan(&self, config: &Arc<Config>) -> Result<Plan, Vec<String>> {
         let mut problems = Vec::new();
         let tls = self.plan_tls(config, &mut problems);
-        let pools = self.plan_pools(config, &mut problems);
+        let pools = self.plan_pools(config, &mut problems).await;
         let listeners = self.plan_listeners(config, &tls, &mut problems);
         let (throttle, access_log) = self.plan_throttle_and_log(config, &mut problems);
         if !problems.is_empty() {
@@ -137,13 +138,13 @@ impl Proxy {
         planned
     }
 
-    fn plan_pools(&self, config: &Config, problems: &mut Vec<String>) -> BTreeMap<String, PlannedPool> {
-        let running = &self.state().parts.pools;
+    async fn plan_pools(&self, config: &Config, problems: &mut Vec<String>) -> BTreeMap<String, PlannedPool> {
+        let running = self.state().parts.pools.clone();
         let mut planned = BTreeMap::new();
         for (name, settings) in &config.pools {
             let known = running.get(name);
             if let Some(known) = known.filter(|known| known.pool.settings() == settings) {
-                planned.insert(name.clone(), PlannedPool { running: known.clone(), events: None });
+                planned.insert(name.clone(), PlannedPool { running: known.clone(), fresh: None });
                 continue;
             }
             let (reports, events) = mpsc::channel(EVENTS);
@@ -155,21 +156,12 @@ impl Proxy {
                 }
             };
             let pool = Pool::new(Arc::clone(settings), connector, Arc::clone(self.metrics()), reports);
-            let mut endpoints = Vec::new();
-            for source in &settings.backends {
-                let BackendAddress::Socket(address) = source.address else {
-                    problems.push(format!("pool {name}: host names are not resolved yet"));
-                    continue;
-                };
-                endpoints.push(Endpoint {
-                    address,
-                    host: address.ip().to_string(),
-                    weight: source.weight,
-                    tier: source.tier,
-                    max_sessions: source.max_sessions,
-                });
+            let mut discovery = Discovery::new(settings);
+            for failure in discovery.refresh().await {
+                // It is asked for again; until then the other backends serve.
+                tracing::error!(pool = %name, name = %failure.name, reason = %failure.reason, "cannot resolve");
             }
-            pool.admit(&endpoints);
+            pool.admit(&discovery.endpoints());
             if let Some(before) = known {
                 pool.succeed(&before.pool);
             }
@@ -178,7 +170,7 @@ impl Proxy {
                 replay_guard: known.map_or_else(ReplayGuard::new, |known| Arc::clone(&known.replay_guard)),
                 stop: self.stopping.child_token(),
             };
-            planned.insert(name.clone(), PlannedPool { running, events: Some(events) });
+            planned.insert(name.clone(), PlannedPool { running, fresh: Some((discovery, events)) });
         }
         planned
     }
@@ -253,9 +245,9 @@ impl Proxy {
             access_log: access_log.unwrap_or(before.access_log),
             ..Parts::default()
         };
-        for (name, PlannedPool { running, events }) in pools {
-            if let Some(events) = events {
-                self.start_pool(&running, events);
+        for (name, PlannedPool { running, fresh }) in pools {
+            if let Some((discovery, events)) = fresh {
+                self.start_pool(&running, discovery, events);
             }
             parts.pools.insert(name, running);
         }
@@ -335,7 +327,7 @@ impl Proxy {
     }
 
     /// Starts what keeps a pool's backends known and judged.
-    fn start_pool(&self, running: &RunningPool, events: mpsc::Receiver<crate::pool::Event>) {
+    fn start_pool(&self, running: &RunningPool, discovery: Discovery, events: mpsc::Receiver<Event>) {
         let pool = Arc::clone(&running.pool);
         let registry = Arc::clone(&self.registry);
         let rebalance = pool.settings().rebalance;
@@ -349,11 +341,15 @@ impl Proxy {
                 }
             }
         };
+        self.keep_up(running, health::watch(Arc::clone(&pool), events, on_change));
+        self.keep_up(running, keep_warm(Arc::clone(&pool)));
+        self.keep_up(running, discovery.run(pool));
+    }
+
+    /// Runs a pool's task until the pool or the proxy ends.
+    fn keep_up(&self, running: &RunningPool, task: impl Future<Output = ()> + Send + 'static) {
         let stop = running.stop.clone();
-        let watch = health::watch(Arc::clone(&pool), events, on_change);
-        self.background.spawn(async move { stop.run_until_cancelled(watch).await });
-        let stop = running.stop.clone();
-        self.background.spawn(async move { stop.run_until_cancelled(keep_warm(pool)).await });
+        self.background.spawn(async move { stop.run_until_cancelled(task).await });
     }
 
     /// Shows when the certificates now served expire.

@@ -84,7 +84,7 @@ pub enum Served<T> {
     /// The session is over.
     Ended(EndReason),
     /// The client was told to start TLS: handshake, then go on.
-    StartTls(Session<T>),
+    StartTls(Box<Session<T>>),
 }
 
 impl<T> Served<T> {
@@ -130,7 +130,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
                 run.close_account(reason);
                 Served::Ended(reason)
             }
-            Outcome::StartTls => Served::StartTls(Self { settings: self.settings, parts: run.into_parts() }),
+            Outcome::StartTls => Served::StartTls(Box::new(Self { settings: self.settings, parts: run.into_parts() })),
         }
     }
 }

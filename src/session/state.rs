@@ -271,14 +271,12 @@ impl State {
         if kind == OperationKind::Extended && request.extended_name() == Some(oid::START_TLS.as_bytes()) {
             return self.judge_start_tls(id, answer);
         }
-        if let Some(search) = request.search() {
-            if search.filter_is_deeper_than(limits.filter_depth) {
-                return answer(
-                    ResultCode::BUSY,
-                    Refusal::FilterDepth,
-                    "the search filter is nested too deeply (limits.filter_depth): simplify it",
-                );
-            }
+        if request.search().is_some_and(|search| search.filter_is_deeper_than(limits.filter_depth)) {
+            return answer(
+                ResultCode::BUSY,
+                Refusal::FilterDepth,
+                "the search filter is nested too deeply (limits.filter_depth): simplify it",
+            );
         }
         None
     }

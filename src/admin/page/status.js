@@ -71,11 +71,14 @@ const act = async (button) => {
 };
 
 if (token()) {
-  document.getElementById("token-form").hidden = false;
+  const form = document.getElementById("token-form");
+  form.hidden = false;
+  form.addEventListener("submit", (event) => event.preventDefault());
   token().addEventListener("input", allow);
   document.addEventListener("click", (event) => {
     const button = event.target.closest("[data-action]");
     if (button) act(button);
   });
 }
+document.getElementById("still").hidden = true;
 setInterval(renew, PERIOD);
