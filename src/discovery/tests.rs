@@ -212,6 +212,25 @@ async fn the_pool_follows_dns_and_outlives_it() {
     running.abort();
 }
 
+/// A reload while DNS fails must not empty a pool.
+#[tokio::test]
+async fn answers_outlive_a_reload() {
+    let server = NameServer::start().await;
+    server.set("dc.corp.example.com", vec![a(1)]);
+    server.set("_ldap._tcp.corp.example.com", vec![srv(0, 1, 389, "dc.corp.example.com")]);
+    let mut settings = settings(&server, vec![BackendAddress::Service("_ldap._tcp.corp.example.com".into())]);
+    let mut before = Discovery::new(&settings);
+    let memory = before.memory();
+    before.refresh().await;
+    server.fail(Some(ResponseCode::ServFail));
+    settings.warm = 1;
+    let mut after = Discovery::new(&settings);
+    after.succeed(&memory);
+    assert_eq!(after.refresh().await.len(), 2, "asked again all the same");
+    assert_eq!(after.endpoints(), before.endpoints());
+    assert_eq!(after.endpoints().len(), 1);
+}
+
 #[tokio::test]
 async fn a_pool_of_addresses_needs_no_dns() {
     let address = BackendAddress::Socket("10.0.0.1:389".parse().unwrap());
