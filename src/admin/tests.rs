@@ -188,7 +188,7 @@ async fn the_unix_socket_may_change_state() {
     ask(running.unix(), None, |client| {
         assert_eq!(client.probe("/readyz"), Ok((true, "ready".into())));
         let drained = post(&client, "drain", json!({ "backend": BACKEND })).expect("it is drained");
-        assert_eq!(drained["state"], "draining");
+        assert_eq!(drained[0]["state"], "draining");
         assert_eq!(client.probe("/readyz"), Ok((false, "no backend is usable".into())));
         assert_eq!(client.probe("/healthz"), Ok((true, "alive".into())));
         let unknown =

@@ -7,7 +7,7 @@ use super::Proxy;
 use crate::admin::model::{self, BackendState, Snapshot};
 use crate::admin::{Control, NotFound, Reloading};
 use crate::config::ListenerProtocol;
-use crate::pool::{Backend, Duty, Health};
+use crate::pool::{Backend, Duty, Health, Pool, ProbeRecord};
 use crate::session::Command;
 
 /// What the admin side may do, for the running proxy.
@@ -77,7 +77,7 @@ impl Control for Controller {
                     id: session.id,
                     client: session.client.to_string(),
                     listener: session.listener.to_string(),
-                    tls: facts.tls_version.map(str::to_owned),
+                    tls: facts.tls.map(|tls| tls.version.to_owned()),
                     bind_name: facts.bind_name.map(Into::into),
                     backend: facts.backend.map(|backend| backend.name().to_owned()),
                     started: unix(session.started),
@@ -90,24 +90,18 @@ impl Control for Controller {
     }
 
     fn drain(&self, name: &str) -> Result<(), NotFound> {
-        let backends = self.0.find_backends(name)?;
-        for backend in &backends {
-            backend.set_duty(Duty::Draining);
-            tracing::info!(backend = backend.name(), "draining");
-        }
-        for session in self.0.registry.sessions() {
-            let there = session.facts().backend;
-            if there.is_some_and(|there| backends.iter().any(|backend| Arc::ptr_eq(backend, &there))) {
-                session.command(Command::Move);
-            }
+        for (pool, backend) in self.0.find_backends(name)? {
+            pool.drain(backend.name());
+            tracing::info!(pool = pool.settings().name, backend = backend.name(), "draining");
+            self.0.registry.command_on(&backend, Command::Move);
         }
         Ok(())
     }
 
     fn enable(&self, name: &str) -> Result<(), NotFound> {
-        for backend in self.0.find_backends(name)? {
-            backend.set_duty(Duty::Enabled);
-            tracing::info!(backend = backend.name(), "enabled");
+        for (pool, backend) in self.0.find_backends(name)? {
+            pool.enable(backend.name());
+            tracing::info!(pool = pool.settings().name, backend = backend.name(), "enabled");
         }
         Ok(())
     }
@@ -126,21 +120,20 @@ impl Control for Controller {
     }
 }
 
+/// A backend and its pool.
+type Place = (Arc<Pool>, Arc<Backend>);
+
 impl Proxy {
     /// The backends called `host:port` in any pool, or `pool/host:port` in that one.
-    fn find_backends(&self, name: &str) -> Result<Vec<Arc<Backend>>, NotFound> {
+    fn find_backends(&self, name: &str) -> Result<Vec<Place>, NotFound> {
         let state = self.state();
-        let named = |pool: &str, backend: &Backend| {
-            backend.name() == name
-                || name.strip_prefix(pool).and_then(|rest| rest.strip_prefix('/')) == Some(backend.name())
-        };
         let found: Vec<_> = state
             .parts
             .pools
             .iter()
-            .flat_map(|(pool, running)| {
-                let backends = running.pool.backends();
-                backends.iter().filter(|backend| named(pool, backend)).cloned().collect::<Vec<_>>()
+            .filter_map(|(pool, running)| {
+                let own = name.strip_prefix(pool).and_then(|rest| rest.strip_prefix('/')).unwrap_or(name);
+                Some((Arc::clone(&running.pool), running.pool.backend(own)?))
             })
             .collect();
         if found.is_empty() { Err(NotFound) } else { Ok(found) }
@@ -156,7 +149,7 @@ impl Proxy {
             reasons.push("no listener is up".to_owned());
         }
         for (name, running) in &state.parts.pools {
-            if !running.pool.backends().iter().any(|backend| backend.is_usable()) {
+            if !running.pool.is_usable() {
                 reasons.push(format!("pool {name} has no usable backend"));
             }
         }
@@ -165,6 +158,7 @@ impl Proxy {
 }
 
 fn show_backend(pool: &str, backend: &Arc<Backend>) -> model::Backend {
+    let account = backend.account();
     model::Backend {
         name: backend.name().to_owned(),
         pool: pool.to_owned(),
@@ -180,7 +174,19 @@ fn show_backend(pool: &str, backend: &Arc<Backend>) -> model::Backend {
         weight: backend.weight(),
         tier: backend.tier(),
         sessions: backend.sessions(),
+        reason: account.reason,
+        since: unix(account.since),
+        probes: account.probes.iter().map(show_probe).collect(),
         ..model::Backend::default()
+    }
+}
+
+fn show_probe(probe: &ProbeRecord) -> model::Probe {
+    model::Probe {
+        at: unix(probe.at),
+        kind: probe.kind.as_str().to_owned(),
+        milliseconds: probe.duration.as_secs_f64() * 1000.0,
+        failure: probe.failure.clone(),
     }
 }
 

@@ -104,7 +104,9 @@ impl Proxy {
     }
 
     /// Opens log files again, after they were moved away.
-    pub fn reopen_logs(&self) {}
+    pub fn reopen_logs(&self) {
+        self.state().parts.access_log.reopen();
+    }
 
     /// Stops accepting, lets operations finish and tells every client; `hurry` ends the wait. Returns when no session is
     /// left or the configured time is over.
@@ -127,6 +129,9 @@ impl Proxy {
             let _ = tokio::time::timeout(LAST_WORDS, self.connections.wait()).await;
         }
         self.stopping.cancel();
+        let access_log = self.state().parts.access_log.clone();
+        // It blocks until what is queued is written.
+        let _ = tokio::task::spawn_blocking(move || access_log.finish()).await;
         self.state().admin.cancel();
         self.background.close();
         let _ = tokio::time::timeout(LAST_WORDS, self.background.wait()).await;

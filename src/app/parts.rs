@@ -9,10 +9,15 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::Proxy;
-use crate::config::{self, BackendAddress, Config, ListenerProtocol};
+use crate::access_log::AccessLog;
+use crate::config::{self, Config, ListenerProtocol};
+use crate::discovery::Discovery;
+use crate::health;
 use crate::listener::{self, Door, Keys};
-use crate::pool::{Backend, Pool};
-use crate::session::{self, ReplayGuard};
+use crate::policy::Policy;
+use crate::pool::{Event, Pool, keep_warm};
+use crate::session::{self, Command, ReplayGuard};
+use crate::throttle::LoginThrottle;
 use crate::tls::{CertificateInfo, ServerTls, UnixTime};
 use crate::trust::{Reload, TrustSource};
 use crate::upstream::Connector;
@@ -21,11 +26,12 @@ use crate::upstream::Connector;
 const EVENTS: usize = 1024;
 
 /// What is running.
-#[derive(Default)]
 pub(super) struct Parts {
     pub tls: Vec<(Arc<config::Tls>, Arc<ServerTls>)>,
     pub pools: BTreeMap<String, RunningPool>,
     pub listeners: BTreeMap<String, RunningListener>,
+    pub throttle: Arc<LoginThrottle>,
+    pub access_log: AccessLog,
 }
 
 #[derive(Clone)]
@@ -48,19 +54,35 @@ pub(super) struct Plan {
     tls: Vec<(Arc<config::Tls>, Arc<ServerTls>)>,
     pools: BTreeMap<String, PlannedPool>,
     listeners: Vec<PlannedListener>,
+    /// A throttle and a log that replace those in use; none where their settings stay.
+    throttle: Option<Arc<LoginThrottle>>,
+    access_log: Option<AccessLog>,
 }
 
 struct PlannedPool {
     running: RunningPool,
-    /// For the pool's health task; none where the pool goes on unchanged.
-    events: Option<mpsc::Receiver<crate::pool::Event>>,
+    /// For the pool's own tasks; none where the pool goes on unchanged.
+    fresh: Option<(Discovery, mpsc::Receiver<Event>)>,
 }
 
 struct PlannedListener {
     settings: config::Listener,
+    policy: Policy,
     tls: Option<Arc<ServerTls>>,
     /// For a listener that is new or moves to another address.
     fresh: Option<(TcpListener, TrustSource)>,
+}
+
+impl Default for Parts {
+    fn default() -> Self {
+        Self {
+            tls: Vec::new(),
+            pools: BTreeMap::new(),
+            listeners: BTreeMap::new(),
+            throttle: Arc::new(LoginThrottle::new(&config::LoginThrottle::default())),
+            access_log: AccessLog::off(),
+        }
+    }
 }
 
 impl Parts {
@@ -86,9 +108,13 @@ impl Proxy {
     pub(super) async fn plan(&self, config: &Arc<Config>) -> Result<Plan, Vec<String>> {
         let mut problems = Vec::new();
         let tls = self.plan_tls(config, &mut problems);
-        let pools = self.plan_pools(config, &mut problems);
+        let pools = self.plan_pools(config, &mut problems).await;
         let listeners = self.plan_listeners(config, &tls, &mut problems);
-        if problems.is_empty() { Ok(Plan { config: Arc::clone(config), tls, pools, listeners }) } else { Err(problems) }
+        let (throttle, access_log) = self.plan_throttle_and_log(config, &mut problems);
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        Ok(Plan { config: Arc::clone(config), tls, pools, listeners, throttle, access_log })
     }
 
     fn plan_tls(&self, config: &Config, problems: &mut Vec<String>) -> Vec<(Arc<config::Tls>, Arc<ServerTls>)> {
@@ -112,41 +138,60 @@ impl Proxy {
         planned
     }
 
-    fn plan_pools(&self, config: &Config, problems: &mut Vec<String>) -> BTreeMap<String, PlannedPool> {
-        let running = &self.state().parts.pools;
+    async fn plan_pools(&self, config: &Config, problems: &mut Vec<String>) -> BTreeMap<String, PlannedPool> {
+        let running = self.state().parts.pools.clone();
         let mut planned = BTreeMap::new();
         for (name, settings) in &config.pools {
             let known = running.get(name);
             if let Some(known) = known.filter(|known| known.pool.settings() == settings) {
-                planned.insert(name.clone(), PlannedPool { running: known.clone(), events: None });
+                planned.insert(name.clone(), PlannedPool { running: known.clone(), fresh: None });
                 continue;
             }
             let (reports, events) = mpsc::channel(EVENTS);
-            let pool = Pool::new(Arc::clone(settings), Connector::default());
-            let mut backends = Vec::new();
-            for source in &settings.backends {
-                let BackendAddress::Socket(address) = source.address else {
-                    problems.push(format!("pool {name}: host names are not resolved yet"));
+            let connector = match Connector::new(settings) {
+                Ok(connector) => connector,
+                Err(finding) => {
+                    problems.push(format!("pools.{name}.{finding}"));
                     continue;
-                };
-                let host = address.ip().to_string();
-                let metrics = self.metrics().backend(name, &address.to_string());
-                let backend = Backend::new(address, host, source, metrics, reports.clone());
-                if let Some(before) = known.and_then(|known| known.pool.backend(backend.name())) {
-                    // What an operator has asked survives a reload.
-                    backend.set_duty(before.duty());
                 }
-                backends.push(Arc::new(backend));
+            };
+            let pool = Pool::new(Arc::clone(settings), connector, Arc::clone(self.metrics()), reports);
+            let mut discovery = Discovery::new(settings);
+            for failure in discovery.refresh().await {
+                // It is asked for again; until then the other backends serve.
+                tracing::error!(pool = %name, name = %failure.name, reason = %failure.reason, "cannot resolve");
             }
-            pool.set_backends(backends);
+            pool.admit(&discovery.endpoints());
+            if let Some(before) = known {
+                pool.succeed(&before.pool);
+            }
             let running = RunningPool {
                 pool: Arc::new(pool),
                 replay_guard: known.map_or_else(ReplayGuard::new, |known| Arc::clone(&known.replay_guard)),
-                stop: CancellationToken::new(),
+                stop: self.stopping.child_token(),
             };
-            planned.insert(name.clone(), PlannedPool { running, events: Some(events) });
+            planned.insert(name.clone(), PlannedPool { running, fresh: Some((discovery, events)) });
         }
         planned
+    }
+
+    fn plan_throttle_and_log(
+        &self,
+        config: &Config,
+        problems: &mut Vec<String>,
+    ) -> (Option<Arc<LoginThrottle>>, Option<AccessLog>) {
+        let state = self.state();
+        let first = state.parts.listeners.is_empty();
+        let throttle = (first || config.login_throttle != state.config.login_throttle)
+            .then(|| Arc::new(LoginThrottle::new(&config.login_throttle)));
+        let mut access_log = None;
+        if first || config.access_log != state.config.access_log {
+            match AccessLog::start(&config.access_log, Arc::clone(self.metrics())) {
+                Ok(log) => access_log = Some(log),
+                Err(error) => problems.push(error.to_string()),
+            }
+        }
+        (throttle, access_log)
     }
 
     fn plan_listeners(
@@ -160,6 +205,13 @@ impl Proxy {
         for settings in &config.listeners {
             let tls = settings.tls.as_ref().and_then(|wanted| tls.iter().find(|(known, _)| known == wanted));
             let stays = running.get(&settings.name).is_some_and(|known| known.settings.address == settings.address);
+            let policy = match Policy::new(&settings.policy) {
+                Ok(policy) => policy,
+                Err(error) => {
+                    problems.push(format!("listener {}: policy.base_dns: {error}", settings.name));
+                    continue;
+                }
+            };
             let mut fresh = None;
             if !stays {
                 match (listener::bind(settings.address), TrustSource::open(settings)) {
@@ -173,6 +225,7 @@ impl Proxy {
             }
             planned.push(PlannedListener {
                 settings: settings.clone(),
+                policy,
                 tls: tls.map(|(_, server)| Arc::clone(server)),
                 fresh,
             });
@@ -182,14 +235,19 @@ impl Proxy {
 
     /// Puts a plan in the place of what is running. Cannot fail.
     pub(super) fn carry_out(self: &Arc<Self>, plan: Plan) {
-        let Plan { config, tls, pools, listeners } = plan;
+        let Plan { config, tls, pools, listeners, throttle, access_log } = plan;
         self.admission.resize(config.limits.max_connections);
         let mut state = self.state();
         let before = std::mem::take(&mut state.parts);
-        let mut parts = Parts { tls, ..Parts::default() };
-        for (name, PlannedPool { running, events }) in pools {
-            if let Some(events) = events {
-                self.start_pool(&running, events);
+        let mut parts = Parts {
+            tls,
+            throttle: throttle.unwrap_or(before.throttle),
+            access_log: access_log.unwrap_or(before.access_log),
+            ..Parts::default()
+        };
+        for (name, PlannedPool { running, fresh }) in pools {
+            if let Some((discovery, events)) = fresh {
+                self.start_pool(&running, discovery, events);
             }
             parts.pools.insert(name, running);
         }
@@ -233,6 +291,9 @@ impl Proxy {
                 pool: Arc::clone(&pool.pool),
                 replay_guard: Arc::clone(&pool.replay_guard),
                 limits: config.limits.clone(),
+                policy: planned.policy.clone(),
+                throttle: Arc::clone(&parts.throttle),
+                access_log: parts.access_log.clone(),
                 metrics: Arc::clone(self.metrics()),
                 listener: self.metrics().listener(&settings.name),
                 no_backend: session::Outage::default(),
@@ -265,12 +326,30 @@ impl Proxy {
         }
     }
 
-    fn start_pool(&self, running: &RunningPool, events: mpsc::Receiver<crate::pool::Event>) {
+    /// Starts what keeps a pool's backends known and judged.
+    fn start_pool(&self, running: &RunningPool, discovery: Discovery, events: mpsc::Receiver<Event>) {
+        let pool = Arc::clone(&running.pool);
+        let registry = Arc::clone(&self.registry);
+        let rebalance = pool.settings().rebalance;
+        let all = Arc::clone(&pool);
+        let on_change = move |change: &health::Change| {
+            if change.is_loss() {
+                registry.command_on(&change.backend, Command::Leave);
+            } else if change.is_return() && rebalance {
+                for other in all.backends().iter().filter(|other| !Arc::ptr_eq(other, &change.backend)) {
+                    registry.command_on(other, Command::Move);
+                }
+            }
+        };
+        self.keep_up(running, health::watch(Arc::clone(&pool), events, on_change));
+        self.keep_up(running, keep_warm(Arc::clone(&pool)));
+        self.keep_up(running, discovery.run(pool));
+    }
+
+    /// Runs a pool's task until the pool or the proxy ends.
+    fn keep_up(&self, running: &RunningPool, task: impl Future<Output = ()> + Send + 'static) {
         let stop = running.stop.clone();
-        self.background.spawn(async move {
-            let mut events = events;
-            while stop.run_until_cancelled(events.recv()).await.flatten().is_some() {}
-        });
+        self.background.spawn(async move { stop.run_until_cancelled(task).await });
     }
 
     /// Shows when the certificates now served expire.

@@ -202,7 +202,7 @@ mod tests {
     #[test]
     fn shows_the_place_the_line_and_a_caret_under_the_span() {
         assert_eq!(
-            at("a = 1\n\tbé = 2 # x\n", 12..13).to_string(),
+            at("a = 1\n\tbé = 2 # x\n", 13..14).to_string(),
             "f.toml:2:7: error: wrong\n  2 |  bé = 2 # x\n    |       ^\n    = do right\n"
         );
     }

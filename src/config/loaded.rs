@@ -137,3 +137,94 @@ fn by_name(loaded: &Loaded) -> Settings {
     };
     loaded.settings.iter().map(|(path, value)| (split(path), value.clone())).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::parse;
+
+    const TWO: &str = r#"
+[[listener]]
+address = "127.0.0.1:636"
+trusted_networks = ["10.0.0.0/16"]
+pool = "one"
+[[listener]]
+name = "second"
+address = "127.0.0.1:3269"
+trusted_networks = ["10.0.0.0/16"]
+pool = "one"
+[listener.tls]
+certificate = "own.pem"
+private_key = "own.key"
+[tls]
+certificate = "shared.pem"
+private_key = "shared.key"
+[[tls.additional]]
+certificate = "more.pem"
+private_key = "more.key"
+[pools.one]
+backends = ["10.0.1.10"]
+"#;
+
+    fn loaded(text: &str) -> Loaded {
+        parse(text, Path::new("f.toml")).expect("the file is right")
+    }
+
+    #[test]
+    fn every_certificate_is_named_by_its_table_once() {
+        let loaded = loaded(TWO);
+        let certificates = loaded.certificates();
+        let shown: Vec<_> =
+            certificates.iter().map(|(path, files)| (path.as_str(), files.certificate.to_str())).collect();
+        assert_eq!(
+            shown,
+            [
+                ("listener[1].tls", Some("own.pem")),
+                ("tls", Some("shared.pem")),
+                ("tls.additional[0]", Some("more.pem"))
+            ]
+        );
+    }
+
+    #[test]
+    fn a_finding_stands_at_its_key_or_at_the_table_around_it() {
+        let loaded = loaded(TWO);
+        for (key, line, column) in [
+            ("tls.certificate", 15, 15),
+            ("tls.additional[0].private_key", 19, 15),
+            ("listener[1].tls.private_key", 13, 15),
+            ("listener[1].tls.certificate_chain", 11, 1),
+            ("listener[0].trusted_networks_file", 2, 1),
+        ] {
+            let found = loaded.report(key, Severity::Warning, "look", "");
+            assert_eq!((found.line, found.column), (line, column), "{key}");
+        }
+    }
+
+    #[test]
+    fn changes_are_told_by_key_and_name() {
+        let old = loaded(TWO);
+        assert_eq!(changes(&old, &old), <[String; 0]>::default());
+        let new = TWO
+            .replace("own.pem", "new.pem")
+            .replace("[pools.one]", "[limits]\nidle_timeout = \"30m\"\nmax_connections = 9000\n[pools.one]")
+            .replace("[[listener]]\naddress = \"127.0.0.1:636\"", "[[listener]]\naddress = \"127.0.0.2:636\"");
+        assert_eq!(
+            changes(&old, &loaded(&new)),
+            [
+                "limits.idle_timeout: \"1h\" -> \"30m\"",
+                "listener \"127.0.0.1:636\": removed",
+                "listener \"127.0.0.2:636\": added",
+                "listener \"second\".tls.certificate: \"own.pem\" -> \"new.pem\"",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_listener_that_moves_in_the_file_has_not_changed() {
+        let (first, rest) = TWO.split_once("[[listener]]\nname").expect("two listeners");
+        let (second, rest) = rest.split_once("[tls]").expect("a table after them");
+        let moved = format!("[[listener]]\nname{second}{first}[tls]{rest}");
+        assert_eq!(changes(&loaded(TWO), &loaded(&moved)), <[String; 0]>::default());
+    }
+}

@@ -89,7 +89,7 @@ pub(super) fn nearest<'c>(text: &str, candidates: impl Iterator<Item = &'c str>)
     candidates
         .map(|candidate| (strsim::jaro_winkler(&text, &candidate.to_ascii_lowercase()), candidate))
         .filter(|(likeness, _)| *likeness >= LIKE_ENOUGH)
-        .max_by(|(one, _), (other, _)| one.total_cmp(other))
+        .reduce(|best, other| if other.0 > best.0 { other } else { best })
         .map(|(_, candidate)| candidate)
 }
 

@@ -355,7 +355,7 @@ pub enum BackendProtocol {
 }
 
 /// `[pools.NAME.health]`
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Health {
     /// The frequent probe.
     pub cheap: Probe,
@@ -363,12 +363,6 @@ pub struct Health {
     pub deep: Option<Probe>,
     /// `panic_mode`: use all backends when none is healthy (off).
     pub panic_mode: bool,
-}
-
-impl Default for Health {
-    fn default() -> Self {
-        Self { cheap: Probe::default(), deep: None, panic_mode: false }
-    }
 }
 
 /// One kind of probe and its rhythm.
@@ -443,6 +437,18 @@ pub enum ProbeKind {
     Bind,
     /// Bind where a name is given, then a search with content.
     Search,
+}
+
+impl ProbeKind {
+    /// The name in configuration, status and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::RootDse => "rootdse",
+            Self::Tcp => "tcp",
+            Self::Bind => "bind",
+            Self::Search => "search",
+        }
+    }
 }
 
 /// `[pools.NAME.failover]`

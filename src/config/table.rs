@@ -12,6 +12,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::diagnostic::Severity;
 use super::kind::{Kind, Written};
+use super::path::{quoted, tables_with, title, without_indexes};
 use super::reading::{Reading, nearest};
 
 /// One table of the file, or the place where one could be.
@@ -77,7 +78,7 @@ impl<'d, 'r, 's> Table<'d, 'r, 's> {
         meaning: &str,
         read: impl FnOnce(&mut Table<'d, '_, 's>) -> T,
     ) -> T {
-        let state = match (self.entries(name), self.state) {
+        let state = match (self.entries(name, &self.path_of(name)), self.state) {
             (Some(entries), _) => State::Written(entries),
             (None, State::Absent) => State::Absent,
             (None, _) => State::Default,
@@ -94,7 +95,7 @@ impl<'d, 'r, 's> Table<'d, 'r, 's> {
         meaning: &str,
         read: impl FnOnce(&mut Table<'d, '_, 's>) -> T,
     ) -> Option<T> {
-        let entries = self.entries(name);
+        let entries = self.entries(name, &self.path_of(name));
         let (value, schema) = Table::element(self.reading, &self.path_of(name), entries, read);
         self.declare(name, meaning, false, schema);
         entries.is_some().then_some(value)
@@ -112,7 +113,7 @@ impl<'d, 'r, 's> Table<'d, 'r, 's> {
         self.declare(name, meaning, false, json!({ "type": "array", "items": element }));
         let Some(written) = self.written(name) else { return Vec::new() };
         let Some(elements) = written.get_ref().as_array() else {
-            let help = format!("write [[{}]], with double brackets", path_of_tables(&path));
+            let help = format!("write [[{}]], with double brackets", without_indexes(&path));
             return self
                 .reading
                 .refuse(written, "there may be several of these tables".into(), Some(help))
@@ -141,7 +142,7 @@ impl<'d, 'r, 's> Table<'d, 'r, 's> {
         let (_, element) = Table::element(self.reading, &path, None, |table| read("", table));
         self.declare(name, meaning, false, json!({ "type": "object", "additionalProperties": element }));
         let mut values = BTreeMap::new();
-        for (key, written) in self.entries(name).into_iter().flatten() {
+        for (key, written) in self.entries(name, &format!("{path}.NAME")).into_iter().flatten() {
             let path = format!("{path}.{}", quoted(key.get_ref()));
             self.reading.place(&path, written.span());
             match written.get_ref().as_table() {
@@ -183,6 +184,14 @@ impl<'d, 'r, 's> Table<'d, 'r, 's> {
         }
     }
 
+    /// A table that was asked for must be there; `help` says what belongs in it.
+    pub(super) fn demand(&mut self, name: &'static str, help: &str) {
+        self.known.iter_mut().filter(|known| known.name == name).for_each(|known| known.required = true);
+        if !self.has(name) {
+            self.missing(name, help);
+        }
+    }
+
     /// This table lacks the key; `help` says what belongs there.
     pub(super) fn missing(&mut self, name: &str, help: &str) {
         self.missing.push((name.into(), help.into()));
@@ -213,14 +222,14 @@ impl<'d, 'r, 's> Table<'d, 'r, 's> {
         Some(written)
     }
 
-    /// The keys of the table at the key where it is written.
-    fn entries(&mut self, name: &str) -> Option<&'d DeTable<'d>> {
+    /// The keys of the table at the key where it is written; `header` is the path such a table has.
+    fn entries(&mut self, name: &str, header: &str) -> Option<&'d DeTable<'d>> {
         let written = self.written(name)?;
         match written.get_ref() {
             DeValue::Table(entries) => Some(entries),
             DeValue::Array(elements) if elements.iter().any(|element| element.get_ref().is_table()) => {
-                let help = format!("write {}, with single brackets", title(&self.path_of(name)));
-                self.reading.refuse(written, "there is only one such table".into(), Some(help))
+                let help = format!("write {}, with single brackets", title(header));
+                self.reading.refuse(written, "double brackets are for tables that are numbered".into(), Some(help))
             }
             _ => self.reading.mismatch(written, "a table"),
         }
@@ -312,42 +321,4 @@ impl Key<'_, '_, '_, '_> {
             self.table.reading.settings.insert(self.table.path_of(self.name), value);
         }
     }
-}
-
-/// How a table is written as a header: `[[listener]]`, `[listener.policy]`.
-fn title(path: &str) -> String {
-    if path.is_empty() {
-        return "the file's top level".into();
-    }
-    let header = path_of_tables(path);
-    if path.ends_with(']') { format!("[[{header}]]") } else { format!("[{header}]") }
-}
-
-/// The path without the indexes.
-fn path_of_tables(path: &str) -> String {
-    path.split('[').map(|part| part.split_once(']').map_or(part, |(_, after)| after)).collect()
-}
-
-/// A free key as it stands in a path and in a header.
-fn quoted(key: &str) -> String {
-    let bare = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
-    if !key.is_empty() && key.bytes().all(bare) { key.into() } else { format!("{key:?}") }
-}
-
-/// The headers of the tables that may have this key.
-fn tables_with(key: &str) -> Vec<String> {
-    fn search(key: &str, path: String, schema: &Json, found: &mut Vec<String>) {
-        for (name, property) in schema["properties"].as_object().into_iter().flatten() {
-            if name == key {
-                found.push(title(&path));
-            }
-            let path = if path.is_empty() { name.clone() } else { format!("{}.{name}", path.trim_end_matches("[0]")) };
-            search(key, path.clone(), property, found);
-            search(key, format!("{path}[0]"), &property["items"], found);
-            search(key, format!("{path}.NAME"), &property["additionalProperties"], found);
-        }
-    }
-    let mut found = Vec::new();
-    search(key, String::new(), &super::json_schema(), &mut found);
-    found
 }

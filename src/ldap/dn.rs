@@ -3,6 +3,8 @@
 //! A policy compares a name here and the backend opens an entry there, so the reader is at least as strict as any
 //! backend: quoted values, `;` between components, `+`, `#` values and `<GUID=…>` are not names for it.
 
+use std::fmt::{self, Write as _};
+
 /// A distinguished name in a form that compares equal whatever case, spaces and escapes it was written with.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Dn {
@@ -49,6 +51,28 @@ impl Dn {
             .map(|component| (component.attribute == "dc").then_some(component.value.as_str()))
             .collect();
         labels.map(|labels| labels.join(".")).filter(|domain| !domain.is_empty())
+    }
+}
+
+/// One text for all the ways the name can be written: in lower case, each character that isn't plain as its escaped
+/// octets, so that a comma in the text is always one between components.
+impl fmt::Display for Dn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, Component { attribute, value }) in self.components.iter().enumerate() {
+            write!(f, "{}{attribute}=", if index == 0 { "" } else { "," })?;
+            for character in value.chars() {
+                match character {
+                    ' ' | '-' | '_' | '.' | '@' => f.write_char(character)?,
+                    plain if plain.is_alphanumeric() => f.write_char(plain)?,
+                    special => {
+                        for octet in special.encode_utf8(&mut [0; 4]).bytes() {
+                            write!(f, "\\{octet:02x}")?;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -199,10 +223,19 @@ mod tests {
         assert_eq!(dn("").domain(), None);
     }
 
+    #[test]
+    fn one_text_for_every_way_to_write_it() {
+        assert_eq!(dn(r" CN = Lee\, Ann ,DC=Example").to_string(), r"cn=lee\2c ann,dc=example");
+        assert_eq!(dn(r"cn=M\C3\BCller*").to_string(), r"cn=müller\2a");
+        assert_eq!(dn("").to_string(), "");
+    }
+
     proptest! {
         #[test]
         fn any_text_is_read_or_refused(text: String) {
-            let _ = Dn::parse(&text);
+            if let Some(name) = Dn::parse(&text) {
+                prop_assert_eq!(Dn::parse(&name.to_string()), Some(name));
+            }
         }
 
         /// Every value, escaped octet by octet, is the value again, and never reaches outside its component.

@@ -90,6 +90,8 @@ metrics! {
     BACKEND_PROBE_DURATION = "ldaps_proxy_backend_probe_duration_seconds" Histogram ["pool", "backend"];
     /// Failed probes.
     BACKEND_PROBE_FAILURES = "ldaps_proxy_backend_probe_failures_total" Counter ["pool", "backend"];
+    /// Times a backend was ejected for what real traffic met there.
+    BACKEND_EJECTIONS = "ldaps_proxy_backend_ejections_total" Counter ["pool", "backend"];
     /// Bytes received from a backend.
     BACKEND_RECEIVED = "ldaps_proxy_backend_received_bytes_total" Counter ["pool", "backend"];
     /// Bytes sent to a backend.
@@ -102,6 +104,8 @@ metrics! {
     QUEUE_DURATION = "ldaps_proxy_queue_duration_seconds" Histogram ["pool"];
     /// Name lookups that failed; the last good answer stays in force.
     DISCOVERY_FAILURES = "ldaps_proxy_discovery_failures_total" Counter ["pool"];
+    /// 1 while the account of a pool's probes is refused (invalidCredentials) and its probe stands still.
+    PROBE_ACCOUNT_REFUSED = "ldaps_proxy_probe_account_refused" Gauge ["pool"];
     /// When a certificate expires, in Unix seconds.
     CERTIFICATE_EXPIRY = "ldaps_proxy_certificate_expiry_timestamp_seconds" Gauge ["certificate"];
     /// Reloads of configuration and certificates, by what became of them.

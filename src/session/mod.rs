@@ -11,6 +11,8 @@ mod registry;
 mod replay;
 mod run;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -22,10 +24,13 @@ pub use registry::{Command, Entry, Facts, Handle, Registry};
 pub use replay::ReplayGuard;
 pub use state::StartTls;
 
+use crate::access_log::AccessLog;
 use crate::config::Limits;
 use crate::failure::EndReason;
 use crate::metrics::{ListenerMetrics, Metrics};
+use crate::policy::Policy;
 use crate::pool::{NoBackend, Pool};
+use crate::throttle::LoginThrottle;
 use crate::tls::Handshake;
 use run::{Outcome, Parts, Run};
 use state::State;
@@ -38,6 +43,12 @@ pub struct Settings {
     pub replay_guard: Arc<ReplayGuard>,
     /// `[limits]`
     pub limits: Limits,
+    /// `[listener.policy]`
+    pub policy: Policy,
+    /// `[login_throttle]`
+    pub throttle: Arc<LoginThrottle>,
+    /// `[access_log]`
+    pub access_log: AccessLog,
     /// The process's metrics.
     pub metrics: Arc<Metrics>,
     /// The listener's metrics.
@@ -73,7 +84,7 @@ pub enum Served<T> {
     /// The session is over.
     Ended(EndReason),
     /// The client was told to start TLS: handshake, then go on.
-    StartTls(Session<T>),
+    StartTls(Box<Session<T>>),
 }
 
 impl<T> Served<T> {
@@ -115,8 +126,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
     pub async fn serve(self) -> Served<T> {
         let mut run = Run::new(Arc::clone(&self.settings), self.parts);
         match (&mut run).await {
-            Outcome::Ended(reason) => Served::Ended(reason),
-            Outcome::StartTls => Served::StartTls(Self { settings: self.settings, parts: run.into_parts() }),
+            Outcome::Ended(reason) => {
+                run.close_account(reason);
+                Served::Ended(reason)
+            }
+            Outcome::StartTls => Served::StartTls(Box::new(Self { settings: self.settings, parts: run.into_parts() })),
         }
     }
 }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::SystemTime;
 
+use crate::access_log::TlsFacts;
 use crate::pool::Backend;
 use crate::tls::Handshake;
 
@@ -34,6 +35,8 @@ pub enum Command {
     Move = 8,
     /// Answer what is in flight and end now: the time to drain is over.
     Stop = 16,
+    /// The backend has stopped answering: take the upstream for lost.
+    Leave = 32,
 }
 
 /// One live session, seen from outside.
@@ -60,16 +63,12 @@ pub struct Facts {
     pub bind_name: Option<Box<str>>,
     /// The backend it is connected to.
     pub backend: Option<Arc<Backend>>,
+    /// The backend it was connected to last.
+    pub last_backend: Option<Arc<Backend>>,
     /// Whether it has become an opaque tunnel.
     pub tunnel: bool,
-    /// The TLS version, or `None` in cleartext.
-    pub tls_version: Option<&'static str>,
-    /// The TLS cipher suite.
-    pub tls_suite: Option<&'static str>,
-    /// The subject of the client's certificate.
-    pub client_subject: Option<Box<str>>,
-    /// The host name the client asked for in its handshake.
-    pub sni: Option<Box<str>>,
+    /// What the handshake settled; `None` in cleartext.
+    pub tls: Option<TlsFacts>,
     /// The VPC endpoint it came through.
     pub vpc_endpoint: Option<Box<str>>,
 }
@@ -92,10 +91,12 @@ impl Handle {
     pub fn describe(&self, handshake: Option<&Handshake>, vpc_endpoint: Option<&str>) {
         self.set_facts(|facts| {
             if let Some(handshake) = handshake {
-                facts.tls_version = Some(handshake.version);
-                facts.tls_suite = Some(handshake.suite);
-                facts.sni = handshake.sni.as_deref().map(Into::into);
-                facts.client_subject = handshake.client_subject.as_deref().map(Into::into);
+                facts.tls = Some(TlsFacts {
+                    version: handshake.version,
+                    suite: handshake.suite,
+                    server_name: handshake.sni.as_deref().map(Into::into),
+                    client_certificate: handshake.client_subject.as_deref().map(Into::into),
+                });
             }
             if let Some(endpoint) = vpc_endpoint {
                 facts.vpc_endpoint = Some(endpoint.into());
@@ -161,6 +162,15 @@ impl Registry {
     pub fn command_all(&self, command: Command) {
         for session in self.sessions() {
             session.command(command);
+        }
+    }
+
+    /// Tells every session on this backend something.
+    pub fn command_on(&self, backend: &Arc<Backend>, command: Command) {
+        for session in self.sessions() {
+            if session.facts().backend.is_some_and(|its| Arc::ptr_eq(&its, backend)) {
+                session.command(command);
+            }
         }
     }
 

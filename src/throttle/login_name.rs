@@ -7,13 +7,15 @@ use crate::ldap::{Authentication, BindRequest};
 /// What a BindRequest shows of who binds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BindName {
-    /// Nobody: neither name nor password (RFC 4513 §5.1.1), SASL's ANONYMOUS, or NTLM without a user.
+    /// Nobody: no name (RFC 4513 §5.1.1; AD takes any password with it), SASL's ANONYMOUS, or NTLM without a user.
     Anonymous,
     /// A name with an empty password, whose success is no authentication (RFC 4513 §5.1.2).
     Unauthenticated(LoginName),
     /// A name that the bind sets out to prove.
     Named(LoginName),
-    /// A SASL step that shows none: Kerberos, the first steps of NTLM, EXTERNAL.
+    /// A first step of NTLM: the name comes with a later one.
+    Later,
+    /// A SASL step that shows none: Kerberos, EXTERNAL.
     Unseen,
 }
 
@@ -27,13 +29,15 @@ pub struct LoginName {
 impl BindName {
     /// Whom this bind names.
     pub fn of(bind: &BindRequest<'_>) -> Self {
+        // Samba reads names and passwords up to the first NUL.
         match bind.authentication {
-            Authentication::Simple([]) if bind.name.is_empty() => Self::Anonymous,
-            Authentication::Simple([]) => Self::Unauthenticated(LoginName::new(bind.name)),
+            Authentication::Simple(_) if matches!(bind.name, [] | [0, ..]) => Self::Anonymous,
+            Authentication::Simple([] | [0, ..]) => Self::Unauthenticated(LoginName::new(bind.name)),
             Authentication::Simple(_) => Self::Named(LoginName::new(bind.name)),
             Authentication::Sasl { mechanism, .. } if mechanism.eq_ignore_ascii_case(b"ANONYMOUS") => Self::Anonymous,
             Authentication::Sasl { credentials, .. } => match ntlm::identity(credentials.unwrap_or_default()) {
                 ntlm::Identity::None => Self::Unseen,
+                ntlm::Identity::Later => Self::Later,
                 ntlm::Identity::Anonymous => Self::Anonymous,
                 ntlm::Identity::User(name) => Self::Named(LoginName::new(name.as_bytes())),
                 ntlm::Identity::Unreadable => Self::Named(LoginName { text: String::new(), account: None }),
@@ -154,9 +158,13 @@ mod tests {
     fn whom_a_bind_names() {
         let sasl = |mechanism, credentials| Authentication::Sasl { mechanism, credentials };
         assert_eq!(name_of(b"", Authentication::Simple(b"")), BindName::Anonymous);
+        assert_eq!(name_of(b"", Authentication::Simple(b"x")), BindName::Anonymous);
+        assert_eq!(name_of(b"\0ann", Authentication::Simple(b"x")), BindName::Anonymous);
+        assert_eq!(name_of(b"ann", Authentication::Simple(b"\0x")), BindName::Unauthenticated(LoginName::new(b"ann")));
         assert_eq!(name_of(b"ann", Authentication::Simple(b"")), BindName::Unauthenticated(LoginName::new(b"ann")));
         assert_eq!(name_of(b"ann", Authentication::Simple(b"x")), BindName::Named(LoginName::new(b"ann")));
         assert_eq!(name_of(b"", sasl(b"anonymous", Some(b"me"))), BindName::Anonymous);
+        assert_eq!(name_of(b"", sasl(b"NTLM", Some(b"NTLMSSP\0\x01\0\0\0"))), BindName::Later);
         // RFC 4513 §5.2.1.1: the name of a SASL bind says nothing.
         assert_eq!(name_of(b"ann", sasl(b"GSSAPI", Some(b"`\x82"))), BindName::Unseen);
         assert_eq!(name_of(b"ann", sasl(b"EXTERNAL", None)), BindName::Unseen);

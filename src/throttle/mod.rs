@@ -233,7 +233,7 @@ mod tests {
         let address = "10.0.0.1".parse().unwrap();
         login(&throttle, "ann", "10.0.0.1", WRONG, now).unwrap();
         let unauthenticated = BindName::Unauthenticated(LoginName::new(b"ann"));
-        for name in [BindName::Anonymous, BindName::Unseen, unauthenticated] {
+        for name in [BindName::Anonymous, BindName::Later, BindName::Unseen, unauthenticated] {
             let attempt = throttle.attempt(&name, address, now).unwrap();
             throttle.settle(attempt, ResultCode::SUCCESS, now);
         }

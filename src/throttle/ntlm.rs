@@ -5,8 +5,10 @@ use crate::ldap::ber::{self, Reader};
 /// Whom an NTLM message names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Identity {
-    /// No AUTHENTICATE message: another mechanism, or an earlier step.
+    /// No NTLM message.
     None,
+    /// An NTLM message that names nobody yet.
+    Later,
     /// An AUTHENTICATE message without a user: a null session.
     Anonymous,
     /// `DOMAIN\user`, or the user alone where no domain is named.
@@ -15,7 +17,8 @@ pub(super) enum Identity {
     Unreadable,
 }
 
-/// The signature and the message type that begin an AUTHENTICATE message.
+/// The signature and the message type that begin a message.
+const NEGOTIATE: &[u8] = b"NTLMSSP\0\x01\0\0\0";
 const AUTHENTICATE: &[u8] = b"NTLMSSP\0\x03\0\0\0";
 /// Offsets of the fields' descriptors: length, allocated length, offset.
 const DOMAIN_NAME: usize = 28;
@@ -26,11 +29,15 @@ const UNICODE: u8 = 0x01;
 
 /// Whom the credentials of a SASL bind name, where the mechanism is NTLM or SPNEGO around it.
 pub(super) fn identity(credentials: &[u8]) -> Identity {
-    let Some(message) = token(credentials).filter(|token| token.starts_with(AUTHENTICATE)) else {
-        let hidden = credentials.windows(AUTHENTICATE.len()).any(|window| window == AUTHENTICATE);
-        return if hidden { Identity::Unreadable } else { Identity::None };
+    let message = match token(credentials) {
+        Some(token) if token.starts_with(AUTHENTICATE) => token,
+        _ if credentials.windows(AUTHENTICATE.len()).any(|window| window == AUTHENTICATE) => {
+            return Identity::Unreadable;
+        }
+        Some(token) if token.starts_with(NEGOTIATE) => return Identity::Later,
+        _ => return Identity::None,
     };
-    let names = user(message).and_then(|user| Some((field(message, DOMAIN_NAME)?, user)));
+    let names = field(message, DOMAIN_NAME).zip(field(message, USER_NAME));
     match names {
         None => Identity::Unreadable,
         Some((_, user)) if user.is_empty() => Identity::Anonymous,
@@ -64,10 +71,6 @@ fn token(credentials: &[u8]) -> Option<&[u8]> {
         return None;
     }
     Reader::new(token.content).take(ber::OCTET_STRING)
-}
-
-fn user(message: &[u8]) -> Option<String> {
-    field(message, USER_NAME)
 }
 
 /// The text that the descriptor at `descriptor` points to.
@@ -156,15 +159,12 @@ mod tests {
 
     #[test]
     fn steps_without_a_name() {
-        for credentials in [
-            &b""[..],
-            b"NTLMSSP\0\x01\0\0\0\x35\x82\x08\x62",
-            b"`\x82\x02\x10 Kerberos",
-            b"\xA1\x03\x30\x01\x00",
-            b"username=\"ann\"",
-        ] {
+        for credentials in [&b""[..], b"`\x82\x02\x10 Kerberos", b"\xA1\x03\x30\x01\x00", b"username=\"ann\""] {
             assert_eq!(identity(credentials), Identity::None, "{credentials:02x?}");
         }
+        let negotiate = [NEGOTIATE, b"\x35\x82\x08\x62"].concat();
+        assert_eq!(identity(&negotiate), Identity::Later);
+        assert_eq!(identity(&response(&[response_token(&negotiate)])), Identity::Later);
     }
 
     #[test]

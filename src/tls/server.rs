@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::Ticketer;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{Acceptor, ClientHello, NoServerSessionStorage, ProducesTickets};
 use rustls::sign::CertifiedKey;
 use rustls::{CipherSuite, ServerConfig, ServerConnection};
@@ -166,22 +167,8 @@ impl State {
         };
         let mut entries = entries.into_iter();
         let default = entries.next().expect("without an error each certificate has an entry");
-        let mut config = base_config(settings, provider)
-            .with_client_cert_verifier(verifier)
-            .with_cert_resolver(Arc::new(Certificates::new(default, entries)));
-        config.ignore_client_order = true;
-        // FIPS 140-3 IG D.Q: the TLS 1.2 key derivation is approved with the extended master secret only.
-        config.require_ems = settings.policy == TlsPolicy::Fips;
-        // Stateless tickets are the only resumption: they need no memory here and work across copies.
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
-        if let Some(ticketer) = tickets {
-            config.ticketer = ticketer;
-            // One is enough: LDAP clients open few connections at once. Two cost 4 % more CPU per connection.
-            config.send_tls13_tickets = usize::from(settings.session_tickets == SessionTickets::All);
-        }
-        // Binds can be replayed, so early data stays off. LDAP has no ALPN name, and a mismatch would be fatal.
-        debug_assert!(config.max_early_data_size == 0 && config.alpn_protocols.is_empty());
+        let certificates_by_name = Arc::new(Certificates::new(default, entries));
+        let config = server_config(settings, provider, verifier, certificates_by_name, tickets);
         let without_tickets = (config.send_tls13_tickets > 0).then(|| {
             let mut config = config.clone();
             config.send_tls13_tickets = 0;
@@ -198,13 +185,32 @@ fn is_gnutls(hello: &ClientHello<'_>) -> bool {
     hello.cipher_suites().contains(&CipherSuite::TLS13_AES_128_CCM_SHA256)
 }
 
-fn base_config(
+fn server_config(
     settings: &Tls,
     provider: Arc<CryptoProvider>,
-) -> rustls::ConfigBuilder<ServerConfig, rustls::WantsVerifier> {
-    ServerConfig::builder_with_provider(provider)
+    verifier: Arc<dyn ClientCertVerifier>,
+    certificates: Arc<Certificates>,
+    tickets: Option<Arc<dyn ProducesTickets>>,
+) -> ServerConfig {
+    let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(policy::versions(settings.policy, settings.min_version))
         .expect("every policy has suites for its versions, which a test checks")
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(certificates);
+    config.ignore_client_order = true;
+    // FIPS 140-3 IG D.Q: the TLS 1.2 key derivation is approved with the extended master secret only.
+    config.require_ems = settings.policy == TlsPolicy::Fips;
+    // Stateless tickets are the only resumption: they need no memory here and work across copies.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    if let Some(ticketer) = tickets {
+        config.ticketer = ticketer;
+        // One is enough: LDAP clients open few connections at once. Two cost 4 % more CPU per connection.
+        config.send_tls13_tickets = usize::from(settings.session_tickets == SessionTickets::All);
+    }
+    // Binds can be replayed, so early data stays off. LDAP has no ALPN name, and a mismatch would be fatal.
+    debug_assert!(config.max_early_data_size == 0 && config.alpn_protocols.is_empty());
+    config
 }
 
 /// A certificate ready to serve, if none of its findings is an error.

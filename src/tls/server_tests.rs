@@ -72,7 +72,9 @@ async fn fips_takes_no_chacha_and_says_what_the_build_lacks() {
     let (_directory, mut settings, root) = good();
     settings.policy = TlsPolicy::Fips;
     let loaded = ServerTls::load(&settings, UnixTime::now()).unwrap();
-    let provider = loaded.server.server_config().crypto_provider().clone();
+    let config = loaded.server.server_config();
+    assert!(config.require_ems);
+    let provider = config.crypto_provider();
     assert!(provider.cipher_suites.iter().all(|suite| !format!("{:?}", suite.suite()).contains("CHACHA")));
     assert_eq!(loaded.findings.iter().map(|finding| finding.key).collect::<Vec<_>>(), ["policy"]);
     let (agreed, _) = handshake(&loaded.server, &client(&root, ONLY_12, None), NAME).await.unwrap();

@@ -28,12 +28,8 @@ pub(super) fn config(t: &mut Table<'_, '_, '_>) -> Option<Config> {
     let (admin, health_address) = process::admin(t);
     let (shutdown, end_untrusted_sessions, workers) = process::lifetime(t);
 
-    if !t.has("listener") {
-        t.missing("listener", "[[listener]] with address, trusted_networks and pool");
-    }
-    if !t.has("pools") {
-        t.missing("pools", "[pools.NAME] with backends");
-    }
+    t.demand("listener", "[[listener]] with address, trusted_networks and pool");
+    t.demand("pools", "[pools.NAME] with backends");
     let config = Config {
         listeners: listeners.into_iter().collect::<Option<_>>()?,
         pools: pools.into_iter().map(|(name, pool)| Some((name, Arc::new(pool?)))).collect::<Option<_>>()?,
@@ -50,9 +46,11 @@ pub(super) fn config(t: &mut Table<'_, '_, '_>) -> Option<Config> {
     one_of_each_address(t, &config);
     one_of_each_name(t, &config.listeners);
     for pool in config.pools.values() {
-        serves_a_listener(t, pool, &config.listeners);
+        serves_a_listener(t, pool, &config);
     }
-    if t.has("tls") && config.listeners.iter().all(|listener| listener.tls != surroundings.tls.clone().flatten()) {
+    if let Some(shared @ Some(_)) = &surroundings.tls
+        && !config.listeners.iter().any(|listener| listener.tls == *shared)
+    {
         t.warn("tls", "no listener uses this table", "every listener has a table of its own");
     }
     Some(config)
@@ -69,12 +67,9 @@ fn one_of_each_address(t: &mut Table<'_, '_, '_>, config: &Config) {
     {
         let Some(address) = address.filter(|address| address.port() != 0) else { continue };
         match seen.get(&address) {
-            Some(first) => t.report_at(
-                &path,
-                Severity::Error,
-                format!("{address} is the address of `{first}` already"),
-                String::new(),
-            ),
+            Some(first) => {
+                t.report_at(&path, Severity::Error, format!("{address} is taken by `{first}` already"), String::new())
+            }
             None => drop(seen.insert(address, path)),
         }
     }
@@ -96,15 +91,23 @@ fn one_of_each_name(t: &mut Table<'_, '_, '_>, listeners: &[Listener]) {
 }
 
 /// A pool should be used, and never by a listener that is its own backend: a client would go round in circles.
-fn serves_a_listener(t: &mut Table<'_, '_, '_>, pool: &Pool, listeners: &[Listener]) {
+fn serves_a_listener(t: &mut Table<'_, '_, '_>, pool: &Pool, Config { listeners, pools, .. }: &Config) {
     let path = format!("pools.{}", pool.name);
-    if !listeners.iter().any(|listener| listener.pool == pool.name) {
+    // A listener without a pool may have meant this one: that it is misspelt was said already.
+    if listeners.iter().all(|listener| listener.pool != pool.name && pools.contains_key(&listener.pool)) {
         t.report_at(&path, Severity::Warning, "no listener uses this pool".into(), String::new());
     }
     for (index, backend) in pool.backends.iter().enumerate() {
-        if listeners.iter().any(|listener| backend.address == BackendAddress::Socket(listener.address)) {
+        if listeners.iter().any(|listener| reaches(&backend.address, listener.address)) {
             let message = "this backend is a listener of this very file".into();
             t.report_at(&format!("{path}.backends[{index}]"), Severity::Error, message, String::new());
         }
     }
+}
+
+/// Whether connecting to the backend would end at the listener.
+fn reaches(backend: &BackendAddress, listener: SocketAddr) -> bool {
+    let BackendAddress::Socket(backend) = backend else { return false };
+    let every_address = listener.ip().is_unspecified() && backend.ip().is_loopback();
+    backend.port() == listener.port() && (backend.ip() == listener.ip() || every_address)
 }

@@ -103,7 +103,13 @@ impl Kind for Backend {
 
     fn read(&self, path: &str, written: &Written<'_>, reading: &mut Reading<'_>) -> Option<BackendSource> {
         match written.get_ref() {
-            DeValue::Table(entries) => Table::element(reading, path, Some(entries), |t| self.table(t)).0,
+            DeValue::Table(entries) => {
+                // The list is one setting; what its tables say is part of it.
+                let settings = std::mem::take(&mut reading.settings);
+                let backend = Table::element(reading, path, Some(entries), |t| self.table(t)).0;
+                reading.settings = settings;
+                backend
+            }
             DeValue::String(_) => {
                 let address = self.address().read(path, written, reading)?;
                 Some(BackendSource { address, weight: 1, tier: 0, max_sessions: 0 })
@@ -251,10 +257,10 @@ const BALANCES: &[(&str, Balance)] = &[
 ];
 
 const PROBES: &[(&str, ProbeKind)] = &[
-    ("rootdse", ProbeKind::RootDse),
-    ("tcp", ProbeKind::Tcp),
-    ("bind", ProbeKind::Bind),
-    ("search", ProbeKind::Search),
+    (ProbeKind::RootDse.as_str(), ProbeKind::RootDse),
+    (ProbeKind::Tcp.as_str(), ProbeKind::Tcp),
+    (ProbeKind::Bind.as_str(), ProbeKind::Bind),
+    (ProbeKind::Search.as_str(), ProbeKind::Search),
 ];
 
 const FAILOVER_MODES: &[(&str, FailoverMode)] =

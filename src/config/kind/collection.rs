@@ -51,10 +51,11 @@ impl<K: Kind> Kind for List<K> {
             let Some(value) = self.element.read(&path, element, reading) else { continue };
             let identity = self.element.identity(&value);
             let repeated = format!("{identity} is in the list already");
-            if !seen.insert(identity) {
+            if seen.insert(identity) {
+                values.push(value);
+            } else {
                 reading.report(element.span(), self.repeated, repeated, vec![]);
             }
-            values.push(value);
         }
         Some(values)
     }

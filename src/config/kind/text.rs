@@ -12,10 +12,12 @@ use super::{Kind, List, Written, list};
 use crate::config::reading::Reading;
 use crate::config::value::{self, Refusal};
 
+type Parse<T> = dyn Fn(&str) -> Result<T, Refusal>;
+
 /// A text that a function turns into a value.
 pub(in crate::config) struct Text<T> {
     expected: &'static str,
-    parse: Box<dyn Fn(&str) -> Result<T, Refusal>>,
+    parse: Box<Parse<T>>,
     show: fn(&T) -> String,
 }
 
