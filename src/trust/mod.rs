@@ -7,7 +7,7 @@ mod list;
 mod log_limiter;
 mod source;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prefix_trie::joint::JointPrefixMap;
@@ -101,13 +101,15 @@ fn canonical(network: IpNet) -> IpNet {
     if let IpNet::V6(mapped) = network
         && let (Some(address), Some(length)) = (mapped.addr().to_ipv4_mapped(), mapped.prefix_len().checked_sub(96))
     {
-        return Ipv4Net::new_assert(Ipv4Addr::from(address), length).trunc().into();
+        return Ipv4Net::new_assert(address, length).trunc().into();
     }
     network.trunc()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use proptest::prelude::*;
 
     use super::*;
