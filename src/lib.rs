@@ -24,6 +24,7 @@ pub mod health;
 pub mod ldap;
 pub mod lifecycle;
 pub mod listener;
+pub mod log;
 pub mod metrics;
 pub mod policy;
 pub mod pool;

@@ -5,8 +5,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use ldaps_proxy::config::CertificateFiles;
-use ldaps_proxy::tls::{Finding, Severity, UnixTime, lint};
+use ldaps_proxy::config::{CertificateFiles, ClientCertificates, SessionTickets, Tls, TlsPolicy, TlsVersion};
+use ldaps_proxy::tls::{Finding, ServerTls, Severity, UnixTime, lint};
 use tempfile::TempDir;
 
 /// A directory of its own for commands as they stand in the documentation.
@@ -27,6 +27,13 @@ impl Shell {
             .output()
             .expect("these tests need OpenSSL: apt-get install openssl");
         assert!(output.status.success(), "{line}\n{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Runs lines as a shell does.
+    #[track_caller]
+    fn script(&self, lines: &str) {
+        let status = Command::new("sh").args(["-e", "-c", lines]).current_dir(self.0.path()).output().unwrap();
+        assert!(status.status.success(), "{lines}\n{}", String::from_utf8_lossy(&status.stderr));
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -179,5 +186,46 @@ fn other_containers_are_refused_with_the_command_that_converts_them() {
         shell.run(&format!("chmod 600 {made}"));
         let (certificate, key) = if key == "k.der" { (certificate, made) } else { (made, key) };
         expect_none(&shell.files(certificate, key, None));
+    }
+}
+
+/// The `sh` blocks of a document, in order.
+fn shell_blocks(document: &str) -> Vec<&str> {
+    document.split("```sh\n").skip(1).map(|rest| rest.split_once("```").expect("an end of the block").0).collect()
+}
+
+#[test]
+fn the_readme_s_commands_make_good_certificates() {
+    let shell = Shell::new();
+    let blocks = shell_blocks(include_str!("../certs/README.md"));
+    let [self_signed, request, issue, ..] = blocks[..] else { panic!("{blocks:?}") };
+    shell.script(self_signed);
+    expect_none(&shell.files("certificate.pem", "private_key.pem", None));
+    shell.run("openssl req -x509 -newkey rsa:2048 -nodes -days 365 -subj /CN=ca -keyout ca.key -out ca.pem");
+    shell.script(request);
+    shell.script(issue);
+    expect_none(&shell.files("certificate.pem", "private_key.pem", None));
+}
+
+#[test]
+fn the_documented_rotation_of_ticket_keys_is_read() {
+    let shell = Shell::new();
+    shell.self_signed(ECDSA);
+    let rotation = shell_blocks(include_str!("../docs/tls.md"))[0];
+    shell.script("touch tickets");
+    for keys in 1..=3 {
+        shell.script(rotation);
+        let lines = std::fs::read_to_string(shell.path("tickets")).unwrap().lines().count();
+        assert_eq!(lines, keys.min(2));
+        let settings = Tls {
+            default_certificate: shell.files("c.pem", "k.pem", None),
+            additional: Vec::new(),
+            min_version: TlsVersion::V1_2,
+            policy: TlsPolicy::Intermediate,
+            session_tickets: SessionTickets::All,
+            ticket_key_file: Some(shell.path("tickets")),
+            client_certificates: ClientCertificates::Off,
+        };
+        assert_eq!(ServerTls::load(&settings, UnixTime::now()).unwrap().findings, []);
     }
 }

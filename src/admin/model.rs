@@ -1,6 +1,6 @@
 //! What the admin side knows of the proxy: plain data, filled by `app`, shown by the page, the API and the commands.
 //!
-//! Times are Unix seconds. The field names are those of `/api/v1/`: add beside them, never rename.
+//! Times are Unix seconds, 0 where they are not known. The field names are those of `/api/v1/`: add beside them, never rename.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -71,6 +71,13 @@ pub struct Backend {
     pub operations_in_flight: usize,
     /// The newest probes, newest first, bounded.
     pub probes: Vec<Probe>,
+}
+
+impl Backend {
+    /// Whether an operator may mean this backend by `name`: `host:port`, or `pool/host:port` where pools share it.
+    pub fn is_called(&self, name: &str) -> bool {
+        self.name == name || name.strip_prefix(&self.pool).and_then(|rest| rest.strip_prefix('/')) == Some(&self.name)
+    }
 }
 
 /// Whether a backend serves: what an operator asked goes before what the probes say.
@@ -305,6 +312,15 @@ mod tests {
         let top = |who: &str, sessions, operations| Top { who: who.into(), sessions, operations };
         assert_eq!(clients, [top("10.0.0.1", 2, 10), top("[fd00::1]", 1, 100)]);
         assert_eq!(names, [top("cn=app", 2, 10), top("cn=batch", 1, 1)]);
+    }
+
+    #[test]
+    fn a_backend_is_called_by_its_name_with_or_without_its_pool() {
+        let backend = Backend { name: "10.0.1.10:389".into(), pool: "simple-ad".into(), ..Backend::default() };
+        assert!(backend.is_called("10.0.1.10:389") && backend.is_called("simple-ad/10.0.1.10:389"));
+        for other in ["10.0.1.1:389", "other/10.0.1.10:389", "simple-ad", "simple-ad10.0.1.10:389", ""] {
+            assert!(!backend.is_called(other), "{other}");
+        }
     }
 
     #[test]

@@ -30,7 +30,7 @@ type Shared = State<Arc<Admin>>;
 
 /// Everything; changes need what [`access::authorize`] asks.
 pub(super) fn tcp(admin: Arc<Admin>) -> Router {
-    let changes = changes().layer(middleware::from_fn_with_state(Arc::clone(&admin), authorize));
+    let changes = changes().route_layer(middleware::from_fn_with_state(Arc::clone(&admin), authorize));
     finish(reads().merge(health_routes()).merge(changes), admin)
 }
 
@@ -120,16 +120,14 @@ struct BackendName {
     backend: String,
 }
 
-async fn drain(State(admin): Shared, Json(BackendName { backend }): Json<BackendName>) -> Result<Response, Problem> {
+async fn drain(State(admin): Shared, Json(BackendName { backend }): Json<BackendName>) -> Answer<Vec<Backend>> {
     admin.control.drain(&backend).map_err(|NotFound| no_backend(&admin, &backend))?;
-    info!(backend, "drained by an operator");
-    Ok(one_backend(&admin, &backend))
+    Ok(Json(called(&admin, &backend)))
 }
 
-async fn enable(State(admin): Shared, Json(BackendName { backend }): Json<BackendName>) -> Result<Response, Problem> {
+async fn enable(State(admin): Shared, Json(BackendName { backend }): Json<BackendName>) -> Answer<Vec<Backend>> {
     admin.control.enable(&backend).map_err(|NotFound| no_backend(&admin, &backend))?;
-    info!(backend, "enabled by an operator");
-    Ok(one_backend(&admin, &backend))
+    Ok(Json(called(&admin, &backend)))
 }
 
 #[derive(Deserialize)]
@@ -137,7 +135,7 @@ struct SessionId {
     session: u64,
 }
 
-async fn kill(State(admin): Shared, Json(SessionId { session }): Json<SessionId>) -> Result<Json<Value>, Problem> {
+async fn kill(State(admin): Shared, Json(SessionId { session }): Json<SessionId>) -> Answer<Value> {
     admin
         .control
         .kill(session)
@@ -151,7 +149,7 @@ struct Changes {
     changes: Vec<String>,
 }
 
-async fn reload(State(admin): Shared) -> Result<Json<Changes>, Problem> {
+async fn reload(State(admin): Shared) -> Answer<Changes> {
     match admin.control.reload().await {
         Ok(changes) => Ok(Json(Changes { changes })),
         Err(problems) => Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, problems.join("\n"))),
@@ -163,11 +161,13 @@ struct LogLevel {
     level: String,
 }
 
-async fn log_level(State(admin): Shared, Json(asked): Json<LogLevel>) -> Result<Json<LogLevel>, Problem> {
+async fn log_level(State(admin): Shared, Json(asked): Json<LogLevel>) -> Answer<LogLevel> {
     admin.control.log_level(&asked.level).map_err(|problem| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, problem))?;
     info!(level = asked.level, "log level set by an operator");
     Ok(Json(asked))
 }
+
+type Answer<T> = Result<Json<T>, Problem>;
 
 /// An answer that says what is wrong: `{"error": "…"}`.
 struct Problem(StatusCode, String);
@@ -189,9 +189,9 @@ fn no_backend(admin: &Admin, asked: &str) -> Problem {
     Problem::new(StatusCode::NOT_FOUND, format!("there is no backend {asked:?}; there are: {}", known.join(", ")))
 }
 
-fn one_backend(admin: &Admin, name: &str) -> Response {
-    let backend = admin.control.snapshot().backends.into_iter().find(|backend| backend.name == name);
-    Json(backend.unwrap_or_default()).into_response()
+/// The backends meant by this name: as many as pools share it.
+fn called(admin: &Admin, name: &str) -> Vec<Backend> {
+    admin.control.snapshot().backends.into_iter().filter(|backend| backend.is_called(name)).collect()
 }
 
 fn status(admin: &Admin) -> Status {
@@ -252,7 +252,7 @@ async fn harden(mut response: Response) -> Response {
         (header::REFERRER_POLICY, "no-referrer"),
         (
             header::CONTENT_SECURITY_POLICY,
-            "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; base-uri 'none'; \
+            "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; \
              form-action 'none'; frame-ancestors 'none'",
         ),
     ];

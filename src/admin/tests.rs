@@ -70,7 +70,11 @@ impl Control for StandIn {
     }
 
     fn kill(&self, session: u64) -> Result<(), NotFound> {
-        if session == 1 { Ok(self.note(format!("kill {session}"))) } else { Err(NotFound) }
+        if session != 1 {
+            return Err(NotFound);
+        }
+        self.note(format!("kill {session}"));
+        Ok(())
     }
 
     fn reload(&self) -> Reloading<'_> {
@@ -184,7 +188,7 @@ async fn the_unix_socket_may_change_state() {
     ask(running.unix(), None, |client| {
         assert_eq!(client.probe("/readyz"), Ok((true, "ready".into())));
         let drained = post(&client, "drain", json!({ "backend": BACKEND })).expect("it is drained");
-        assert_eq!(drained["state"], "draining");
+        assert_eq!(drained[0]["state"], "draining");
         assert_eq!(client.probe("/readyz"), Ok((false, "no backend is usable".into())));
         assert_eq!(client.probe("/healthz"), Ok((true, "alive".into())));
         let unknown =

@@ -56,7 +56,7 @@ pub fn run(args: &StatusArgs) -> ExitCode {
 /// The status as text for a terminal.
 fn render(status: &Status) -> String {
     let snapshot = &status.snapshot;
-    let since = |at: u64| duration(status.now.saturating_sub(at));
+    let since = |at: u64| if at == 0 { "–".into() } else { duration(status.now.saturating_sub(at)) };
     let state = match (snapshot.draining, snapshot.not_ready.as_slice()) {
         (true, _) => "draining".into(),
         (false, []) => "ready".into(),

@@ -69,33 +69,31 @@ pub struct LogLevelArgs {
 /// Drains a backend and shows its sessions ending. Exits 1 if some are left at the timeout.
 pub fn drain(args: &DrainArgs) -> ExitCode {
     finish(AdminClient::new(&args.admin).and_then(|client| {
-        let mut backend: Backend = client.post("/api/v1/drain", &json!({ "backend": args.name }))?;
+        let mut backends: Vec<Backend> = client.post("/api/v1/drain", &json!({ "backend": args.name }))?;
         let started = Instant::now();
-        let mut shown = None;
-        while backend.sessions > 0 && !args.no_wait {
-            if shown != Some((backend.sessions, backend.operations_in_flight)) {
-                shown = Some((backend.sessions, backend.operations_in_flight));
-                print(&format!("{}\n", progress(&backend)));
+        let mut shown = String::new();
+        while backends.iter().any(|backend| backend.sessions > 0) && !args.no_wait {
+            let progress = progress(&backends);
+            if shown != progress {
+                print(&progress);
             }
             if args.timeout.is_some_and(|seconds| started.elapsed() >= Duration::from_secs(seconds)) {
-                return Err(format!("{}; it stays drained", progress(&backend)));
+                return Err("sessions are left; the backend stays drained".into());
             }
+            shown = progress;
             std::thread::sleep(PROGRESS_PERIOD);
-            let backends: Vec<Backend> = client.get("/api/v1/backends")?;
-            backend = backends
-                .into_iter()
-                .find(|backend| backend.name == args.name)
-                .ok_or_else(|| format!("{} has left its pool", args.name))?;
+            backends = client.get("/api/v1/backends")?;
+            backends.retain(|backend| backend.is_called(&args.name));
         }
-        Ok(format!("{}\n", progress(&backend)))
+        Ok(progress(&backends))
     }))
 }
 
 /// Takes a backend back into service.
 pub fn enable(args: &EnableArgs) -> ExitCode {
-    let backend = AdminClient::new(&args.admin)
-        .and_then(|client| client.post::<Backend>("/api/v1/enable", &json!({ "backend": args.name })));
-    finish(backend.map(|backend| format!("{} is {}\n", printable(&backend.name), backend.state)))
+    let backends = AdminClient::new(&args.admin)
+        .and_then(|client| client.post::<Vec<Backend>>("/api/v1/enable", &json!({ "backend": args.name })));
+    finish(backends.map(|backends| progress(&backends)))
 }
 
 /// Ends a session.
@@ -124,14 +122,17 @@ pub fn log_level(args: &LogLevelArgs) -> ExitCode {
     finish(set.map(|_| format!("log level is {}\n", printable(&args.level))))
 }
 
-fn progress(backend: &Backend) -> String {
-    format!(
-        "{} is {}: {} sessions, {} operations in flight",
-        printable(&backend.name),
-        backend.state,
-        backend.sessions,
-        backend.operations_in_flight
-    )
+fn progress(backends: &[Backend]) -> String {
+    let line = |backend: &Backend| {
+        format!(
+            "{} is {}: {} sessions, {} operations in flight\n",
+            printable(&backend.name),
+            backend.state,
+            backend.sessions,
+            backend.operations_in_flight
+        )
+    };
+    backends.iter().map(line).collect()
 }
 
 fn finish(outcome: Result<String, String>) -> ExitCode {

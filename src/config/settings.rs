@@ -96,7 +96,7 @@ pub struct Policy {
     pub allow_anonymous: bool,
     /// `allow_unauthenticated`
     pub allow_unauthenticated: bool,
-    /// `allow_cleartext_bind`: on a cleartext listener, binds before StartTLS. Always true on listeners bound to loopback.
+    /// `allow_cleartext_bind`: on a cleartext listener, binds before StartTLS.
     pub allow_cleartext_bind: bool,
     /// `operations`
     pub operations: Option<Vec<crate::ldap::OperationKind>>,
@@ -355,7 +355,7 @@ pub enum BackendProtocol {
 }
 
 /// `[pools.NAME.health]`
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Health {
     /// The frequent probe.
     pub cheap: Probe,
@@ -363,12 +363,6 @@ pub struct Health {
     pub deep: Option<Probe>,
     /// `panic_mode`: use all backends when none is healthy (off).
     pub panic_mode: bool,
-}
-
-impl Default for Health {
-    fn default() -> Self {
-        Self { cheap: Probe::default(), deep: None, panic_mode: false }
-    }
 }
 
 /// One kind of probe and its rhythm.
@@ -419,6 +413,18 @@ impl Default for Probe {
     }
 }
 
+impl Probe {
+    /// The defaults of `[pools.NAME.health.deep]`: a login of the service account, seldom enough to weigh nothing.
+    pub fn deep() -> Self {
+        Self {
+            kind: ProbeKind::Bind,
+            interval: Duration::from_secs(30),
+            timeout: Duration::from_secs(5),
+            ..Self::default()
+        }
+    }
+}
+
 /// `probe`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ProbeKind {
@@ -431,6 +437,18 @@ pub enum ProbeKind {
     Bind,
     /// Bind where a name is given, then a search with content.
     Search,
+}
+
+impl ProbeKind {
+    /// The name in configuration, status and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::RootDse => "rootdse",
+            Self::Tcp => "tcp",
+            Self::Bind => "bind",
+            Self::Search => "search",
+        }
+    }
 }
 
 /// `[pools.NAME.failover]`
@@ -574,6 +592,10 @@ pub struct AccessLog {
     pub detail: AccessLogDetail,
     /// `redact_filters`
     pub redact_filters: bool,
+    /// `sample`: of operations that neither failed nor were slow, one in this many is told; 0 = none.
+    pub sample: u32,
+    /// `slower_than`: operations that take longer are slow; `None` is off ("0s").
+    pub slower_than: Option<Duration>,
 }
 
 impl Default for AccessLog {
@@ -583,6 +605,8 @@ impl Default for AccessLog {
             format: LogFormat::Json,
             detail: AccessLogDetail::Operations,
             redact_filters: true,
+            sample: 1,
+            slower_than: None,
         }
     }
 }

@@ -54,7 +54,7 @@ impl Directory {
     }
 
     /// The naming contexts as they are shown; the domain's is the first.
-    pub fn naming_contexts(&self) -> impl Iterator<Item = &str> {
+    pub(super) fn naming_contexts(&self) -> impl Iterator<Item = &str> {
         self.contexts.iter().map(|context| context.name.as_str())
     }
 
@@ -65,11 +65,9 @@ impl Directory {
 
     /// The entry that a simple bind with this name and password may act as. The name is a DN, a userPrincipalName,
     /// `account@domain` or `DOMAIN\account`, as Samba takes it.
-    pub fn authenticate(&self, name: &str, password: &str) -> Result<&Entry, BindRefusal> {
-        let account = self
-            .account(name)
-            .filter(|account| !password.is_empty() && account.accepts(password))
-            .ok_or(BindRefusal::WrongNameOrPassword)?;
+    pub(super) fn authenticate(&self, name: &str, password: &str) -> Result<&Entry, BindRefusal> {
+        let account =
+            self.account(name).filter(|account| account.accepts(password)).ok_or(BindRefusal::WrongNameOrPassword)?;
         let number = |attribute| account.text(attribute).and_then(|text| text.parse::<i64>().ok());
         if number("userAccountControl").is_some_and(|flags| flags & ACCOUNT_DISABLED != 0) {
             return Err(BindRefusal::Disabled);
@@ -167,7 +165,7 @@ pub(super) struct NoSuchObject<'a> {
 
 /// Why a simple bind was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BindRefusal {
+pub(super) enum BindRefusal {
     /// Samba tells nobody which of the two it was.
     WrongNameOrPassword,
     /// The password was right.
@@ -178,7 +176,7 @@ pub enum BindRefusal {
 
 impl BindRefusal {
     /// AD's code for it, in hexadecimal, as the diagnostic message carries it.
-    pub const fn sub_code(self) -> &'static str {
+    pub(super) const fn sub_code(self) -> &'static str {
         match self {
             Self::WrongNameOrPassword => "52e",
             Self::Disabled => "533",

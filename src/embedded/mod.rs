@@ -1,10 +1,10 @@
 //! The small in-process directory behind `demo` and the tests.
 //!
 //! A [`Directory`] is a pure value: entries in memory, shaped as Samba 4 AD shows them, read-only. A [`Server`] answers LDAP
-//! from it on a TCP port. In between, one [`conversation`] per connection holds what LDAP ties to a connection: who is
-//! bound, and which paged searches are open.
+//! from it on a TCP port. In between, one conversation per connection holds what LDAP ties to a connection: who is bound, and
+//! which paged searches are open.
 //!
-//! Where Samba and the RFCs differ it does what Samba 4.17 was seen to do, with four exceptions that Samba lacks: it honours
+//! Where Samba and the RFCs differ it does what Samba 4.17 was seen to do, with these exceptions: it honours
 //! sizeLimit and typesOnly, answers Who Am I? (RFC 4532), names the matched DN, and refuses an anonymous compare.
 
 mod conversation;

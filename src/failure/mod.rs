@@ -19,14 +19,17 @@ pub trait ClosedList: Copy + 'static {
 
     /// The label's text.
     fn as_str(self) -> &'static str;
+
+    /// One sentence for the reference.
+    fn meaning(self) -> &'static str;
 }
 
 macro_rules! closed_list {
-    ($(#[$about:meta])* $list:ident { $($(#[$meaning:meta])* $value:ident = $text:literal,)+ }) => {
+    ($(#[$about:meta])* $list:ident { $($(#[doc = $meaning:literal])+ $value:ident = $text:literal,)+ }) => {
         $(#[$about])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[repr(u8)]
-        pub enum $list { $($(#[$meaning])* $value,)+ }
+        pub enum $list { $($(#[doc = $meaning])+ $value,)+ }
 
         impl $list {
             /// The text in labels and logs.
@@ -44,6 +47,10 @@ macro_rules! closed_list {
 
             fn as_str(self) -> &'static str {
                 self.as_str()
+            }
+
+            fn meaning(self) -> &'static str {
+                match self { $(Self::$value => concat!($($meaning),+).trim_ascii(),)+ }
             }
         }
 
@@ -86,6 +93,30 @@ closed_list! {
         Closed = "closed",
         /// The proxy is draining.
         Draining = "draining",
+        /// The kernel could not hand the connection over: no descriptors or memory left. It waits and is tried again.
+        AcceptFailed = "accept_failed",
+    }
+}
+
+closed_list! {
+    /// Why a TLS handshake with a client failed; [`crate::tls::HandshakeFailure`] tells them apart.
+    HandshakeFailureReason {
+        /// The client and `tls.min_version` have no TLS version in common.
+        NoSharedVersion = "no_shared_version",
+        /// No cipher suite, key exchange group or signature scheme in common.
+        NoSharedCipher = "no_shared_cipher",
+        /// The client refused our certificate.
+        ClientDistrustsUs = "client_distrusts_us",
+        /// The client's certificate is missing or bad.
+        ClientCertificate = "client_certificate",
+        /// What the client sent isn't TLS.
+        NotTls = "not_tls",
+        /// The client left.
+        Closed = "closed",
+        /// The handshake took too long.
+        Timeout = "timeout",
+        /// Anything else.
+        Other = "other",
     }
 }
 
@@ -274,6 +305,7 @@ mod tests {
     #[test]
     fn every_list_is_indexed_by_position_and_its_texts_are_labels() {
         check::<Outcome>();
+        check::<HandshakeFailureReason>();
         check::<Refusal>();
         check::<FailoverKind>();
         check::<EndReason>();

@@ -1,1 +1,228 @@
-//! Health: probes, streaks and the task that turns them into backend states.
+//! Which backends work: probes, their verdicts, and what real traffic adds to them.
+//!
+//! [`watch`] is one task for each pool. It starts a checker ([`check`]) for each probe of each backend, collects their
+//! reports and the pool's [`Event`]s, lets the pure core ([`Judgement`], [`Troubles`]) decide, and tells the backend.
+
+mod account;
+mod check;
+mod conversation;
+mod judgement;
+mod outlier;
+mod prober;
+mod request;
+mod streak;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+pub use judgement::{Depth, Failure, Judgement, Outcome, Verdict};
+pub use outlier::{Ejection, Suspicion, Troubles};
+pub use streak::Streak;
+
+use crate::pool::{Backend, Backends, Duty, Event, EventKind, Health, Pool, Standing};
+use account::ServiceAccount;
+use check::{Report, check};
+use prober::Prober;
+
+/// Reports that may wait; checkers wait behind them.
+const REPORTS: usize = 64;
+
+/// A backend's state has changed.
+#[derive(Debug, Clone)]
+pub struct Change {
+    /// Whose.
+    pub backend: Arc<Backend>,
+    /// What it was.
+    pub before: Health,
+    /// What it is now, and why.
+    pub verdict: Verdict,
+}
+
+impl Change {
+    /// It was down and serves again: sessions may be moved to it (`rebalance`).
+    pub fn is_return(&self) -> bool {
+        self.before == Health::Down && matches!(self.verdict.health, Health::Up)
+    }
+
+    /// It has stopped answering: what its sessions wait for won't come.
+    pub fn is_loss(&self) -> bool {
+        self.verdict.health == Health::Down && self.verdict.silent
+    }
+}
+
+/// Probes the pool's backends, as the pool has them, and judges them by that and by `events`. Runs until it is dropped,
+/// and its checkers with it. `on_change` is called after each change of a backend's state.
+pub async fn watch(pool: Arc<Pool>, mut events: mpsc::Receiver<Event>, on_change: impl Fn(&Change) + Send) {
+    let (reports, mut reported) = mpsc::channel(REPORTS);
+    let mut sets = pool.subscribe();
+    sets.mark_changed();
+    let mut watcher = Watcher::new(pool, reports, on_change);
+    loop {
+        tokio::select! {
+            Ok(()) = sets.changed() => {
+                let backends = Arc::clone(&sets.borrow_and_update());
+                watcher.follow(&backends);
+            }
+            Some(report) = reported.recv() => watcher.take_report(&report, Instant::now()),
+            Some(event) = events.recv() => watcher.take_event(&event, Instant::now()),
+        }
+    }
+}
+
+struct Watcher<F> {
+    pool: Arc<Pool>,
+    accounts: Accounts,
+    patients: Vec<Patient>,
+    checkers: JoinSet<()>,
+    reports: mpsc::Sender<Report>,
+    on_change: F,
+}
+
+/// The accounts of the cheap and the deep probe.
+struct Accounts {
+    cheap: Arc<ServiceAccount>,
+    deep: Option<Arc<ServiceAccount>>,
+}
+
+/// A backend under watch.
+struct Patient {
+    backend: Arc<Backend>,
+    judgement: Judgement,
+    troubles: Troubles,
+    reason: String,
+    /// Rung for a probe at once.
+    hurry: Arc<Notify>,
+    checkers: Vec<tokio::task::AbortHandle>,
+}
+
+impl Drop for Patient {
+    fn drop(&mut self) {
+        self.checkers.iter().for_each(tokio::task::AbortHandle::abort);
+    }
+}
+
+impl<F: Fn(&Change)> Watcher<F> {
+    fn new(pool: Arc<Pool>, reports: mpsc::Sender<Report>, on_change: F) -> Self {
+        let health = &pool.settings().health;
+        let account = |probe| Arc::new(ServiceAccount::new(&pool.settings().name, probe, pool.metrics().clone()));
+        let accounts = Accounts { cheap: account(&health.cheap), deep: health.deep.as_ref().map(account) };
+        Self { pool, accounts, patients: Vec::new(), checkers: JoinSet::new(), reports, on_change }
+    }
+
+    /// Starts checkers for the backends that are new, ends those of the ones that are gone.
+    fn follow(&mut self, backends: &Backends) {
+        self.patients.retain(|patient| backends.iter().any(|backend| Arc::ptr_eq(backend, &patient.backend)));
+        while self.checkers.try_join_next().is_some() {}
+        for backend in backends.iter() {
+            if self.find(backend).is_none() {
+                let patient = self.admit(Arc::clone(backend));
+                self.patients.push(patient);
+            }
+        }
+    }
+
+    fn admit(&mut self, backend: Arc<Backend>) -> Patient {
+        let settings = self.pool.settings().health.clone();
+        let hurry = Arc::new(Notify::new());
+        let mut checkers = Vec::new();
+        let mut start = |probe, account: &Arc<ServiceAccount>, depth, hurry: Arc<Notify>| {
+            let prober = Prober::new(Arc::clone(&self.pool), Arc::clone(&backend), probe, Arc::clone(account), depth);
+            checkers.push(self.checkers.spawn(check(prober, depth, hurry, self.reports.clone())));
+        };
+        start(settings.cheap.clone(), &self.accounts.cheap, Depth::Cheap, Arc::clone(&hurry));
+        if let (Some(probe), Some(account)) = (&settings.deep, &self.accounts.deep) {
+            start(probe.clone(), account, Depth::Deep, Arc::default());
+        }
+        Patient {
+            judgement: Judgement::new(&settings),
+            troubles: Troubles::default(),
+            reason: String::new(),
+            hurry,
+            checkers,
+            backend,
+        }
+    }
+
+    fn take_report(&mut self, report: &Report, now: Instant) {
+        let Some(index) = self.find(&report.backend) else { return };
+        self.patients[index].judgement.take(report.depth, &report.outcome);
+        self.pronounce(index, now);
+    }
+
+    fn take_event(&mut self, event: &Event, now: Instant) {
+        let Some(index) = self.find(&event.backend) else { return };
+        let patient = &mut self.patients[index];
+        let suspicion = match (event.backend.standing(), event.kind) {
+            (Standing::Down, EventKind::Connected(_)) => patient.troubles.hope(now),
+            // It is tried for want of better ones: that it fails is no news.
+            (Standing::Down, _) => Suspicion::None,
+            (_, kind) => patient.troubles.meet(event.client, kind, now),
+        };
+        match suspicion {
+            Suspicion::None => {}
+            Suspicion::Probe => {
+                patient.judgement.suspect();
+                patient.hurry.notify_one();
+            }
+            Suspicion::Eject => self.eject(index, now),
+        }
+    }
+
+    fn eject(&mut self, index: usize, now: Instant) {
+        let is_enabled = |patient: &&Patient| patient.backend.duty() == Duty::Enabled;
+        let enabled = self.patients.iter().filter(is_enabled).count();
+        let ejected = self.patients.iter().filter(|patient| patient.judgement.is_ejected(now)).count();
+        let this = &self.patients[index].backend;
+        let others = self.patients.iter().filter(|patient| !Arc::ptr_eq(&patient.backend, this));
+        let others = others.filter(|patient| patient.backend.is_usable()).count();
+        let (pool, backend) = (&self.pool.settings().name, this.name());
+        if !outlier::may_eject(enabled, ejected, others) {
+            tracing::warn!(
+                pool,
+                backend,
+                "several clients' connections to it failed or were lost; it stays, too few others would be left"
+            );
+            self.patients[index].hurry.notify_one();
+            return;
+        }
+        this.metrics().ejected();
+        let length = self.patients[index].judgement.eject(now);
+        tracing::warn!(pool, backend = self.patients[index].backend.name(), ?length, "ejected");
+        self.pronounce(index, now);
+    }
+
+    /// Tells a backend what is thought of it, if that has changed.
+    fn pronounce(&mut self, index: usize, now: Instant) {
+        let patient = &mut self.patients[index];
+        let verdict = patient.judgement.verdict(now);
+        if verdict.health == Health::Unknown {
+            return;
+        }
+        let before = patient.backend.health();
+        if before == verdict.health && patient.reason == verdict.reason {
+            return;
+        }
+        patient.reason.clone_from(&verdict.reason);
+        patient.backend.set_health(verdict.health, verdict.reason.as_str());
+        if before == verdict.health {
+            return;
+        }
+        let (pool, backend, reason) = (&self.pool.settings().name, patient.backend.name(), &verdict.reason);
+        match verdict.health {
+            Health::Down => tracing::warn!(pool, backend, ?before, reason, "backend is down"),
+            Health::Degraded => tracing::warn!(pool, backend, ?before, reason, "backend is degraded"),
+            Health::Up | Health::Unknown => tracing::info!(pool, backend, ?before, reason, "backend is up"),
+        }
+        let backend = Arc::clone(&patient.backend);
+        (self.on_change)(&Change { backend, before, verdict });
+    }
+
+    fn find(&self, backend: &Arc<Backend>) -> Option<usize> {
+        self.patients.iter().position(|patient| Arc::ptr_eq(&patient.backend, backend))
+    }
+}

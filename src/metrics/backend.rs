@@ -25,6 +25,7 @@ pub struct BackendMetrics {
     losses: IntCounter,
     probe_duration: Histogram,
     probe_failures: IntCounter,
+    ejections: IntCounter,
     received: IntCounter,
     sent: IntCounter,
 }
@@ -48,6 +49,11 @@ impl BackendMetrics {
     /// One upstream's part of the operations in flight, 0 at first.
     pub fn operations_in_flight(&self) -> Share {
         Share::new(&self.in_flight)
+    }
+
+    /// Operations in flight now, over all upstreams.
+    pub fn in_flight(&self) -> usize {
+        usize::try_from(self.in_flight.get()).unwrap_or(0)
     }
 
     /// Records how long an operation took, from its request's last byte to its final response's last byte.
@@ -82,6 +88,11 @@ impl BackendMetrics {
         self.probe_failures.inc();
     }
 
+    /// Counts an ejection.
+    pub fn ejected(&self) {
+        self.ejections.inc();
+    }
+
     /// Counts bytes from the backend.
     pub fn received(&self, bytes: usize) {
         self.received.inc_by(bytes as u64);
@@ -100,6 +111,7 @@ pub struct PoolMetrics {
     waiting: IntGauge,
     queue_duration: Histogram,
     discovery_failures: IntCounter,
+    probe_account_refused: IntGauge,
 }
 
 impl PoolMetrics {
@@ -122,6 +134,11 @@ impl PoolMetrics {
     pub fn discovery_failed(&self) {
         self.discovery_failures.inc();
     }
+
+    /// Says whether the account of the pool's probes is refused.
+    pub fn probe_account_refused(&self, refused: bool) {
+        self.probe_account_refused.set(refused.into());
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -136,12 +153,14 @@ pub(super) struct PoolFamilies {
     losses: IntCounterVec,
     probe_duration: HistogramVec,
     probe_failures: IntCounterVec,
+    ejections: IntCounterVec,
     received: IntCounterVec,
     sent: IntCounterVec,
     backends: IntGaugeVec,
     waiting: IntGaugeVec,
     queue_duration: HistogramVec,
     discovery_failures: IntCounterVec,
+    probe_account_refused: IntGaugeVec,
 }
 
 impl PoolFamilies {
@@ -157,12 +176,14 @@ impl PoolFamilies {
             losses: counters(registry, names::BACKEND_LOSSES),
             probe_duration: histograms(registry, names::BACKEND_PROBE_DURATION),
             probe_failures: counters(registry, names::BACKEND_PROBE_FAILURES),
+            ejections: counters(registry, names::BACKEND_EJECTIONS),
             received: counters(registry, names::BACKEND_RECEIVED),
             sent: counters(registry, names::BACKEND_SENT),
             backends: gauges(registry, names::POOL_BACKENDS),
             waiting: gauges(registry, names::QUEUE_WAITING),
             queue_duration: histograms(registry, names::QUEUE_DURATION),
             discovery_failures: counters(registry, names::DISCOVERY_FAILURES),
+            probe_account_refused: gauges(registry, names::PROBE_ACCOUNT_REFUSED),
         }
     }
 
@@ -186,6 +207,7 @@ impl PoolFamilies {
             waiting: gauge_of(&self.waiting, &[pool]),
             queue_duration: histogram_of(&self.queue_duration, &[pool]),
             discovery_failures: counter_of(&self.discovery_failures, &[pool]),
+            probe_account_refused: gauge_of(&self.probe_account_refused, &[pool]),
         }
     }
 
@@ -204,6 +226,7 @@ impl PoolFamilies {
             losses: counter_of(&self.losses, labels),
             probe_duration: histogram_of(&self.probe_duration, labels),
             probe_failures: counter_of(&self.probe_failures, labels),
+            ejections: counter_of(&self.ejections, labels),
             received: counter_of(&self.received, labels),
             sent: counter_of(&self.sent, labels),
         }
@@ -215,7 +238,9 @@ impl PoolFamilies {
         for gauges in [&self.up, &self.drained, &self.sessions, &self.in_flight] {
             let _ = gauges.remove_label_values(labels);
         }
-        for counters in [&self.connect_failures, &self.losses, &self.probe_failures, &self.received, &self.sent] {
+        for counters in
+            [&self.connect_failures, &self.losses, &self.probe_failures, &self.ejections, &self.received, &self.sent]
+        {
             let _ = counters.remove_label_values(labels);
         }
         for histograms in [&self.connect_duration, &self.probe_duration] {

@@ -23,7 +23,7 @@ pub use backend::{BackendMetrics, PoolMetrics};
 pub use families::{Counters, Held, Share};
 pub use listener::ListenerMetrics;
 use operations::is_server_trouble;
-pub use operations::{Operations, has_response, result_name};
+pub use operations::{Operations, has_response};
 
 /// All metrics of one proxy, and the handles that belong to no single listener or backend.
 #[derive(Debug)]

@@ -90,6 +90,8 @@ metrics! {
     BACKEND_PROBE_DURATION = "ldaps_proxy_backend_probe_duration_seconds" Histogram ["pool", "backend"];
     /// Failed probes.
     BACKEND_PROBE_FAILURES = "ldaps_proxy_backend_probe_failures_total" Counter ["pool", "backend"];
+    /// Times a backend was ejected for what real traffic met there.
+    BACKEND_EJECTIONS = "ldaps_proxy_backend_ejections_total" Counter ["pool", "backend"];
     /// Bytes received from a backend.
     BACKEND_RECEIVED = "ldaps_proxy_backend_received_bytes_total" Counter ["pool", "backend"];
     /// Bytes sent to a backend.
@@ -102,6 +104,8 @@ metrics! {
     QUEUE_DURATION = "ldaps_proxy_queue_duration_seconds" Histogram ["pool"];
     /// Name lookups that failed; the last good answer stays in force.
     DISCOVERY_FAILURES = "ldaps_proxy_discovery_failures_total" Counter ["pool"];
+    /// 1 while the account of a pool's probes is refused (invalidCredentials) and its probe stands still.
+    PROBE_ACCOUNT_REFUSED = "ldaps_proxy_probe_account_refused" Gauge ["pool"];
     /// When a certificate expires, in Unix seconds.
     CERTIFICATE_EXPIRY = "ldaps_proxy_certificate_expiry_timestamp_seconds" Gauge ["certificate"];
     /// Reloads of configuration and certificates, by what became of them.
@@ -128,4 +132,41 @@ metrics! {
     PROCESS_CPU = "process_cpu_seconds_total" Counter [];
     /// When the process started, in Unix seconds.
     PROCESS_START_TIME = "process_start_time_seconds" Gauge [];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failure::{ClosedList, EndReason, FailoverKind, Limit, Outcome, Refusal, ReloadOutcome};
+
+    fn metric_rows() -> Vec<String> {
+        let row = |metric: &Metric| {
+            let kind = format!("{:?}", metric.kind).to_lowercase();
+            let labels: Vec<_> = metric.labels.iter().map(|label| format!("`{label}`")).collect();
+            format!("| `{}` | {kind} | {} | {} |", metric.name, labels.join(" "), metric.help.trim())
+        };
+        ALL.iter().map(row).collect()
+    }
+
+    fn value_rows<L: ClosedList>() -> Vec<String> {
+        L::ALL.iter().map(|value| format!("| `{}` | {} |", value.as_str(), value.meaning())).collect()
+    }
+
+    /// The reference is written by hand around its tables; the tables are this list and the closed lists, in order.
+    #[test]
+    fn the_reference_has_every_metric_and_every_label_value_and_nothing_else() {
+        let reference = include_str!("../../docs/metrics.md");
+        let written: Vec<_> = reference.lines().filter(|line| line.starts_with("| `")).collect();
+        let expected = [
+            metric_rows(),
+            value_rows::<Outcome>(),
+            value_rows::<FailoverKind>(),
+            value_rows::<Refusal>(),
+            value_rows::<EndReason>(),
+            value_rows::<ReloadOutcome>(),
+            value_rows::<Limit>(),
+        ]
+        .concat();
+        assert_eq!(written, expected, "docs/metrics.md should hold these rows:\n{}", expected.join("\n"));
+    }
 }

@@ -2,21 +2,24 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 
+use super::account::{Account, Ledger, ProbeRecord};
+use super::warm::Stock;
 use crate::balance::{self, Candidate};
-use crate::config::BackendSource;
 use crate::metrics::{BackendMetrics, Held};
 
 /// What the probes say of a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Health {
-    /// Not probed yet, believed to work: a proxy that has just started serves at once.
+    /// Not probed yet. Believed to work where the proxy has just started, so that it serves at once; not believed where
+    /// the backend has appeared under way.
     Unknown,
     /// Serves.
     Up,
@@ -36,6 +39,17 @@ pub enum Duty {
     Draining,
     /// Takes no session at all.
     Disabled,
+}
+
+/// How willingly a backend is chosen, best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// Without doubt.
+    Good,
+    /// If nothing better is left.
+    Degraded,
+    /// If nothing else is left at all.
+    Down,
 }
 
 /// Something real traffic met at a backend. The data path reports, the health side judges.
@@ -61,6 +75,23 @@ pub enum EventKind {
         /// Operations of the one session that had not been answered.
         in_flight: usize,
     },
+    /// An operation was not answered within `limits.operation_timeout`.
+    TimedOut,
+}
+
+/// Where a backend is and how much it should take: an address of the configuration, or an answer of DNS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The name or address it was configured or discovered under: what its certificate must be for.
+    pub host: String,
+    /// Its share among equals, 1 or more.
+    pub weight: u32,
+    /// The lowest tier with a usable backend serves.
+    pub tier: u32,
+    /// Sessions it may serve at once, 0 = no bound.
+    pub max_sessions: usize,
 }
 
 /// A configured or discovered server.
@@ -71,38 +102,39 @@ pub struct Backend {
     identity: u64,
     weight: AtomicU32,
     tier: AtomicU32,
-    max_sessions: usize,
+    max_sessions: AtomicUsize,
     health: AtomicU8,
     duty: AtomicU8,
     sessions: AtomicUsize,
+    ledger: Ledger,
+    pub(super) stock: Stock,
     metrics: BackendMetrics,
     events: mpsc::Sender<Event>,
+    /// The pool's: rung when a session may find a seat that it didn't find before.
+    news: OnceLock<Arc<Notify>>,
 }
 
 impl Backend {
-    /// A backend at `address`, found under `host` (the name its certificate must carry).
-    pub fn new(
-        address: SocketAddr,
-        host: String,
-        source: &BackendSource,
-        metrics: BackendMetrics,
-        events: mpsc::Sender<Event>,
-    ) -> Self {
-        let name = address.to_string();
+    /// A backend that is believed to work until it is probed.
+    pub fn new(endpoint: &Endpoint, metrics: BackendMetrics, events: mpsc::Sender<Event>) -> Self {
+        let name = endpoint.address.to_string();
         metrics.up(true);
         Self {
             identity: balance::identity(&name),
             name,
-            address,
-            host,
-            weight: AtomicU32::new(source.weight),
-            tier: AtomicU32::new(source.tier),
-            max_sessions: source.max_sessions,
+            address: endpoint.address,
+            host: endpoint.host.clone(),
+            weight: AtomicU32::new(endpoint.weight.max(1)),
+            tier: AtomicU32::new(endpoint.tier),
+            max_sessions: AtomicUsize::new(endpoint.max_sessions),
             health: AtomicU8::new(Health::Unknown as u8),
             duty: AtomicU8::new(Duty::Enabled as u8),
             sessions: AtomicUsize::new(0),
+            ledger: Ledger::new(SystemTime::now()),
+            stock: Stock::default(),
             metrics,
             events,
+            news: OnceLock::new(),
         }
     }
 
@@ -131,15 +163,16 @@ impl Backend {
         self.tier.load(Ordering::Relaxed)
     }
 
-    /// Takes the weight and tier of a newer DNS answer.
-    pub fn rank(&self, weight: u32, tier: u32) {
-        self.weight.store(weight.max(1), Ordering::Relaxed);
-        self.tier.store(tier, Ordering::Relaxed);
-    }
-
     /// Sessions it may serve at once, 0 = no bound.
     pub fn max_sessions(&self) -> usize {
-        self.max_sessions
+        self.max_sessions.load(Ordering::Relaxed)
+    }
+
+    /// Takes what a newer answer of DNS says of the same address.
+    pub(super) fn rank(&self, endpoint: &Endpoint) {
+        self.weight.store(endpoint.weight.max(1), Ordering::Relaxed);
+        self.tier.store(endpoint.tier, Ordering::Relaxed);
+        self.max_sessions.store(endpoint.max_sessions, Ordering::Relaxed);
     }
 
     /// Sessions it serves now.
@@ -157,11 +190,13 @@ impl Backend {
         }
     }
 
-    /// Takes the probes' verdict; returns the one before.
-    pub fn set_health(&self, health: Health) -> Health {
+    /// Takes the probes' verdict and why, in words; returns the one before. One that was down starts slowly.
+    pub fn set_health(&self, health: Health, reason: impl Into<String>) -> Health {
         let before = self.health();
+        self.ledger.judged(before, health, reason.into());
         self.health.store(health as u8, Ordering::Relaxed);
         self.metrics.up(health != Health::Down);
+        self.tell_news();
         before
     }
 
@@ -178,6 +213,17 @@ impl Backend {
     pub fn set_duty(&self, duty: Duty) {
         self.duty.store(duty as u8, Ordering::Relaxed);
         self.metrics.drained(duty != Duty::Enabled);
+        self.tell_news();
+    }
+
+    /// Why it is in its state, since when, and the newest probes.
+    pub fn account(&self) -> Account {
+        self.ledger.account()
+    }
+
+    /// Keeps a probe for [`Backend::account`].
+    pub fn keep_probe(&self, probe: ProbeRecord) {
+        self.ledger.keep(probe);
     }
 
     /// Where what it does is counted.
@@ -185,9 +231,19 @@ impl Backend {
         &self.metrics
     }
 
+    /// How willingly it is chosen.
+    pub fn standing(&self) -> Standing {
+        match self.health() {
+            Health::Unknown if self.ledger.is_newcomer() => Standing::Down,
+            Health::Unknown | Health::Up => Standing::Good,
+            Health::Degraded => Standing::Degraded,
+            Health::Down => Standing::Down,
+        }
+    }
+
     /// Whether a session may be sent here without doubt: the question `/readyz` asks.
     pub fn is_usable(&self) -> bool {
-        self.duty() == Duty::Enabled && self.health() != Health::Down
+        self.duty() == Duty::Enabled && self.standing() != Standing::Down
     }
 
     /// Tells the health side what real traffic met. A full queue drops the report: the data path never waits.
@@ -196,18 +252,61 @@ impl Backend {
             EventKind::Connected(duration) => self.metrics.connected(duration),
             EventKind::ConnectFailed => self.metrics.connect_failed(),
             EventKind::Lost { .. } => self.metrics.lost(),
+            EventKind::TimedOut => {}
         }
         let _ = self.events.try_send(Event { backend: Arc::clone(self), client, kind });
     }
 
-    pub(super) fn candidate(&self) -> Candidate {
-        Candidate { weight: self.weight(), sessions: self.sessions(), identity: self.identity }
+    /// Not believed until its first probe passes.
+    pub(super) fn make_newcomer(&self) {
+        self.ledger.make_newcomer();
+        self.metrics.up(false);
     }
 
-    /// Counts one session for as long as the guard lives.
-    pub(super) fn occupy(self: &Arc<Self>) -> Seat {
-        self.sessions.fetch_add(1, Ordering::Relaxed);
-        Seat { _counted: self.metrics.session(), backend: Arc::clone(self) }
+    /// Goes on as `before`, the object that stood for the same server.
+    pub(super) fn succeed(&self, before: &Self) {
+        self.set_duty(before.duty());
+        if before.health() != Health::Unknown {
+            self.ledger.succeed(&before.ledger);
+            self.health.store(before.health() as u8, Ordering::Relaxed);
+            self.metrics.up(before.health() != Health::Down);
+        }
+    }
+
+    pub(super) fn belong(&self, news: &Arc<Notify>) {
+        let _ = self.news.set(Arc::clone(news));
+    }
+
+    /// The sixteenths of its weight it has after coming back: 16 for all but those that have just been down.
+    pub(super) fn ramp(&self, now: Instant) -> u32 {
+        self.ledger.ramp(now)
+    }
+
+    /// `sixteenths` of its weight, or the whole of it.
+    pub(super) fn candidate(&self, sixteenths: Option<u32>) -> Candidate {
+        Candidate {
+            weight: self.weight().saturating_mul(sixteenths.unwrap_or(1)),
+            sessions: self.sessions(),
+            identity: self.identity,
+        }
+    }
+
+    /// Counts one session for as long as the seat lives; `None` where all seats are taken.
+    pub(super) fn occupy(self: &Arc<Self>) -> Option<Seat> {
+        let most = match self.max_sessions() {
+            0 => usize::MAX,
+            most => most,
+        };
+        self.sessions
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |sessions| (sessions < most).then_some(sessions + 1))
+            .ok()?;
+        Some(Seat { _counted: self.metrics.session(), backend: Arc::clone(self) })
+    }
+
+    fn tell_news(&self) {
+        if let Some(news) = self.news.get() {
+            news.notify_one();
+        }
     }
 }
 
@@ -234,5 +333,8 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         self.backend.sessions.fetch_sub(1, Ordering::Relaxed);
+        if self.backend.max_sessions() != 0 {
+            self.backend.tell_news();
+        }
     }
 }

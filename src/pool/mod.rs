@@ -1,39 +1,77 @@
 //! A named set of backends: their states, and which one serves next.
 
+mod account;
 mod backend;
+mod connect;
+mod queue;
+#[cfg(test)]
+mod tests;
+mod warm;
 
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use arc_swap::ArcSwap;
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::{Notify, mpsc, watch};
 
-pub use backend::{Backend, Duty, Event, EventKind, Health, Seat};
+pub use account::{Account, ProbeRecord};
+pub use backend::{Backend, Duty, Endpoint, Event, EventKind, Health, Seat, Standing};
+pub use connect::{NoBackend, Shortage};
+pub use warm::keep_warm;
 
-use crate::balance::{self, Draw};
+use crate::balance;
 use crate::config;
-use crate::upstream::{Connector, Upstream};
+use crate::metrics::{Metrics, PoolMetrics};
+use crate::upstream::Connector;
+use queue::Queue;
+
+/// The backends of a pool at one moment, in configuration order.
+pub type Backends = Arc<Vec<Arc<Backend>>>;
 
 /// A named set of backends.
 pub struct Pool {
     settings: Arc<config::Pool>,
-    backends: ArcSwap<Vec<Arc<Backend>>>,
+    backends: watch::Sender<Backends>,
     policy: Box<dyn balance::Policy>,
     connector: Connector,
+    queue: Queue,
+    taken_warm: Notify,
+    metrics: Arc<Metrics>,
+    pool_metrics: PoolMetrics,
+    events: mpsc::Sender<Event>,
+    /// What operators have asked, by backend name: it holds for a backend that DNS loses and finds again.
+    duties: Mutex<HashMap<String, Duty>>,
 }
 
-/// No backend could be reached.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NoBackend {
-    /// What was tried and what came of it, for logs.
-    pub attempts: Vec<(String, String)>,
+/// What [`Pool::admit`] changed, by name.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Admission {
+    /// New backends.
+    pub added: Vec<String>,
+    /// Those that take no new session; the ones they have go on until they end.
+    pub removed: Vec<String>,
 }
 
 impl Pool {
-    /// A pool without backends yet: discovery and `app` set them.
-    pub fn new(settings: Arc<config::Pool>, connector: Connector) -> Self {
-        let policy = balance::policy(settings.balance);
-        Self { settings, backends: ArcSwap::default(), policy, connector }
+    /// A pool without backends yet: [`Pool::admit`] brings them. What real traffic meets goes to `events`.
+    pub fn new(
+        settings: Arc<config::Pool>,
+        connector: Connector,
+        metrics: Arc<Metrics>,
+        events: mpsc::Sender<Event>,
+    ) -> Self {
+        let pool_metrics = metrics.pool(&settings.name);
+        Self {
+            backends: watch::Sender::default(),
+            policy: balance::policy(settings.balance),
+            connector,
+            queue: Queue::new(settings.queue, settings.queue_timeout, pool_metrics.clone()),
+            taken_warm: Notify::new(),
+            metrics,
+            pool_metrics,
+            events,
+            duties: Mutex::default(),
+            settings,
+        }
     }
 
     /// `[pools.NAME]`
@@ -41,14 +79,9 @@ impl Pool {
         &self.settings
     }
 
-    /// The backends known now, in configuration order.
-    pub fn backends(&self) -> Arc<Vec<Arc<Backend>>> {
-        self.backends.load_full()
-    }
-
-    /// Replaces the set of backends. Sessions on a backend that is gone keep it until they end.
-    pub fn set_backends(&self, backends: Vec<Arc<Backend>>) {
-        self.backends.store(Arc::new(backends));
+    /// Where the pool's own figures are counted.
+    pub fn metrics(&self) -> &PoolMetrics {
+        &self.pool_metrics
     }
 
     /// How connections are opened, for probes.
@@ -56,54 +89,108 @@ impl Pool {
         &self.connector
     }
 
-    /// Opens an upstream for `client`: the best backend first, then the next, each at most once, until the connect
-    /// budget is used up. Backends that are down are tried last, drained and disabled ones never. `lost` is the backend
-    /// that has just failed this session, tried after its equals.
-    pub async fn connect(&self, client: SocketAddr, lost: Option<Arc<Backend>>) -> Result<Upstream, NoBackend> {
-        let deadline = Instant::now() + self.settings.connect_budget;
-        let backends = self.backends();
-        let mut untried: Vec<_> = backends.iter().filter(|backend| backend.duty() == Duty::Enabled).collect();
-        let mut attempts = Vec::new();
-        while let Some(backend) = self.choose(&mut untried, client, lost.as_ref()) {
-            let seat = backend.occupy();
-            let started = Instant::now();
-            let attempt = (started + self.settings.connect_timeout).min(deadline);
-            let failure = match timeout_at(attempt, self.connector.open(backend, client)).await {
-                Ok(Ok(stream)) => {
-                    backend.report(client.ip(), EventKind::Connected(started.elapsed()));
-                    return Ok(Upstream::new(stream, seat));
-                }
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => format!("no connection within {:?}", attempt - started),
-            };
-            backend.report(client.ip(), EventKind::ConnectFailed);
-            attempts.push((backend.name().to_owned(), failure));
-            if self.settings.failover.mode == config::FailoverMode::None || Instant::now() >= deadline {
-                break;
-            }
-        }
-        Err(NoBackend { attempts })
+    /// The backends known now, in configuration order.
+    pub fn backends(&self) -> Backends {
+        Arc::clone(&self.backends.borrow())
     }
 
-    /// Takes the next backend to try out of `untried`.
-    fn choose<'a>(
-        &self,
-        untried: &mut Vec<&'a Arc<Backend>>,
-        client: SocketAddr,
-        lost: Option<&Arc<Backend>>,
-    ) -> Option<&'a Arc<Backend>> {
-        let rank = |backend: &Arc<Backend>| {
-            let health = match backend.health() {
-                Health::Unknown | Health::Up => 0,
-                Health::Degraded => 1,
-                Health::Down => 2,
-            };
-            (health, lost.is_some_and(|lost| Arc::ptr_eq(lost, backend)), backend.tier())
+    /// The backends known now and every later set of them.
+    pub fn subscribe(&self) -> watch::Receiver<Backends> {
+        self.backends.subscribe()
+    }
+
+    /// The backend of this name (`host:port`).
+    pub fn backend(&self, name: &str) -> Option<Arc<Backend>> {
+        self.backends.borrow().iter().find(|backend| backend.name() == name).cloned()
+    }
+
+    /// Whether a new session may expect to be served: the question `/readyz` asks. In panic mode any backend will do.
+    pub fn is_usable(&self) -> bool {
+        self.backends
+            .borrow()
+            .iter()
+            .any(|backend| backend.is_usable() || (self.settings.health.panic_mode && backend.duty() == Duty::Enabled))
+    }
+
+    /// Makes `endpoints` the pool's backends. One that is known keeps its state and its sessions. The first set is believed
+    /// to work; a backend that comes later is used once it has passed a probe. One that is gone takes no new session.
+    pub fn admit(&self, endpoints: &[Endpoint]) -> Admission {
+        let before = self.backends();
+        let mut admission = Admission::default();
+        let mut backends: Vec<Arc<Backend>> = Vec::with_capacity(endpoints.len());
+        for endpoint in endpoints {
+            if backends.iter().any(|backend| backend.address() == endpoint.address) {
+                continue;
+            }
+            let is_same = |known: &&Arc<Backend>| known.address() == endpoint.address && known.host() == endpoint.host;
+            if let Some(known) = before.iter().find(is_same) {
+                known.rank(endpoint);
+                backends.push(Arc::clone(known));
+                continue;
+            }
+            let name = endpoint.address.to_string();
+            let metrics = self.metrics.backend(&self.settings.name, &name);
+            let backend = Backend::new(endpoint, metrics, self.events.clone());
+            if !before.is_empty() {
+                backend.make_newcomer();
+            }
+            if let Some(duty) = self.duties().get(&name) {
+                backend.set_duty(*duty);
+            }
+            admission.added.push(name);
+            backends.push(Arc::new(backend));
+        }
+        let is_gone = |known: &&Arc<Backend>| !backends.iter().any(|backend| backend.name() == known.name());
+        for gone in before.iter().filter(is_gone) {
+            self.metrics.forget_backend(&self.settings.name, gone.name());
+            admission.removed.push(gone.name().to_owned());
+        }
+        self.set_backends(backends);
+        admission
+    }
+
+    /// Replaces the set of backends. Sessions on a backend that is gone keep it until they end.
+    pub fn set_backends(&self, backends: Vec<Arc<Backend>>) {
+        for backend in &backends {
+            backend.belong(self.queue.news());
+        }
+        self.pool_metrics.backends(backends.len());
+        self.backends.send_replace(Arc::new(backends));
+        self.queue.news().notify_one();
+    }
+
+    /// Takes over from `before`, the same pool under older settings, what operators asked and what probes found.
+    pub fn succeed(&self, before: &Self) {
+        let duties = before.duties().clone();
+        *self.duties() = duties;
+        for backend in self.backends.borrow().iter() {
+            if let Some(known) = before.backend(backend.name()) {
+                backend.succeed(&known);
+            }
+        }
+    }
+
+    /// Gives the backend of this name no new session; those it has go on. Whether there is one.
+    pub fn drain(&self, name: &str) -> bool {
+        self.assign(name, Duty::Draining)
+    }
+
+    /// Takes the backend of this name back into service. Whether there is one.
+    pub fn enable(&self, name: &str) -> bool {
+        self.assign(name, Duty::Enabled)
+    }
+
+    fn assign(&self, name: &str, duty: Duty) -> bool {
+        let Some(backend) = self.backend(name) else { return false };
+        backend.set_duty(duty);
+        match duty {
+            Duty::Enabled => self.duties().remove(name),
+            Duty::Draining | Duty::Disabled => self.duties().insert(name.to_owned(), duty),
         };
-        let best = untried.iter().map(|backend| rank(backend)).min()?;
-        let eligible: Vec<_> = (0..untried.len()).filter(|&index| rank(untried[index]) == best).collect();
-        let candidates: Vec<_> = eligible.iter().map(|&index| untried[index].candidate()).collect();
-        let draw = Draw { client: client.ip(), random: fastrand::u64(..) };
-        Some(untried.remove(eligible[self.policy.choose(&candidates, draw)]))
+        true
+    }
+
+    fn duties(&self) -> std::sync::MutexGuard<'_, HashMap<String, Duty>> {
+        self.duties.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -4,14 +4,15 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 use tokio::time::{Instant, timeout_at};
+use tokio_util::bytes::BytesMut;
 
 use super::operations::KeptRequest;
 use super::replay::{Permit, ReplayGuard};
 use crate::ldap::{self, Request, Response, ResultCode};
 use crate::pool::{Backend, EventKind, NoBackend, Pool};
-use crate::upstream::{Stream, Upstream};
+use crate::upstream::{Stream, Upstream, read_pdu};
 
 /// What to open an upstream for.
 pub(super) struct Establish {
@@ -44,9 +45,13 @@ impl Establish {
     pub(super) async fn run(self) -> Result<Upstream, EstablishError> {
         let Self { pool, guard, client, mut lost, credential } = self;
         let Some(credential) = credential else { return Ok(pool.connect(client, lost).await?) };
-        let permit = guard.permit(&credential).await.map_err(|_| EstablishError::ReplayRefused(None))?;
         let deadline = Instant::now() + pool.settings().connect_budget;
         let mut attempts = Vec::new();
+        // Who waits for another session's trial waits no longer than for a backend of its own.
+        let Ok(permit) = timeout_at(deadline, guard.permit(&credential)).await else {
+            return Err(NoBackend::unreachable(attempts).into());
+        };
+        let permit = permit.map_err(|_| EstablishError::ReplayRefused(None))?;
         loop {
             let mut upstream = pool.connect(client, lost).await?;
             let backend = Arc::clone(upstream.backend());
@@ -70,7 +75,7 @@ impl Establish {
             backend.report(client.ip(), EventKind::Lost { in_flight: 1 });
             attempts.push((backend.name().to_owned(), failure));
             if Instant::now() >= deadline || attempts.len() > pool.backends().len() {
-                return Err(NoBackend { attempts }.into());
+                return Err(NoBackend::unreachable(attempts).into());
             }
             lost = Some(backend);
         }
@@ -86,22 +91,11 @@ async fn bind(stream: &mut Stream, request: &KeptRequest) -> io::Result<ResultCo
         .flatten()
         .and_then(|envelope| Request::new(request.pdu(), envelope))
         .map(|request| request.message_id());
-    let mut received = Vec::with_capacity(256);
-    loop {
-        let envelope = ldap::envelope(&received, MOST_BIND_RESPONSE).map_err(io::Error::other)?;
-        if let Some(envelope) = envelope.filter(|envelope| received.len() >= envelope.length) {
-            let result = Response::new(&received[..envelope.length], envelope).and_then(|response| response.result());
-            return match result {
-                Some(result) if Some(envelope.message_id) == id => Ok(result.code),
-                _ => Err(io::Error::other("the backend answered the bind with something else")),
-            };
-        }
-        if stream.read_buf(&mut received).await? == 0 {
-            return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the backend closed instead of answering the bind",
-            ));
-        }
+    let mut buffer = BytesMut::new();
+    let (envelope, pdu) = read_pdu(stream, &mut buffer, MOST_BIND_RESPONSE).await?;
+    match Response::new(&pdu, envelope).and_then(|response| response.result()) {
+        Some(result) if Some(envelope.message_id) == id => Ok(result.code),
+        _ => Err(io::Error::other("the backend answered the bind with something else")),
     }
 }
 

@@ -11,6 +11,8 @@ mod registry;
 mod replay;
 mod run;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -22,10 +24,14 @@ pub use registry::{Command, Entry, Facts, Handle, Registry};
 pub use replay::ReplayGuard;
 pub use state::StartTls;
 
+use crate::access_log::AccessLog;
 use crate::config::Limits;
 use crate::failure::EndReason;
 use crate::metrics::{ListenerMetrics, Metrics};
+use crate::policy::Policy;
 use crate::pool::{NoBackend, Pool};
+use crate::throttle::LoginThrottle;
+use crate::tls::Handshake;
 use run::{Outcome, Parts, Run};
 use state::State;
 
@@ -37,6 +43,12 @@ pub struct Settings {
     pub replay_guard: Arc<ReplayGuard>,
     /// `[limits]`
     pub limits: Limits,
+    /// `[listener.policy]`
+    pub policy: Policy,
+    /// `[login_throttle]`
+    pub throttle: Arc<LoginThrottle>,
+    /// `[access_log]`
+    pub access_log: AccessLog,
     /// The process's metrics.
     pub metrics: Arc<Metrics>,
     /// The listener's metrics.
@@ -61,17 +73,64 @@ impl Outage {
     }
 }
 
-/// Serves `client` until the session ends.
-pub async fn serve<T: AsyncRead + AsyncWrite + Unpin>(
+/// One client's session, between two states of its transport.
+pub struct Session<T> {
     settings: Arc<Settings>,
-    entry: Entry,
-    client: T,
-    start_tls: StartTls,
-) -> EndReason {
-    let state = State::new(settings.pool.settings().failover.clone(), start_tls);
-    let mut run = Run::new(settings, Parts { client, state, entry });
-    match (&mut run).await {
-        Outcome::Ended(reason) => reason,
-        Outcome::StartTls => EndReason::HandshakeFailed,
+    parts: Parts<T>,
+}
+
+/// What serving came to.
+pub enum Served<T> {
+    /// The session is over.
+    Ended(EndReason),
+    /// The client was told to start TLS: handshake, then go on.
+    StartTls(Box<Session<T>>),
+}
+
+impl<T> Served<T> {
+    /// Why it ended; a session that asked for TLS where nobody can give it any has failed its handshake.
+    pub fn reason(&self) -> EndReason {
+        match self {
+            Self::Ended(reason) => *reason,
+            Self::StartTls(_) => EndReason::HandshakeFailed,
+        }
+    }
+}
+
+impl<T> Session<T> {
+    /// A session that begins: anonymous.
+    pub fn new(settings: Arc<Settings>, entry: Entry, client: T, start_tls: StartTls) -> Self {
+        let state = State::new(settings.pool.settings().failover.clone(), start_tls);
+        Self { settings, parts: Parts { client, state, entry } }
+    }
+
+    /// Takes the transport off, for a handshake on it.
+    pub fn off_transport(self) -> (T, Session<()>) {
+        let Parts { client, state, entry } = self.parts;
+        (client, Session { settings: self.settings, parts: Parts { client: (), state, entry } })
+    }
+}
+
+impl Session<()> {
+    /// Goes on over TLS.
+    pub fn on_tls<T>(self, client: T, handshake: &Handshake) -> Session<T> {
+        let Parts { mut state, entry, .. } = self.parts;
+        state.start_tls();
+        entry.describe(Some(handshake), None);
+        Session { settings: self.settings, parts: Parts { client, state, entry } }
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
+    /// Serves the client until it, the proxy or an operator ends the session, or the client starts TLS.
+    pub async fn serve(self) -> Served<T> {
+        let mut run = Run::new(Arc::clone(&self.settings), self.parts);
+        match (&mut run).await {
+            Outcome::Ended(reason) => {
+                run.close_account(reason);
+                Served::Ended(reason)
+            }
+            Outcome::StartTls => Served::StartTls(Box::new(Self { settings: self.settings, parts: run.into_parts() })),
+        }
     }
 }

@@ -2,11 +2,13 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::time::Duration;
 
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::pins::Page;
+use crate::access_log::Described;
 use crate::failure::{FailoverKind, Refusal};
 use crate::ldap::{MessageId, OperationKind};
 
@@ -45,10 +47,16 @@ pub struct Operation {
     pub position: u64,
     /// Octets of the request.
     pub length: usize,
+    /// Whether it may change the directory.
+    pub writes: bool,
     /// The request, if it may be sent again after its upstream took it.
     pub kept: Option<KeptRequest>,
-    /// Entries, references and intermediate responses delivered to the client.
-    pub delivered: u64,
+    /// Entries delivered to the client.
+    pub entries: u64,
+    /// References delivered.
+    pub references: u64,
+    /// Intermediate responses delivered.
+    pub intermediates: u64,
     /// Octets of responses delivered to the client.
     pub delivered_octets: u64,
     /// Whether it has been sent to a second upstream already.
@@ -57,6 +65,10 @@ pub struct Operation {
     pub abandoned: bool,
     /// The page it asks for, if it does (RFC 2696).
     pub page: Option<Page>,
+    /// How long it waited for its upstream to be opened.
+    pub connect: Duration,
+    /// What the access log will say of it.
+    pub described: Option<Box<Described>>,
 }
 
 /// What becomes of an operation whose upstream is lost.
@@ -73,15 +85,48 @@ pub enum Fate {
 }
 
 impl Operation {
+    /// An operation that ends as it begins, for its record.
+    pub fn ended(
+        id: MessageId,
+        kind: OperationKind,
+        started: Instant,
+        length: usize,
+        described: Option<Box<Described>>,
+    ) -> Self {
+        Self {
+            id,
+            kind,
+            started,
+            position: 0,
+            length,
+            writes: false,
+            kept: None,
+            entries: 0,
+            references: 0,
+            intermediates: 0,
+            delivered_octets: 0,
+            resent: false,
+            abandoned: false,
+            page: None,
+            connect: Duration::ZERO,
+            described,
+        }
+    }
+
+    /// Whether the client has part of the result.
+    pub fn is_underway(&self) -> bool {
+        self.entries + self.references + self.intermediates > 0
+    }
+
     /// What becomes of it if its upstream is lost after taking `taken` octets of the stream.
     fn fate(&self, taken: u64) -> Fate {
         if self.abandoned {
             Fate::Forget
         } else if self.position >= taken {
             Fate::Requeue
-        } else if self.delivered > 0 {
+        } else if self.is_underway() {
             Fate::Fail(FailoverKind::LostMidResult, Refusal::LostMidResult, LOST_MID_RESULT)
-        } else if self.kind.may_write() {
+        } else if self.writes {
             Fate::Fail(FailoverKind::OutcomeUnknown, Refusal::OutcomeUnknown, OUTCOME_UNKNOWN)
         } else if self.kept.is_some() && !self.resent {
             Fate::Resend(match self.kind {
@@ -112,11 +157,6 @@ impl Operations {
     /// How many operations the client awaits.
     pub fn awaited(&self) -> usize {
         self.in_flight.iter().filter(|operation| !operation.abandoned).count()
-    }
-
-    /// How many operations the backend may still be working on, abandoned ones included.
-    pub fn len(&self) -> usize {
-        self.in_flight.len()
     }
 
     /// Whether nothing is in flight.
@@ -176,7 +216,7 @@ impl Operations {
 
     /// Whether a write the upstream may have taken is unanswered: reads after it must not be repeated elsewhere.
     pub fn has_unanswered_write(&self) -> bool {
-        self.in_flight.iter().any(|operation| operation.kind.may_write())
+        self.in_flight.iter().any(|operation| operation.writes)
     }
 
     /// When the oldest awaited operation began.
@@ -193,6 +233,18 @@ impl Operations {
                 (operation, fate)
             })
             .collect()
+    }
+
+    /// Notes how long those that hadn't left yet, of a stream of which `taken` octets have, waited for their upstream.
+    pub fn upstream_opened(&mut self, taken: u64, now: Instant) {
+        for operation in self.in_flight.iter_mut().filter(|operation| operation.position >= taken) {
+            operation.connect = now - operation.started;
+        }
+    }
+
+    /// Empties the table, abandoned operations included.
+    pub fn take_all(&mut self) -> impl Iterator<Item = Operation> + use<> {
+        std::mem::take(&mut self.in_flight).into_iter()
     }
 
     /// Empties the table of operations that the client awaits.
@@ -232,17 +284,10 @@ mod tests {
 
     fn operation(id: MessageId, kind: OperationKind, position: u64) -> Operation {
         Operation {
-            id,
-            kind,
-            started: Instant::now(),
             position,
-            length: 10,
+            writes: kind.may_write(),
             kept: Some(KeptRequest::new(&[0; 10])),
-            delivered: 0,
-            delivered_octets: 0,
-            resent: false,
-            abandoned: false,
-            page: None,
+            ..Operation::ended(id, kind, Instant::now(), 10, None)
         }
     }
 
@@ -263,7 +308,7 @@ mod tests {
             assert!(matches!(with(untouched, kind), Fate::Fail(FailoverKind::OutcomeUnknown, ..)), "{kind}");
             assert_eq!(with(|operation| operation.position = 10, kind), Fate::Requeue, "{kind} never left");
         }
-        assert!(matches!(with(|search| search.delivered = 1, Search), Fate::Fail(FailoverKind::LostMidResult, ..)));
+        assert!(matches!(with(|search| search.entries = 1, Search), Fate::Fail(FailoverKind::LostMidResult, ..)));
         assert!(matches!(with(|search| search.resent = true, Search), Fate::Fail(FailoverKind::Exhausted, ..)));
         assert!(matches!(with(|search| search.kept = None, Search), Fate::Fail(FailoverKind::Exhausted, ..)));
         assert_eq!(with(|search| search.abandoned = true, Search), Fate::Forget);
@@ -275,7 +320,7 @@ mod tests {
         operations.begin(operation(5, OperationKind::Search, 0));
         assert!(!operations.may_use(5));
         operations.abandon(5);
-        assert_eq!((operations.awaited(), operations.len()), (0, 1));
+        assert_eq!((operations.awaited(), operations.is_empty()), (0, false));
         operations.end(5);
         assert!(operations.is_empty() && !operations.may_use(5) && operations.may_use(6));
     }

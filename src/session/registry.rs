@@ -3,12 +3,14 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::SystemTime;
 
+use crate::access_log::TlsFacts;
 use crate::pool::Backend;
+use crate::tls::Handshake;
 
 /// All live sessions of the process.
 #[derive(Default)]
@@ -33,6 +35,8 @@ pub enum Command {
     Move = 8,
     /// Answer what is in flight and end now: the time to drain is over.
     Stop = 16,
+    /// The backend has stopped answering: take the upstream for lost.
+    Leave = 32,
 }
 
 /// One live session, seen from outside.
@@ -47,6 +51,12 @@ pub struct Handle {
     pub started: SystemTime,
     /// Operations it has finished.
     pub operations: AtomicU64,
+    /// Operations it waits for.
+    pub in_flight: AtomicUsize,
+    /// Octets from the client.
+    pub received: AtomicU64,
+    /// Octets to the client.
+    pub sent: AtomicU64,
     commands: AtomicU8,
     waker: Mutex<Option<Waker>>,
     facts: Mutex<Facts>,
@@ -59,8 +69,14 @@ pub struct Facts {
     pub bind_name: Option<Box<str>>,
     /// The backend it is connected to.
     pub backend: Option<Arc<Backend>>,
+    /// The backend it was connected to last.
+    pub last_backend: Option<Arc<Backend>>,
     /// Whether it has become an opaque tunnel.
     pub tunnel: bool,
+    /// What the handshake settled; `None` in cleartext.
+    pub tls: Option<TlsFacts>,
+    /// The VPC endpoint it came through.
+    pub vpc_endpoint: Option<Box<str>>,
 }
 
 impl Handle {
@@ -75,6 +91,23 @@ impl Handle {
     /// What changes in its life, as it is now.
     pub fn facts(&self) -> Facts {
         lock(&self.facts).clone()
+    }
+
+    /// Notes what the handshake and the PROXY header said.
+    pub fn describe(&self, handshake: Option<&Handshake>, vpc_endpoint: Option<&str>) {
+        self.set_facts(|facts| {
+            if let Some(handshake) = handshake {
+                facts.tls = Some(TlsFacts {
+                    version: handshake.version,
+                    suite: handshake.suite,
+                    server_name: handshake.sni.as_deref().map(Into::into),
+                    client_certificate: handshake.client_subject.as_deref().map(Into::into),
+                });
+            }
+            if let Some(endpoint) = vpc_endpoint {
+                facts.vpc_endpoint = Some(endpoint.into());
+            }
+        });
     }
 
     pub(super) fn set_facts(&self, change: impl FnOnce(&mut Facts)) {
@@ -118,6 +151,9 @@ impl Registry {
             listener,
             started: SystemTime::now(),
             operations: AtomicU64::new(0),
+            in_flight: AtomicUsize::new(0),
+            received: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
             commands: AtomicU8::new(0),
             waker: Mutex::default(),
             facts: Mutex::default(),
@@ -129,6 +165,22 @@ impl Registry {
     /// Every live session, in no order.
     pub fn sessions(&self) -> Vec<Arc<Handle>> {
         self.shards.iter().flat_map(|shard| lock(shard).values().cloned().collect::<Vec<_>>()).collect()
+    }
+
+    /// Tells every live session something.
+    pub fn command_all(&self, command: Command) {
+        for session in self.sessions() {
+            session.command(command);
+        }
+    }
+
+    /// Tells every session on this backend something.
+    pub fn command_on(&self, backend: &Arc<Backend>, command: Command) {
+        for session in self.sessions() {
+            if session.facts().backend.is_some_and(|its| Arc::ptr_eq(&its, backend)) {
+                session.command(command);
+            }
+        }
     }
 
     /// The session of this number.

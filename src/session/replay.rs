@@ -179,7 +179,7 @@ mod tests {
             .map(|id| {
                 let (guard, tried) = (Arc::clone(&guard), Arc::clone(&tried));
                 tokio::spawn(async move {
-                    match guard.permit(&bind(id as u8, b"old")).await {
+                    match guard.permit(&bind(id as u8 % 100, b"old")).await {
                         Ok(Permit::First(trial)) => {
                             tried.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                             tokio::time::sleep(Duration::from_millis(5)).await;

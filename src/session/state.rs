@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::bind::{BindState, Identity, Method};
 use super::operations::{Fate, KeptRequest, Operation, Operations};
 use super::pins::{Pin, Pins};
+use crate::access_log::Described;
 use crate::config::{Failover, FailoverMode, Limits};
 use crate::failure::{EndReason, FailoverKind, Refusal};
 use crate::ldap::{
@@ -90,6 +91,17 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// An answer to this request.
+    pub fn to(
+        request: &Request<'_>,
+        code: ResultCode,
+        reason: Refusal,
+        diagnostic: Cow<'static, str>,
+        started: Instant,
+    ) -> Self {
+        Self { id: request.message_id(), kind: request.kind(), code, reason, diagnostic, started }
+    }
+
     /// The response's octets.
     pub fn pdu(&self) -> Vec<u8> {
         match self.reason {
@@ -213,27 +225,40 @@ impl State {
         self.layer = if first == 0 { Layer::Opaque } else { Layer::Inspected };
     }
 
-    /// Takes up one whole request. `position` is where its first octet will stand in the upstream's stream.
-    pub fn request(&mut self, request: &Request<'_>, position: u64, limits: &Limits, now: Instant) -> RequestVerdict {
+    /// Whether TLS protects the client's side.
+    pub fn is_encrypted(&self) -> bool {
+        self.offers_start_tls == StartTls::Established
+    }
+
+    /// What becomes of one whole request by the rules of the protocol and the limits; `None` if they let it pass. An
+    /// abandon that passes is noted here; everything else that is forwarded must [`begin`](Self::begin).
+    pub fn admit(&mut self, request: &Request<'_>, limits: &Limits, now: Instant) -> Option<RequestVerdict> {
         let (id, kind) = (request.message_id(), request.kind());
         if id == 0 {
             return malformed("messageID 0 is reserved for unsolicited notifications");
         }
         if kind == OperationKind::Unbind {
-            return RequestVerdict::Unbind;
+            return Some(RequestVerdict::Unbind);
+        }
+        let start_tls = request.extended_name() == Some(oid::START_TLS.as_bytes());
+        if start_tls && self.bind.awaiting().is_some() {
+            // RFC 4513 §3.1.1: not while a bind is under way. Nothing would be gained by waiting.
+            return self.judge_start_tls(id, |code, reason, diagnostic| {
+                Some(RequestVerdict::Answer(Answer::to(request, code, reason, diagnostic.into(), now)))
+            });
         }
         // §4.2.1: no request may follow a bind until its response. Clients do pipeline, so it waits instead of failing.
         if self.bind.awaiting().is_some() {
-            return RequestVerdict::Hold;
+            return Some(RequestVerdict::Hold);
         }
         if kind == OperationKind::Abandon {
-            return self.abandon(request);
+            return Some(self.abandon(request));
         }
         if !self.operations.may_use(id) {
             return malformed("the messageID is in use by another operation of this session");
         }
         let answer = |code, reason, diagnostic: &'static str| {
-            RequestVerdict::Answer(Answer { id, kind, code, reason, diagnostic: diagnostic.into(), started: now })
+            Some(RequestVerdict::Answer(Answer::to(request, code, reason, diagnostic.into(), now)))
         };
         // Between SASL steps waiting would be for ever: the client itself has the next step.
         if self.bind.is_continuing() && kind != OperationKind::Bind {
@@ -250,39 +275,35 @@ impl State {
                 "too many operations in flight on this connection (limits.operations_in_flight): await results, then retry",
             );
         }
-        if kind == OperationKind::Extended && request.extended_name() == Some(oid::START_TLS.as_bytes()) {
+        if start_tls {
             return self.judge_start_tls(id, answer);
         }
-        let mut page = None;
-        if let Some(search) = request.search() {
-            if search.filter_is_deeper_than(limits.filter_depth) {
-                return answer(
-                    ResultCode::BUSY,
-                    Refusal::FilterDepth,
-                    "the search filter is nested too deeply (limits.filter_depth): simplify it",
-                );
-            }
-            page = self.pins.search(request);
+        if request.search().is_some_and(|search| search.filter_is_deeper_than(limits.filter_depth)) {
+            return answer(
+                ResultCode::BUSY,
+                Refusal::FilterDepth,
+                "the search filter is nested too deeply (limits.filter_depth): simplify it",
+            );
         }
+        None
+    }
+
+    /// Takes up an operation that is forwarded. `position` is where its first octet will stand in the upstream's stream.
+    pub fn begin(&mut self, request: &Request<'_>, position: u64, described: Option<Box<Described>>, now: Instant) {
+        let (id, kind) = (request.message_id(), request.kind());
+        let page = if kind == OperationKind::Search { self.pins.search(request) } else { None };
         let kept = self.keep(request);
         if kind == OperationKind::Bind {
             let method = request.bind().as_ref().map_or(Method::Other, Method::of);
             self.bind.request(id, method);
         }
         self.operations.begin(Operation {
-            id,
-            kind,
-            started: now,
             position,
-            length: request.pdu().len(),
+            writes: may_write(request),
             kept,
-            delivered: 0,
-            delivered_octets: 0,
-            resent: false,
-            abandoned: false,
             page,
+            ..Operation::ended(id, kind, now, request.pdu().len(), described)
         });
-        RequestVerdict::Forward
     }
 
     /// Takes up one whole response.
@@ -315,7 +336,7 @@ impl State {
                     self.pins.paged(page, response.paging_cookie());
                 }
             }
-            kind if kind.may_write() && success => self.pins.wrote(now),
+            _ if operation.writes && success => self.pins.wrote(now),
             _ => {}
         }
         let settled = Settled { operation, code };
@@ -327,7 +348,11 @@ impl State {
         debug_assert!(!kind.is_final());
         match self.operations.find_mut(id) {
             Some(operation) => {
-                operation.delivered += 1;
+                match kind {
+                    ResponseKind::Entry => operation.entries += 1,
+                    ResponseKind::Reference => operation.references += 1,
+                    _ => operation.intermediates += 1,
+                }
                 operation.delivered_octets += length as u64;
                 ResponseVerdict::Forward(None)
             }
@@ -385,15 +410,38 @@ impl State {
     }
 
     /// No backend could be reached, or none wants the session's identity: everything in flight is answered.
-    pub fn fail_all(&mut self, reason: Refusal, diagnostic: &'static str) -> Vec<(Operation, Answer)> {
+    pub fn fail_all(
+        &mut self,
+        code: ResultCode,
+        reason: Refusal,
+        diagnostic: &'static str,
+    ) -> Vec<(Operation, Answer)> {
         let mut loss = Loss::default();
         for operation in self.operations.take_awaited() {
             loss.fail(operation, FailoverKind::Exhausted, reason, diagnostic);
+        }
+        for (_, answer) in &mut loss.answers {
+            answer.code = code;
         }
         self.kept_octets = 0;
         if self.bind.awaiting().is_some() {
             self.bind.fail();
         }
+        loss.answers
+    }
+
+    /// The session stops: everything in flight is answered, and a write that may have happened is told from one that
+    /// hasn't.
+    pub fn stop(&mut self, taken: u64, diagnostic: &'static str) -> Vec<(Operation, Answer)> {
+        let mut loss = Loss::default();
+        for (operation, fate) in self.operations.lose(taken) {
+            match fate {
+                Fate::Forget => {}
+                Fate::Fail(kind, reason @ Refusal::OutcomeUnknown, text) => loss.fail(operation, kind, reason, text),
+                _ => loss.fail(operation, FailoverKind::Exhausted, Refusal::Draining, diagnostic),
+            }
+        }
+        self.kept_octets = 0;
         loss.answers
     }
 
@@ -416,6 +464,16 @@ impl State {
             started: operation.started,
         };
         Some((operation, answer))
+    }
+
+    /// An upstream stands: what waited for it is about to leave.
+    pub fn upstream_opened(&mut self, now: Instant) {
+        self.operations.upstream_opened(0, now);
+    }
+
+    /// What nobody will answer any more.
+    pub fn take_unfinished(&mut self) -> impl Iterator<Item = Operation> + use<> {
+        self.operations.take_all()
     }
 
     /// Why the session can't move to another backend now, if it can't.
@@ -481,8 +539,8 @@ impl State {
     fn judge_start_tls(
         &self,
         id: MessageId,
-        answer: impl Fn(ResultCode, Refusal, &'static str) -> RequestVerdict,
-    ) -> RequestVerdict {
+        answer: impl Fn(ResultCode, Refusal, &'static str) -> Option<RequestVerdict>,
+    ) -> Option<RequestVerdict> {
         match self.offers_start_tls {
             StartTls::Established => {
                 answer(ResultCode::OPERATIONS_ERROR, Refusal::StartTls, "TLS is already established on this connection")
@@ -497,7 +555,7 @@ impl State {
                 Refusal::StartTls,
                 "StartTLS must wait until no operation and no SASL bind is in progress",
             ),
-            StartTls::Offered => RequestVerdict::StartTls(id),
+            StartTls::Offered => Some(RequestVerdict::StartTls(id)),
         }
     }
 
@@ -514,8 +572,8 @@ impl State {
     /// A copy of the request, if it may be sent to a second backend after the first has taken it.
     fn keep(&mut self, request: &Request<'_>) -> Option<KeptRequest> {
         let repeatable = self.failover.mode == FailoverMode::Session
-            && matches!(request.kind(), OperationKind::Search | OperationKind::Compare | OperationKind::Bind)
-            && !(request.kind() == OperationKind::Bind && !is_simple_bind(request))
+            && !may_write(request)
+            && (request.kind() != OperationKind::Bind || is_simple_bind(request))
             && !self.operations.has_unanswered_write()
             && request.controls().all(|control| !control.critical || is_known(control.oid));
         let length = request.pdu().len();
@@ -548,8 +606,13 @@ impl Loss {
     }
 }
 
-fn malformed(text: &'static str) -> RequestVerdict {
-    RequestVerdict::End(Ending::told(EndReason::ProtocolError, ResultCode::PROTOCOL_ERROR, text))
+fn malformed(text: &'static str) -> Option<RequestVerdict> {
+    Some(RequestVerdict::End(Ending::told(EndReason::ProtocolError, ResultCode::PROTOCOL_ERROR, text)))
+}
+
+/// Whether a request may change the directory. An extended operation may, but for the one that only asks (RFC 4532).
+fn may_write(request: &Request<'_>) -> bool {
+    request.kind().may_write() && request.extended_name() != Some(oid::WHO_AM_I.as_bytes())
 }
 
 fn is_simple_bind(request: &Request<'_>) -> bool {

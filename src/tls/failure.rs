@@ -1,4 +1,4 @@
-//! Why a client's handshake failed: a closed list for the metrics, a sentence for the operator.
+//! Why a client's handshake failed, in a sentence for the operator.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -6,71 +6,24 @@ use std::io;
 
 use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, PeerIncompatible};
 
+use crate::failure::HandshakeFailureReason;
+
 /// A failed handshake, explained.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HandshakeFailure {
     /// What kind it is.
-    pub reason: FailureReason,
+    pub reason: HandshakeFailureReason,
     /// What an operator can make of it.
     pub explanation: Cow<'static, str>,
-}
-
-/// The kinds of failed handshakes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum FailureReason {
-    /// The client and `min_version` have no TLS version in common.
-    NoSharedVersion,
-    /// No cipher suite, key exchange group or signature scheme in common.
-    NoSharedCipher,
-    /// The client refused our certificate.
-    ClientDistrustsUs,
-    /// The client's certificate is missing or bad.
-    ClientCertificate,
-    /// What the client sent isn't TLS.
-    NotTls,
-    /// The client left.
-    Closed,
-    /// The handshake took too long.
-    Timeout,
-    /// Anything else.
-    Other,
-}
-
-impl FailureReason {
-    /// All kinds.
-    pub const ALL: [Self; 8] = [
-        Self::NoSharedVersion,
-        Self::NoSharedCipher,
-        Self::ClientDistrustsUs,
-        Self::ClientCertificate,
-        Self::NotTls,
-        Self::Closed,
-        Self::Timeout,
-        Self::Other,
-    ];
-
-    /// The metrics label.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::NoSharedVersion => "no_shared_version",
-            Self::NoSharedCipher => "no_shared_cipher",
-            Self::ClientDistrustsUs => "client_distrusts_us",
-            Self::ClientCertificate => "client_certificate",
-            Self::NotTls => "not_tls",
-            Self::Closed => "closed",
-            Self::Timeout => "timeout",
-            Self::Other => "other",
-        }
-    }
 }
 
 impl HandshakeFailure {
     /// A handshake that wasn't done within its time.
     pub fn timeout() -> Self {
-        Self::new(FailureReason::Timeout, "the client didn't finish the handshake in time")
+        Self::new(HandshakeFailureReason::Timeout, "the client didn't finish the handshake in time")
     }
 
-    fn new(reason: FailureReason, explanation: impl Into<Cow<'static, str>>) -> Self {
+    fn new(reason: HandshakeFailureReason, explanation: impl Into<Cow<'static, str>>) -> Self {
         Self { reason, explanation: explanation.into() }
     }
 }
@@ -86,19 +39,19 @@ impl From<&io::Error> for HandshakeFailure {
             | io::ErrorKind::ConnectionAborted
             | io::ErrorKind::NotConnected
             | io::ErrorKind::BrokenPipe => Self::new(
-                FailureReason::Closed,
-                "the client closed the connection during the handshake: a port check, or it distrusts our certificate \
-                 and doesn't say so (GnuTLS and Java clients)",
+                HandshakeFailureReason::Closed,
+                "the client closed the connection during the handshake: a port check, or a client that distrusts our certificate \
+                 and doesn't say so",
             ),
             io::ErrorKind::TimedOut => Self::timeout(),
-            _ => Self::new(FailureReason::Other, error.to_string()),
+            _ => Self::new(HandshakeFailureReason::Other, error.to_string()),
         }
     }
 }
 
 impl From<&Error> for HandshakeFailure {
     fn from(error: &Error) -> Self {
-        use FailureReason::*;
+        use HandshakeFailureReason::*;
         let (reason, explanation): (_, Cow<'static, str>) = match error {
             Error::PeerIncompatible(incompatible) => incompatible_peer(incompatible),
             Error::AlertReceived(alert) => alert_received(*alert),
@@ -128,43 +81,44 @@ impl fmt::Display for HandshakeFailure {
     }
 }
 
-fn incompatible_peer(incompatible: &PeerIncompatible) -> (FailureReason, Cow<'static, str>) {
+fn incompatible_peer(incompatible: &PeerIncompatible) -> (HandshakeFailureReason, Cow<'static, str>) {
     use PeerIncompatible::*;
     match incompatible {
         // rustls looks for the signature schemes first, and they came with TLS 1.2.
         Tls12NotOffered | SignatureAlgorithmsExtensionRequired => {
-            (FailureReason::NoSharedVersion, "the client offers nothing newer than TLS 1.1: update it".into())
+            (HandshakeFailureReason::NoSharedVersion, "the client offers nothing newer than TLS 1.1: update it".into())
         }
         Tls12NotOfferedOrEnabled | SupportedVersionsExtensionRequired => (
-            FailureReason::NoSharedVersion,
+            HandshakeFailureReason::NoSharedVersion,
             "no shared version: the client's newest is older than min_version, or than policy \"modern\" allows".into(),
         ),
-        NoCipherSuitesInCommon => {
-            (FailureReason::NoSharedCipher, "no shared cipher suite: the client offers only obsolete ones".into())
-        }
+        NoCipherSuitesInCommon => (
+            HandshakeFailureReason::NoSharedCipher,
+            "no shared cipher suite: the client offers only obsolete ones".into(),
+        ),
         NoKxGroupsInCommon | NamedGroupsExtensionRequired | NoEcPointFormatsInCommon | UncompressedEcPointsRequired => {
             (
-                FailureReason::NoSharedCipher,
+                HandshakeFailureReason::NoSharedCipher,
                 "no shared key exchange group: the client lacks X25519, P-256 and P-384".into(),
             )
         }
         NoSignatureSchemesInCommon => (
-            FailureReason::NoSharedCipher,
+            HandshakeFailureReason::NoSharedCipher,
             "no shared signature scheme: the client can't verify the key type of any certificate here; \
              add an RSA one in [[tls.additional]]"
                 .into(),
         ),
         ExtendedMasterSecretExtensionRequired => (
-            FailureReason::NoSharedCipher,
+            HandshakeFailureReason::NoSharedCipher,
             "the client's TLS 1.2 lacks the extended master secret, which policy \"fips\" demands".into(),
         ),
-        other => (FailureReason::Other, format!("incompatible client: {other:?}").into()),
+        other => (HandshakeFailureReason::Other, format!("incompatible client: {other:?}").into()),
     }
 }
 
-fn alert_received(alert: AlertDescription) -> (FailureReason, Cow<'static, str>) {
+fn alert_received(alert: AlertDescription) -> (HandshakeFailureReason, Cow<'static, str>) {
     use AlertDescription::*;
-    let distrust = |why: &'static str| (FailureReason::ClientDistrustsUs, Cow::from(why));
+    let distrust = |why: &'static str| (HandshakeFailureReason::ClientDistrustsUs, Cow::from(why));
     match alert {
         UnknownCA => distrust(
             "the client doesn't trust our issuer (alert unknown_ca): give it the root, and check certificate_chain",
@@ -181,14 +135,17 @@ fn alert_received(alert: AlertDescription) -> (FailureReason, Cow<'static, str>)
             distrust("the client can't use our kind of certificate (alert unsupported_certificate)")
         }
         ProtocolVersion => (
-            FailureReason::NoSharedVersion,
+            HandshakeFailureReason::NoSharedVersion,
             "the client accepts no TLS version of ours (alert protocol_version)".into(),
         ),
-        HandshakeFailure | InsufficientSecurity => {
-            (FailureReason::NoSharedCipher, "the client accepts no parameters of ours (alert handshake_failure)".into())
+        HandshakeFailure | InsufficientSecurity => (
+            HandshakeFailureReason::NoSharedCipher,
+            "the client accepts no parameters of ours (alert handshake_failure)".into(),
+        ),
+        CloseNotify | UserCanceled => {
+            (HandshakeFailureReason::Closed, "the client gave up during the handshake".into())
         }
-        CloseNotify | UserCanceled => (FailureReason::Closed, "the client gave up during the handshake".into()),
-        other => (FailureReason::Other, format!("the client gave up: alert {other:?}").into()),
+        other => (HandshakeFailureReason::Other, format!("the client gave up: alert {other:?}").into()),
     }
 }
 
@@ -211,14 +168,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn labels_are_distinct() {
-        let labels: std::collections::HashSet<_> = FailureReason::ALL.iter().map(|reason| reason.label()).collect();
-        assert_eq!(labels.len(), FailureReason::ALL.len());
-    }
-
-    #[test]
     fn each_cause_has_its_reason() {
-        use FailureReason::*;
+        use HandshakeFailureReason::*;
         for (error, reason) in [
             (Error::PeerIncompatible(PeerIncompatible::Tls12NotOffered), NoSharedVersion),
             (Error::PeerIncompatible(PeerIncompatible::NoCipherSuitesInCommon), NoSharedCipher),

@@ -9,11 +9,11 @@ use std::time::Duration;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls_pki_types::UnixTime;
 use x509_parser::certificate::X509Certificate;
-use x509_parser::error::X509Error;
-use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::extensions::ParsedExtension;
 use x509_parser::public_key::PublicKey;
 
 use super::certificate::{CertificateInfo, common_name, names, unix_time};
+use super::chain::{chain_order, is_self_issued};
 use super::import::Import;
 use super::{Finding, Severity};
 use crate::config::CertificateFiles;
@@ -216,89 +216,8 @@ fn weak_signature((index, certificate): (usize, &X509Certificate<'_>)) -> Option
     })
 }
 
-/// ACM: "each directly certifies the one preceding"; RFC 8446 §4.4.2 lets the root be left out.
-fn chain_order(chain: &[X509Certificate<'_>], now: UnixTime) -> Vec<Finding> {
-    let leaf = &chain[0];
-    let mut findings = Vec::new();
-    if let ([_], Some(url)) = (chain, issuer_url(leaf)) {
-        findings.push(Finding::warning(
-            "certificate",
-            format!("no chain is configured, though the certificate was issued by {}", leaf.issuer()),
-            format!(
-                "name the issuer's chain in certificate_chain, unless clients trust that issuer itself; it is at {url}"
-            ),
-        ));
-    }
-    for (index, pair) in chain.windows(2).enumerate() {
-        let (certified, issuer) = (&pair[0], &pair[1]);
-        let place = index + 2;
-        if chain[..=index].iter().any(|earlier| earlier.as_raw() == issuer.as_raw()) {
-            findings.push(Finding::warning(
-                "certificate_chain",
-                format!("certificate {place} of the chain ({}) is there twice", issuer.subject()),
-                "the chain begins with the issuer: leave out the certificate itself",
-            ));
-        } else if certified.issuer().as_raw() != issuer.subject().as_raw() {
-            findings.push(Finding::warning(
-                "certificate_chain",
-                format!(
-                    "certificate {place} of the chain ({}) isn't the issuer of the one before it, which is {}",
-                    issuer.subject(),
-                    certified.issuer()
-                ),
-                "put them in order, each one certifying the one before",
-            ));
-        } else if certified.verify_signature(Some(issuer.public_key())) == Err(X509Error::SignatureVerificationError) {
-            findings.push(Finding::warning(
-                "certificate_chain",
-                format!("certificate {place} of the chain ({}) didn't sign the one before it", issuer.subject()),
-                "the issuer has another key of the same name: ask it for the chain that belongs to this certificate",
-            ));
-        } else if now > unix_time(issuer.validity().not_after) {
-            findings.push(Finding::warning(
-                "certificate_chain",
-                format!(
-                    "certificate {place} of the chain ({}) ended on {}",
-                    issuer.subject(),
-                    issuer.validity().not_after
-                ),
-                "get the issuer's current chain",
-            ));
-        }
-    }
-    if let [_, .., last] = chain
-        && is_self_issued(last)
-        && last.as_raw() != leaf.as_raw()
-    {
-        findings.push(Finding::warning(
-            key_of(chain.len() - 1),
-            format!("the chain holds its root ({}), which clients must have already", last.subject()),
-            "leave it out: it only makes handshakes larger",
-        ));
-    }
-    findings
-}
-
-/// Where the issuer's certificate can be had, if the issuer is no root known to everyone.
-fn issuer_url(certificate: &X509Certificate<'_>) -> Option<String> {
-    const CA_ISSUERS: &str = "1.3.6.1.5.5.7.48.2";
-    certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
-        ParsedExtension::AuthorityInfoAccess(access) => access.accessdescs.iter().find_map(|description| {
-            match (&description.access_location, description.access_method.to_id_string() == CA_ISSUERS) {
-                (GeneralName::URI(url), true) => Some((*url).to_owned()),
-                _ => None,
-            }
-        }),
-        _ => None,
-    })
-}
-
-fn is_self_issued(certificate: &X509Certificate<'_>) -> bool {
-    certificate.subject().as_raw() == certificate.issuer().as_raw()
-}
-
 /// The key a certificate of the chain most likely came from.
-fn key_of(index: usize) -> &'static str {
+pub(super) fn key_of(index: usize) -> &'static str {
     if index == 0 { "certificate" } else { "certificate_chain" }
 }
 
@@ -311,32 +230,8 @@ mod tests {
         RsaKeySize, date_time_ymd,
     };
 
-    use super::super::testing::{Authority, Issued, ecdsa, rsa, server_params, write};
+    use super::super::testing::{Authority, Issued, NAMES, ecdsa, expect, findings, now, rsa, server_params};
     use super::*;
-
-    const NAMES: &[&str] = &["ldap.example.com", "10.0.0.1"];
-
-    /// 2030-01-01.
-    fn now() -> UnixTime {
-        UnixTime::since_unix_epoch(Duration::from_secs(1_893_456_000))
-    }
-
-    fn findings(issued: &Issued, chain: &[&str]) -> Vec<Finding> {
-        let dir = tempfile::tempdir().unwrap();
-        let mut files = issued.write(dir.path(), "server");
-        if !chain.is_empty() {
-            files.certificate_chain = Some(write(dir.path(), "chain.pem", &chain.concat()));
-        }
-        lint(&files, now())
-    }
-
-    #[track_caller]
-    fn expect(found: &[Finding], severity: Severity, key: &str, words: &str) {
-        assert_eq!(found.len(), 1, "{found:?}");
-        assert_eq!((found[0].severity, found[0].key), (severity, key), "{}", found[0]);
-        assert!(found[0].message.contains(words), "{}", found[0]);
-        assert!(!found[0].help.is_empty());
-    }
 
     #[test]
     fn good_imports_have_no_findings() {
@@ -359,7 +254,7 @@ mod tests {
     fn each_doubt_about_a_certificate_is_one_warning() {
         let root = Authority::root("root");
         type Change = fn(&mut CertificateParams);
-        let cases: [(Change, &str); 9] = [
+        let cases: [(Change, &str); 8] = [
             (|params| params.not_after = date_time_ymd(2029, 12, 29), "ended 3 days ago"),
             (|params| params.not_after = date_time_ymd(2030, 2, 10), "ends in 40 days"),
             (|params| params.not_before = date_time_ymd(2031, 1, 1), "isn't valid before"),
@@ -369,10 +264,6 @@ mod tests {
             (
                 |params| params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained),
                 "marked as a certificate authority",
-            ),
-            (
-                |params| params.custom_extensions = vec![authority_information("http://ca.example.com/ca.der")],
-                "no chain is configured",
             ),
             (|params| params.not_before = date_time_ymd(2030, 1, 2), "isn't valid before"),
         ];
@@ -407,26 +298,6 @@ mod tests {
         let reversed = Issued { certificate: format!("{}{}", intermediate.pem, issued.certificate), key: issued.key };
         let found = findings(&reversed, &[]);
         assert!(found[0].is_error() && found[0].message.contains("belongs to certificate 2"), "{found:?}");
-    }
-
-    #[test]
-    fn each_doubt_about_a_chain_is_one_warning() {
-        let root = Authority::root("root");
-        let intermediate = root.intermediate("intermediate");
-        let namesake = root.intermediate("intermediate");
-        let stranger = Authority::root("stranger").intermediate("other");
-        let issued = intermediate.issue(NAMES);
-        for (chain, words) in [
-            (vec![&intermediate.pem, &root.pem], "the chain holds its root"),
-            (vec![&namesake.pem], "didn't sign the one before it"),
-            (vec![&stranger.pem], "isn't the issuer of the one before it"),
-            (vec![&intermediate.pem, &intermediate.pem], "is there twice"),
-        ] {
-            let chain: Vec<&str> = chain.into_iter().map(String::as_str).collect();
-            expect(&findings(&issued, &chain), Severity::Warning, "certificate_chain", words);
-        }
-        let found = findings(&issued, &[&issued.certificate, &intermediate.pem]);
-        assert!(found[0].message.contains("is there twice"), "{found:?}");
     }
 
     #[test]
@@ -482,14 +353,5 @@ mod tests {
             assert_eq!(key_type(&import.leaf()), expected);
             assert_eq!(names(&import.leaf()), NAMES);
         }
-    }
-
-    /// An authority information access extension that says where the issuer's certificate is.
-    fn authority_information(url: &str) -> rcgen::CustomExtension {
-        let uri = [&[0x86, url.len() as u8], url.as_bytes()].concat();
-        let method = b"\x06\x08\x2b\x06\x01\x05\x05\x07\x30\x02";
-        let access = [&[0x30, (method.len() + uri.len()) as u8][..], method, &uri].concat();
-        let all = [&[0x30, access.len() as u8][..], &access].concat();
-        rcgen::CustomExtension::from_oid_content(&[1, 3, 6, 1, 5, 5, 7, 1, 1], all)
     }
 }

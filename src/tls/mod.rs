@@ -7,6 +7,7 @@
 //! The crypto provider is aws-lc-rs, passed explicitly everywhere: no process-wide default is ever installed.
 
 mod certificate;
+mod chain;
 mod client_auth;
 mod failure;
 mod finding;
@@ -26,7 +27,7 @@ mod upstream;
 mod watch;
 
 pub use certificate::CertificateInfo;
-pub use failure::{FailureReason, HandshakeFailure};
+pub use failure::HandshakeFailure;
 pub use finding::{Finding, Severity};
 pub use handshake::Handshake;
 pub use lint::{EXPIRY_WARNING, lint};

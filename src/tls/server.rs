@@ -1,18 +1,21 @@
 //! The server side: a `[tls]` table turned into what handshakes need, and swapped as a whole when its files change.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::Ticketer;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
-use rustls::server::{NoServerSessionStorage, ProducesTickets};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{Acceptor, ClientHello, NoServerSessionStorage, ProducesTickets};
 use rustls::sign::CertifiedKey;
+use rustls::{CipherSuite, ServerConfig, ServerConnection};
 use rustls_pki_types::UnixTime;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::{Accept, TlsAcceptor};
+use tokio_rustls::server::TlsStream;
+use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
 use super::certificate::{CertificateInfo, names};
 use super::import::Import;
@@ -78,13 +81,23 @@ impl ServerTls {
         Ok(findings)
     }
 
-    /// Begins a handshake with what is current. Put a timeout around it: it has none.
-    pub fn accept<IO: AsyncRead + AsyncWrite + Unpin>(&self, io: IO) -> Accept<IO> {
-        TlsAcceptor::from(self.server_config())
-            .accept_with(io, |connection| connection.set_buffer_limit(Some(BUFFER_LIMIT)))
+    /// Makes a handshake with what is current. Put a timeout around it: it has none.
+    ///
+    /// # Errors
+    /// [`super::HandshakeFailure`] explains them.
+    pub async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(&self, io: IO) -> io::Result<TlsStream<IO>> {
+        let limit = |connection: &mut ServerConnection| connection.set_buffer_limit(Some(BUFFER_LIMIT));
+        let state = self.current.load_full();
+        let Some(without_tickets) = &state.without_tickets else {
+            return TlsAcceptor::from(Arc::clone(&state.config)).accept_with(io, limit).await;
+        };
+        let start = LazyConfigAcceptor::new(Acceptor::default(), io).await?;
+        let config = if is_gnutls(&start.client_hello()) { without_tickets } else { &state.config };
+        start.into_stream_with(Arc::clone(config), limit).await
     }
 
-    /// The current configuration, for those who drive rustls themselves.
+    /// The current configuration, for those who drive rustls themselves; with `session_tickets = "all"` it sends tickets
+    /// to clients that [`Self::accept`] spares.
     pub fn server_config(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.current.load().config)
     }
@@ -112,6 +125,8 @@ impl ServerTls {
 struct State {
     settings: Tls,
     config: Arc<ServerConfig>,
+    /// The same without TLS 1.3 tickets, for clients that can't take them; present if the others get some.
+    without_tickets: Option<Arc<ServerConfig>>,
     certificates: Vec<CertificateInfo>,
 }
 
@@ -152,33 +167,50 @@ impl State {
         };
         let mut entries = entries.into_iter();
         let default = entries.next().expect("without an error each certificate has an entry");
-        let mut config = base_config(settings, provider)
-            .with_client_cert_verifier(verifier)
-            .with_cert_resolver(Arc::new(Certificates::new(default, entries)));
-        config.ignore_client_order = true;
-        // FIPS 140-3 IG D.Q: the TLS 1.2 key derivation is approved with the extended master secret only.
-        config.require_ems = settings.policy == TlsPolicy::Fips;
-        // Stateless tickets are the only resumption: they need no memory here and work across copies.
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
-        if let Some(ticketer) = tickets {
-            config.ticketer = ticketer;
-            // One is enough: LDAP clients open few connections at once. Two cost 4 % more CPU per connection.
-            config.send_tls13_tickets = usize::from(settings.session_tickets == SessionTickets::All);
-        }
-        // Binds can be replayed, so early data stays off. LDAP has no ALPN name, and a mismatch would be fatal.
-        debug_assert!(config.max_early_data_size == 0 && config.alpn_protocols.is_empty());
-        Ok((Self { settings: settings.clone(), config: Arc::new(config), certificates }, findings))
+        let certificates_by_name = Arc::new(Certificates::new(default, entries));
+        let config = server_config(settings, provider, verifier, certificates_by_name, tickets);
+        let without_tickets = (config.send_tls13_tickets > 0).then(|| {
+            let mut config = config.clone();
+            config.send_tls13_tickets = 0;
+            Arc::new(config)
+        });
+        let settings = settings.clone();
+        Ok((Self { settings, config: Arc::new(config), without_tickets, certificates }, findings))
     }
 }
 
-fn base_config(
+/// Whether the client is built on GnuTLS, of which Samba's client library is and hangs on a TLS 1.3 ticket; docs/tls.md
+/// has the cause. Of the common libraries GnuTLS alone offers AES-CCM unasked; one that is told to loses resumption only.
+fn is_gnutls(hello: &ClientHello<'_>) -> bool {
+    hello.cipher_suites().contains(&CipherSuite::TLS13_AES_128_CCM_SHA256)
+}
+
+fn server_config(
     settings: &Tls,
     provider: Arc<CryptoProvider>,
-) -> rustls::ConfigBuilder<ServerConfig, rustls::WantsVerifier> {
-    ServerConfig::builder_with_provider(provider)
+    verifier: Arc<dyn ClientCertVerifier>,
+    certificates: Arc<Certificates>,
+    tickets: Option<Arc<dyn ProducesTickets>>,
+) -> ServerConfig {
+    let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(policy::versions(settings.policy, settings.min_version))
         .expect("every policy has suites for its versions, which a test checks")
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(certificates);
+    config.ignore_client_order = true;
+    // FIPS 140-3 IG D.Q: the TLS 1.2 key derivation is approved with the extended master secret only.
+    config.require_ems = settings.policy == TlsPolicy::Fips;
+    // Stateless tickets are the only resumption: they need no memory here and work across copies.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    if let Some(ticketer) = tickets {
+        config.ticketer = ticketer;
+        // One is enough: LDAP clients open few connections at once. Two cost 4 % more CPU per connection.
+        config.send_tls13_tickets = usize::from(settings.session_tickets == SessionTickets::All);
+    }
+    // Binds can be replayed, so early data stays off. LDAP has no ALPN name, and a mismatch would be fatal.
+    debug_assert!(config.max_early_data_size == 0 && config.alpn_protocols.is_empty());
+    config
 }
 
 /// A certificate ready to serve, if none of its findings is an error.

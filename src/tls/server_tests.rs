@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use super::testing::*;
 use super::*;
 use crate::config::{ClientCertificates, SessionTickets, Tls, TlsPolicy, TlsVersion};
+use crate::failure::HandshakeFailureReason;
 
 const NAME: &str = "ldap.example.com";
 
@@ -26,7 +27,7 @@ fn der(issued: &Issued) -> CertificateDer<'static> {
     CertificateDer::from_pem_slice(issued.certificate.as_bytes()).unwrap()
 }
 
-fn reason(outcome: Outcome) -> FailureReason {
+fn reason(outcome: Outcome) -> HandshakeFailureReason {
     HandshakeFailure::from(&outcome.expect_err("the handshake fails")).reason
 }
 
@@ -62,7 +63,7 @@ async fn versions_follow_policy_and_min_version() {
         let server = load(&settings);
         assert_eq!(handshake(&server, &client(&root, BOTH, None), NAME).await.unwrap().0.version, "1.3");
         let refused = handshake(&server, &client(&root, ONLY_12, None), NAME).await;
-        assert_eq!(reason(refused), FailureReason::NoSharedVersion, "{policy:?}");
+        assert_eq!(reason(refused), HandshakeFailureReason::NoSharedVersion, "{policy:?}");
     }
 }
 
@@ -71,7 +72,9 @@ async fn fips_takes_no_chacha_and_says_what_the_build_lacks() {
     let (_directory, mut settings, root) = good();
     settings.policy = TlsPolicy::Fips;
     let loaded = ServerTls::load(&settings, UnixTime::now()).unwrap();
-    let provider = loaded.server.server_config().crypto_provider().clone();
+    let config = loaded.server.server_config();
+    assert!(config.require_ems);
+    let provider = config.crypto_provider();
     assert!(provider.cipher_suites.iter().all(|suite| !format!("{:?}", suite.suite()).contains("CHACHA")));
     assert_eq!(loaded.findings.iter().map(|finding| finding.key).collect::<Vec<_>>(), ["policy"]);
     let (agreed, _) = handshake(&loaded.server, &client(&root, ONLY_12, None), NAME).await.unwrap();
@@ -211,10 +214,13 @@ async fn client_certificates_are_verified_at_every_handshake() {
 
     settings.client_certificates = ClientCertificates::Required { ca: ca.clone(), crl: None };
     let server = load(&settings);
-    assert_eq!(reason(handshake(&server, &client(&root, BOTH, None), NAME).await), FailureReason::ClientCertificate);
+    assert_eq!(
+        reason(handshake(&server, &client(&root, BOTH, None), NAME).await),
+        HandshakeFailureReason::ClientCertificate
+    );
     let foreign = Authority::root("stranger").issue_with(&["app1"], ecdsa(), as_client);
     let refused = handshake(&server, &client(&root, BOTH, Some(&foreign)), NAME).await;
-    assert_eq!(reason(refused), FailureReason::ClientCertificate);
+    assert_eq!(reason(refused), HandshakeFailureReason::ClientCertificate);
     for versions in [ONLY_12, ONLY_13] {
         let client = with(versions);
         for _ in 0..2 {
@@ -281,7 +287,7 @@ async fn a_client_that_distrusts_us_is_told_apart() {
     let server = load(&settings);
     let stranger = client(&Authority::root("stranger"), BOTH, None);
     let failure = HandshakeFailure::from(&handshake(&server, &stranger, NAME).await.unwrap_err());
-    assert_eq!(failure.reason, FailureReason::ClientDistrustsUs);
+    assert_eq!(failure.reason, HandshakeFailureReason::ClientDistrustsUs);
     assert!(failure.explanation.contains("unknown_ca"), "{failure}");
 }
 
@@ -299,15 +305,15 @@ async fn what_isn_t_our_tls_is_told_apart() {
         b"\x00\x00\x02\x00\x2f\x01\x00".to_vec(),
     ];
     for (bytes, expected) in [
-        (simple_bind, FailureReason::NotTls),
+        (simple_bind, HandshakeFailureReason::NotTls),
         (
             b"\x30\x84\x00\x00\x00\x10\x02\x01\x01\x60\x84\x00\x00\x00\x07\x02\x01\x03\x04\x00\x80\x00".to_vec(),
-            FailureReason::NotTls,
+            HandshakeFailureReason::NotTls,
         ),
-        (b"GET / HTTP/1.1\r\n\r\n".to_vec(), FailureReason::NotTls),
-        (tls10.concat(), FailureReason::NoSharedVersion),
-        (Vec::new(), FailureReason::Closed),
-        (b"\x16\x03\x01".to_vec(), FailureReason::Closed),
+        (b"GET / HTTP/1.1\r\n\r\n".to_vec(), HandshakeFailureReason::NotTls),
+        (tls10.concat(), HandshakeFailureReason::NoSharedVersion),
+        (Vec::new(), HandshakeFailureReason::Closed),
+        (b"\x16\x03\x01".to_vec(), HandshakeFailureReason::Closed),
     ] {
         let (mut near, far) = tokio::io::duplex(4096);
         near.write_all(&bytes).await.unwrap();

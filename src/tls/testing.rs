@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
@@ -13,7 +14,7 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 use tokio_rustls::TlsConnector;
 
-use super::{Handshake, ServerTls, UnixTime};
+use super::{Finding, Handshake, ServerTls, Severity, UnixTime, lint};
 use crate::config::{CertificateFiles, ClientCertificates, SessionTickets, Tls, TlsPolicy, TlsVersion};
 
 /// A certificate authority.
@@ -162,6 +163,32 @@ pub(super) async fn handshake(server: &ServerTls, client: &Arc<ClientConfig>, na
     };
     let (seen, agreed) = tokio::join!(client_side, server_side);
     Ok((agreed?, seen?))
+}
+
+pub(super) const NAMES: &[&str] = &["ldap.example.com", "10.0.0.1"];
+
+/// 2030-01-01, for judging certificates.
+pub(super) fn now() -> UnixTime {
+    UnixTime::since_unix_epoch(Duration::from_secs(1_893_456_000))
+}
+
+/// What [`lint`] finds, with a chain or without.
+pub(super) fn findings(issued: &Issued, chain: &[&str]) -> Vec<Finding> {
+    let dir = tempfile::tempdir().unwrap();
+    let mut files = issued.write(dir.path(), "server");
+    if !chain.is_empty() {
+        files.certificate_chain = Some(write(dir.path(), "chain.pem", &chain.concat()));
+    }
+    lint(&files, now())
+}
+
+/// Exactly one finding, of this severity, about this key, with these words and some help.
+#[track_caller]
+pub(super) fn expect(found: &[Finding], severity: Severity, key: &str, words: &str) {
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!((found[0].severity, found[0].key), (severity, key), "{}", found[0]);
+    assert!(found[0].message.contains(words), "{}", found[0]);
+    assert!(!found[0].help.is_empty());
 }
 
 fn authority_params(name: &str) -> (CertificateParams, KeyPair) {

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
 use rustls::{
     AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error, InvalidMessage, OtherError,
     RootCertStore, SignatureScheme,
@@ -36,15 +35,15 @@ impl UpstreamTls {
     /// No trust anchors, or a `server_name` that is neither a host name nor an address.
     pub fn new(pool: &Pool) -> Result<Self, Finding> {
         let server_name = pool.server_name.as_deref().map(|name| parse_name(name).map_err(bad_server_name));
-        let roots = match pool.ca_file.as_deref() {
-            Some(path) => client_auth::roots(&PemFile::read("ca_file", path)?)?,
-            None => system_roots()?,
+        let (roots, pinned) = match pool.ca_file.as_deref() {
+            Some(path) => {
+                let file = PemFile::read("ca_file", path)?;
+                (client_auth::roots(&file)?, file.certificates()?)
+            }
+            None => (system_roots()?, Vec::new()),
         };
-        let provider = policy::provider(TlsPolicy::Intermediate);
-        Ok(Self {
-            connector: TlsConnector::from(Arc::new(config(roots, provider)?)),
-            server_name: server_name.transpose()?,
-        })
+        let connector = TlsConnector::from(Arc::new(config(roots, pinned)?));
+        Ok(Self { connector, server_name: server_name.transpose()? })
     }
 
     /// Makes the handshake on a connection to `host`, the backend's host name or address as configured. Its certificate
@@ -90,24 +89,29 @@ fn system_roots() -> Result<RootCertStore, Finding> {
     Ok(roots)
 }
 
-fn config(roots: RootCertStore, provider: Arc<CryptoProvider>) -> Result<ClientConfig, Finding> {
-    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+fn config(roots: RootCertStore, pinned: Vec<CertificateDer<'static>>) -> Result<ClientConfig, Finding> {
+    let provider = policy::provider(TlsPolicy::Intermediate);
+    let webpki = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
         .build()
         .map_err(|error| Finding::error("ca_file", error.to_string(), "name a file of certificate authorities"))?;
     let config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(policy::versions(TlsPolicy::Intermediate, TlsVersion::V1_2))
         .expect("the provider has suites for both versions, which a test checks")
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(NamingIssuer(verifier)))
+        .with_custom_certificate_verifier(Arc::new(BackendVerifier { pinned, webpki }))
         .with_no_client_auth();
     Ok(config)
 }
 
-/// The usual verifier; of an issuer that isn't trusted it says who that is.
+/// The usual verifier, but for two things: a certificate that stands itself in `ca_file` is good for every name, as Samba's
+/// self-made ones have none; and of an issuer that isn't trusted it says who that is.
 #[derive(Debug)]
-struct NamingIssuer(Arc<WebPkiServerVerifier>);
+struct BackendVerifier {
+    pinned: Vec<CertificateDer<'static>>,
+    webpki: Arc<WebPkiServerVerifier>,
+}
 
-impl ServerCertVerifier for NamingIssuer {
+impl ServerCertVerifier for BackendVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -116,7 +120,10 @@ impl ServerCertVerifier for NamingIssuer {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        self.0.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now).map_err(|error| {
+        if self.pinned.iter().any(|pinned| pinned == end_entity) {
+            return Ok(ServerCertVerified::assertion());
+        }
+        self.webpki.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now).map_err(|error| {
             match (&error, X509Certificate::from_der(intermediates.last().unwrap_or(end_entity))) {
                 (Error::InvalidCertificate(CertificateError::UnknownIssuer), Ok((_, last))) => {
                     let untrusted = OtherError(Arc::new(UntrustedIssuer(last.issuer().to_string())));
@@ -133,7 +140,7 @@ impl ServerCertVerifier for NamingIssuer {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls12_signature(message, cert, dss)
+        self.webpki.verify_tls12_signature(message, cert, dss)
     }
 
     fn verify_tls13_signature(
@@ -142,11 +149,11 @@ impl ServerCertVerifier for NamingIssuer {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls13_signature(message, cert, dss)
+        self.webpki.verify_tls13_signature(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
+        self.webpki.supported_verify_schemes()
     }
 }
 
@@ -177,7 +184,7 @@ fn explain(error: &io::Error) -> String {
             if presented.is_empty() {
                 format!(
                     "the backend's certificate has no subject alternative name, so it isn't for \"{expected}\": have it \
-                     issued with one (the common name doesn't count)"
+                     issued with one, or put that very certificate into ca_file"
                 )
             } else {
                 let presented = presented.join(", ");
@@ -278,6 +285,20 @@ mod tests {
         let upstream = UpstreamTls::new(&pool(directory.path(), &root, None)).unwrap();
         let error = connect(&upstream, &backend, "ldap.example.com").await.unwrap_err().to_string();
         assert!(error.contains("no subject alternative name"), "{error}");
+    }
+
+    /// Samba makes itself a certificate without names (and a root for it).
+    #[tokio::test]
+    async fn a_certificate_that_stands_in_ca_file_is_good_for_every_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let own = Authority::root("corp root").issue(&[]);
+        let backend = load(&settings(own.write(directory.path(), "dc1")));
+        let mut pool = pool(directory.path(), &Authority::root("other"), None);
+        pool.ca_file = Some(directory.path().join("dc1.pem"));
+        let upstream = UpstreamTls::new(&pool).unwrap();
+        connect(&upstream, &backend, "dc1.example.com").await.unwrap();
+        let other = load(&settings(Authority::root("corp root").issue(&[]).write(directory.path(), "dc2")));
+        connect(&upstream, &other, "dc1.example.com").await.unwrap_err();
     }
 
     #[tokio::test]

@@ -33,8 +33,7 @@ impl FileWatcher {
         let events = Arc::new(Notify::new());
         let wake = Arc::clone(&events);
         let watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
-            // Our own reading makes access events, and would keep us busy for ever.
-            if event.map_or(true, |event| !event.kind.is_access()) {
+            if is_change(&event) {
                 wake.notify_one();
             }
         });
@@ -88,6 +87,11 @@ impl FileWatcher {
     }
 }
 
+/// Our own reading makes access events, which would keep us busy for ever. An error may hide a change.
+fn is_change(event: &notify::Result<Event>) -> bool {
+    event.as_ref().map_or(true, |event| !event.kind.is_access())
+}
+
 async fn contents(files: &[PathBuf]) -> Vec<Contents> {
     let mut all = Vec::with_capacity(files.len());
     for file in files {
@@ -114,6 +118,16 @@ mod tests {
 
     async fn polling(files: impl IntoIterator<Item = PathBuf>) -> FileWatcher {
         FileWatcher::with(files, Arc::default(), None).await
+    }
+
+    #[test]
+    fn reading_is_no_change() {
+        use notify::event::{AccessKind, EventKind, ModifyKind};
+        let event = |kind| Ok(Event::new(kind));
+        assert!(!is_change(&event(EventKind::Access(AccessKind::Any))));
+        assert!(is_change(&event(EventKind::Modify(ModifyKind::Any))));
+        assert!(is_change(&event(EventKind::Any)));
+        assert!(is_change(&Err(notify::Error::generic("queue overflow"))));
     }
 
     #[tokio::test]

@@ -67,7 +67,7 @@ impl Page<'_> {
     }
 
     fn since(&self, at: &u64) -> String {
-        duration(self.status.now.saturating_sub(*at))
+        if *at == 0 { "–".into() } else { duration(self.status.now.saturating_sub(*at)) }
     }
 
     fn expiry(&self, not_after: &u64) -> String {
@@ -97,13 +97,20 @@ impl Page<'_> {
         }
     }
 
-    fn busiest(&self) -> [(&'static str, &[Top]); 2] {
-        [("Clients", &self.status.top_clients), ("Bind names", &self.status.top_bind_names)]
+    /// Title, what a row is about, rows.
+    fn busiest(&self) -> [(&'static str, &'static str, &[Top]); 2] {
+        let status = self.status;
+        [("Clients", "Address", &status.top_clients), ("Bind names", "Name", &status.top_bind_names)]
     }
 
-    fn counts(&self) -> [(&'static str, &BTreeMap<String, u64>); 3] {
+    /// Title, what a row is about, rows.
+    fn counts(&self) -> [(&'static str, &'static str, &BTreeMap<String, u64>); 3] {
         let status = self.status;
-        [("Refusals", &status.refusals), ("Failovers", &status.failovers), ("TLS versions", &status.tls_versions)]
+        [
+            ("Refusals", "Reason", &status.refusals),
+            ("Failovers", "Kind", &status.failovers),
+            ("TLS handshakes", "Version", &status.tls_versions),
+        ]
     }
 }
 

@@ -63,7 +63,7 @@ const act = async (button) => {
       signal: AbortSignal.timeout(PATIENCE),
     });
     const answer = await response.json();
-    outcome.textContent = response.ok ? `${backend} is ${answer.state}` : answer.error;
+    outcome.textContent = response.ok ? answer.map(({ name, state }) => `${name} is ${state}`).join(", ") : answer.error;
   } catch (error) {
     outcome.textContent = error.message;
   }
@@ -71,11 +71,14 @@ const act = async (button) => {
 };
 
 if (token()) {
-  document.getElementById("token-form").hidden = false;
+  const form = document.getElementById("token-form");
+  form.hidden = false;
+  form.addEventListener("submit", (event) => event.preventDefault());
   token().addEventListener("input", allow);
   document.addEventListener("click", (event) => {
     const button = event.target.closest("[data-action]");
     if (button) act(button);
   });
 }
+document.getElementById("still").hidden = true;
 setInterval(renew, PERIOD);

@@ -20,7 +20,12 @@ pub(super) async fn obey(
             None if line.trim().is_empty() => {}
             None => say(HELP),
             Some(Command::Quit) => return,
-            Some(Command::Stop(place)) => say(&stop(&mut directories[place]).await),
+            Some(Command::Stop(place)) => {
+                say(&stop(&mut directories[place]).await);
+                if directories.iter().all(|directory| directory.server.is_none()) {
+                    say("no directory is left: clients get unavailable (52) and may stay connected");
+                }
+            }
             Some(Command::Start(place)) => say(&start(&mut directories[place])),
         }
     }
@@ -69,7 +74,7 @@ async fn stop(directory: &mut EmbeddedDirectory) -> String {
     match directory.server.take() {
         Some(server) => {
             server.stop().await;
-            format!("{directory} is stopped, its connections are cut: the same search goes to the other one")
+            format!("{directory} is stopped and its connections are cut: try the search again")
         }
         None => format!("{directory} is stopped already"),
     }
@@ -134,6 +139,20 @@ mod tests {
             "{said:?}"
         );
         assert!(TcpStream::connect(address).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn the_last_one_stopped_is_said_to_be_the_last() {
+        let contents = Arc::new(Directory::corp());
+        let mut directories =
+            ["dc1", "dc2"].map(|name| EmbeddedDirectory::start(name, Arc::clone(&contents)).expect("a free port"));
+        let (sender, receiver) = mpsc::channel(8);
+        for line in ["stop 2", "stop 1", "quit"] {
+            sender.send(line.to_owned()).await.expect("there is room");
+        }
+        let mut said = Vec::new();
+        obey(receiver, &mut directories, |line| said.push(line.to_owned())).await;
+        assert!(matches!(said.as_slice(), [_, _, last] if last.contains("no directory is left")), "{said:?}");
     }
 
     #[tokio::test(start_paused = true)]

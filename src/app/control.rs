@@ -1,0 +1,199 @@
+//! The admin side's view of the proxy.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::Proxy;
+use crate::admin::model::{self, BackendState, Snapshot};
+use crate::admin::{Control, NotFound, Reloading};
+use crate::config::ListenerProtocol;
+use crate::pool::{Backend, Duty, Health, Pool, ProbeRecord};
+use crate::session::Command;
+
+/// What the admin side may do, for the running proxy.
+pub(super) struct Controller(pub Arc<Proxy>);
+
+impl Control for Controller {
+    fn snapshot(&self) -> Snapshot {
+        let proxy = &self.0;
+        let state = proxy.state();
+        let sessions = proxy.registry.sessions();
+        let listeners = state.config.listeners.iter().filter_map(|settings| {
+            let running = state.parts.listeners.get(&settings.name)?;
+            Some(model::Listener {
+                name: settings.name.clone(),
+                address: running.address.to_string(),
+                protocol: match settings.protocol {
+                    ListenerProtocol::Ldaps => "ldaps".to_owned(),
+                    ListenerProtocol::Ldap => "ldap".to_owned(),
+                },
+                pool: settings.pool.clone(),
+                sessions: sessions.iter().filter(|session| *session.listener == *settings.name).count(),
+            })
+        });
+        let backends = state.parts.pools.iter().flat_map(|(pool, running)| {
+            running.pool.backends().iter().map(|backend| show_backend(pool, backend)).collect::<Vec<_>>()
+        });
+        let certificates = state.parts.tls.iter().flat_map(|(_, server)| server.certificates());
+        Snapshot {
+            started: unix(proxy.started),
+            draining: proxy.draining.is_cancelled(),
+            not_ready: proxy.not_ready(&state),
+            listeners: listeners.collect(),
+            backends: backends.collect(),
+            certificates: certificates
+                .map(|certificate| model::Certificate {
+                    name: certificate.name,
+                    subject: certificate.subject,
+                    names: certificate.sans,
+                    issuer: certificate.issuer,
+                    not_after: certificate.not_after.as_secs(),
+                    key: certificate.key_type,
+                    fingerprint: certificate.fingerprint,
+                })
+                .collect(),
+            last_reload: state.last_reload.clone(),
+            recent_failures: proxy
+                .failures
+                .newest()
+                .into_iter()
+                .map(|failure| model::Failure {
+                    at: unix(failure.at),
+                    reason: failure.reason.to_owned(),
+                    subject: failure.subject,
+                    detail: failure.detail,
+                })
+                .collect(),
+        }
+    }
+
+    fn sessions(&self) -> Vec<model::Session> {
+        let sessions = self.0.registry.sessions();
+        sessions
+            .iter()
+            .map(|session| {
+                let facts = session.facts();
+                model::Session {
+                    id: session.id,
+                    client: session.client.to_string(),
+                    listener: session.listener.to_string(),
+                    tls: facts.tls.map(|tls| tls.version.to_owned()),
+                    bind_name: facts.bind_name.map(Into::into),
+                    backend: facts.backend.map(|backend| backend.name().to_owned()),
+                    started: unix(session.started),
+                    tunnel: facts.tunnel,
+                    operations: session.operations.load(Ordering::Relaxed),
+                    in_flight: session.in_flight.load(Ordering::Relaxed),
+                    received: session.received.load(Ordering::Relaxed),
+                    sent: session.sent.load(Ordering::Relaxed),
+                }
+            })
+            .collect()
+    }
+
+    fn drain(&self, name: &str) -> Result<(), NotFound> {
+        for (pool, backend) in self.0.find_backends(name)? {
+            pool.drain(backend.name());
+            tracing::info!(pool = pool.settings().name, backend = backend.name(), "draining");
+            self.0.registry.command_on(&backend, Command::Move);
+        }
+        Ok(())
+    }
+
+    fn enable(&self, name: &str) -> Result<(), NotFound> {
+        for (pool, backend) in self.0.find_backends(name)? {
+            pool.enable(backend.name());
+            tracing::info!(pool = pool.settings().name, backend = backend.name(), "enabled");
+        }
+        Ok(())
+    }
+
+    fn kill(&self, session: u64) -> Result<(), NotFound> {
+        self.0.registry.find(session).ok_or(NotFound)?.command(Command::Kill);
+        Ok(())
+    }
+
+    fn reload(&self) -> Reloading<'_> {
+        Box::pin(self.0.reload_all())
+    }
+
+    fn log_level(&self, filter: &str) -> Result<(), String> {
+        self.0.log.set(filter)
+    }
+}
+
+/// A backend and its pool.
+type Place = (Arc<Pool>, Arc<Backend>);
+
+impl Proxy {
+    /// The backends called `host:port` in any pool, or `pool/host:port` in that one.
+    fn find_backends(&self, name: &str) -> Result<Vec<Place>, NotFound> {
+        let state = self.state();
+        let found: Vec<_> = state
+            .parts
+            .pools
+            .iter()
+            .filter_map(|(pool, running)| {
+                let own = name.strip_prefix(pool).and_then(|rest| rest.strip_prefix('/')).unwrap_or(name);
+                Some((Arc::clone(&running.pool), running.pool.backend(own)?))
+            })
+            .collect();
+        if found.is_empty() { Err(NotFound) } else { Ok(found) }
+    }
+
+    /// Why this copy should get no new connections; empty if it should.
+    fn not_ready(&self, state: &super::State) -> Vec<String> {
+        let mut reasons = Vec::new();
+        if self.draining.is_cancelled() {
+            reasons.push("draining".to_owned());
+        }
+        if state.parts.listeners.is_empty() {
+            reasons.push("no listener is up".to_owned());
+        }
+        for (name, running) in &state.parts.pools {
+            if !running.pool.is_usable() {
+                reasons.push(format!("pool {name} has no usable backend"));
+            }
+        }
+        reasons
+    }
+}
+
+fn show_backend(pool: &str, backend: &Arc<Backend>) -> model::Backend {
+    let account = backend.account();
+    model::Backend {
+        name: backend.name().to_owned(),
+        pool: pool.to_owned(),
+        host: backend.host().to_owned(),
+        state: match (backend.duty(), backend.health()) {
+            (Duty::Draining, _) => BackendState::Draining,
+            (Duty::Disabled, _) => BackendState::Disabled,
+            (Duty::Enabled, Health::Unknown) => BackendState::Unknown,
+            (Duty::Enabled, Health::Up) => BackendState::Up,
+            (Duty::Enabled, Health::Degraded) => BackendState::Degraded,
+            (Duty::Enabled, Health::Down) => BackendState::Down,
+        },
+        weight: backend.weight(),
+        tier: backend.tier(),
+        sessions: backend.sessions(),
+        operations_in_flight: backend.metrics().in_flight(),
+        reason: account.reason,
+        since: unix(account.since),
+        probes: account.probes.iter().map(show_probe).collect(),
+    }
+}
+
+fn show_probe(probe: &ProbeRecord) -> model::Probe {
+    model::Probe {
+        at: unix(probe.at),
+        kind: probe.kind.as_str().to_owned(),
+        milliseconds: probe.duration.as_secs_f64() * 1000.0,
+        failure: probe.failure.clone(),
+    }
+}
+
+/// Seconds since 1970.
+pub(super) fn unix(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

@@ -1,0 +1,154 @@
+//! The composition root: the only place that wires all the parts together.
+
+mod control;
+mod parts;
+mod reload;
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admin::{self, Admin};
+use crate::config::{Config, Loaded};
+use crate::failure::RecentFailures;
+use crate::listener::Admission;
+use crate::log::LogLevel;
+use crate::metrics::Metrics;
+use crate::session::{Command, Registry};
+use parts::Parts;
+
+/// The proxy, running.
+pub struct Proxy {
+    started: SystemTime,
+    metrics: Arc<Metrics>,
+    registry: Arc<Registry>,
+    admission: Arc<Admission>,
+    failures: Arc<RecentFailures>,
+    log: LogLevel,
+    state: Mutex<State>,
+    /// Held by a reload from its first look at the files to its last change.
+    reloading: tokio::sync::Mutex<()>,
+    connections: TaskTracker,
+    background: TaskTracker,
+    draining: CancellationToken,
+    stopping: CancellationToken,
+}
+
+/// What a reload changes.
+struct State {
+    config: Arc<Config>,
+    /// The file it came from, as it was read; none for the demo.
+    loaded: Option<Loaded>,
+    parts: Parts,
+    admin: CancellationToken,
+    last_reload: Option<admin::model::Reload>,
+}
+
+/// After the time to drain is over, sessions have this long to say so to their clients.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+impl Proxy {
+    /// Starts everything a configuration file asks for.
+    ///
+    /// # Errors
+    /// What couldn't be opened or read, one line each.
+    pub async fn start(loaded: Loaded, log: LogLevel) -> Result<Arc<Self>, Vec<String>> {
+        Self::start_with(loaded.config.clone(), Some(loaded), log).await
+    }
+
+    /// Starts a configuration that has no file, and so can't be reloaded.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_without_file(config: Config, log: LogLevel) -> Result<Arc<Self>, Vec<String>> {
+        Self::start_with(config, None, log).await
+    }
+
+    async fn start_with(config: Config, loaded: Option<Loaded>, log: LogLevel) -> Result<Arc<Self>, Vec<String>> {
+        let metrics = Metrics::new();
+        let admission = Admission::new(&config.limits, Arc::clone(&metrics));
+        let config = Arc::new(config);
+        let proxy = Arc::new(Self {
+            started: SystemTime::now(),
+            metrics,
+            registry: Arc::default(),
+            admission,
+            failures: Arc::default(),
+            log,
+            state: Mutex::new(State {
+                config: Arc::clone(&config),
+                loaded,
+                parts: Parts::default(),
+                admin: CancellationToken::new(),
+                last_reload: None,
+            }),
+            reloading: tokio::sync::Mutex::default(),
+            connections: TaskTracker::new(),
+            background: TaskTracker::new(),
+            draining: CancellationToken::new(),
+            stopping: CancellationToken::new(),
+        });
+        let plan = proxy.plan(&config).await?;
+        proxy.serve_admin(&config).await.map_err(|error| vec![error.to_string()])?;
+        proxy.carry_out(plan);
+        proxy.watch_files();
+        Ok(proxy)
+    }
+
+    /// The process's metrics.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// Opens log files again, after they were moved away.
+    pub fn reopen_logs(&self) {
+        self.state().parts.access_log.reopen();
+    }
+
+    /// Stops accepting, lets operations finish and tells every client; `hurry` ends the wait. Returns when no session is
+    /// left or the configured time is over.
+    pub async fn drain(&self, hurry: impl Future<Output = ()>) {
+        let patience = self.state().config.shutdown.drain_timeout;
+        // Readiness goes first, so that balancers look elsewhere while the last connections are still accepted.
+        self.draining.cancel();
+        tracing::info!(sessions = self.registry.len(), timeout = ?patience, "draining");
+        self.state().parts.stop_listening();
+        self.registry.command_all(Command::Drain);
+        self.connections.close();
+        let drained = tokio::select! {
+            () = self.connections.wait() => true,
+            () = tokio::time::sleep(patience) => false,
+            () = hurry => false,
+        };
+        if !drained {
+            tracing::warn!(sessions = self.registry.len(), "ending sessions that did not finish");
+            self.registry.command_all(Command::Stop);
+            let _ = tokio::time::timeout(LAST_WORDS, self.connections.wait()).await;
+        }
+        self.stopping.cancel();
+        let access_log = self.state().parts.access_log.clone();
+        // It blocks until what is queued is written.
+        let _ = tokio::task::spawn_blocking(move || access_log.finish()).await;
+        self.state().admin.cancel();
+        self.background.close();
+        let _ = tokio::time::timeout(LAST_WORDS, self.background.wait()).await;
+    }
+
+    async fn serve_admin(self: &Arc<Self>, config: &Config) -> io::Result<()> {
+        let endpoints = admin::bind(&config.admin, config.health_address).await?;
+        let control = Arc::new(control::Controller(Arc::clone(self)));
+        let admin = Admin::new(control, Arc::clone(&self.metrics), config.admin.token_file.clone());
+        let stop = CancellationToken::new();
+        self.background.spawn(admin.run(endpoints, stop.clone()));
+        std::mem::replace(&mut self.state().admin, stop).cancel();
+        Ok(())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic under the lock can't leave a half-made change: changes are made whole and then swapped in.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,381 @@
+//! The parts a configuration names: made all at once, so that a file with an error changes nothing.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::Proxy;
+use crate::access_log::AccessLog;
+use crate::config::{self, Config, ListenerProtocol};
+use crate::discovery::{self, Discovery};
+use crate::health;
+use crate::listener::{self, Door, Keys};
+use crate::policy::Policy;
+use crate::pool::{Event, Pool, keep_warm};
+use crate::session::{self, Command, ReplayGuard};
+use crate::throttle::LoginThrottle;
+use crate::tls::{CertificateInfo, ServerTls, UnixTime};
+use crate::trust::{Reload, TrustSource};
+use crate::upstream::Connector;
+
+/// Reports of real traffic that may wait for the health side.
+const EVENTS: usize = 1024;
+
+/// What is running.
+pub(super) struct Parts {
+    pub tls: Vec<(Arc<config::Tls>, Arc<ServerTls>)>,
+    pub pools: BTreeMap<String, RunningPool>,
+    pub listeners: BTreeMap<String, RunningListener>,
+    pub throttle: Arc<LoginThrottle>,
+    pub access_log: AccessLog,
+}
+
+#[derive(Clone)]
+pub(super) struct RunningPool {
+    pub pool: Arc<Pool>,
+    pub replay_guard: Arc<ReplayGuard>,
+    pub memory: discovery::Memory,
+    pub stop: CancellationToken,
+}
+
+pub(super) struct RunningListener {
+    pub settings: config::Listener,
+    pub door: Arc<Door>,
+    pub address: std::net::SocketAddr,
+    pub stop: CancellationToken,
+}
+
+/// Parts that are ready to take over.
+pub(super) struct Plan {
+    pub config: Arc<Config>,
+    tls: Vec<(Arc<config::Tls>, Arc<ServerTls>)>,
+    pools: BTreeMap<String, PlannedPool>,
+    listeners: Vec<PlannedListener>,
+    /// A throttle and a log that replace those in use; none where their settings stay.
+    throttle: Option<Arc<LoginThrottle>>,
+    access_log: Option<AccessLog>,
+}
+
+struct PlannedPool {
+    running: RunningPool,
+    /// For the pool's own tasks; none where the pool goes on unchanged.
+    fresh: Option<(Discovery, mpsc::Receiver<Event>)>,
+}
+
+struct PlannedListener {
+    settings: config::Listener,
+    policy: Policy,
+    tls: Option<Arc<ServerTls>>,
+    /// For a listener that is new or moves to another address.
+    fresh: Option<(TcpListener, TrustSource)>,
+}
+
+impl Default for Parts {
+    fn default() -> Self {
+        Self {
+            tls: Vec::new(),
+            pools: BTreeMap::new(),
+            listeners: BTreeMap::new(),
+            throttle: Arc::new(LoginThrottle::new(&config::LoginThrottle::default())),
+            access_log: AccessLog::off(),
+        }
+    }
+}
+
+impl Parts {
+    /// The files that are followed while they are in use.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let lists = self.listeners.values().filter_map(|listener| listener.settings.trusted_networks_file.clone());
+        self.tls.iter().flat_map(|(_, server)| server.files()).chain(lists).collect()
+    }
+
+    /// Ends accepting; sessions go on.
+    pub fn stop_listening(&self) {
+        for listener in self.listeners.values() {
+            listener.stop.cancel();
+        }
+    }
+}
+
+impl Proxy {
+    /// Reads and opens everything that `config` needs and isn't there already. Changes nothing that is running.
+    ///
+    /// # Errors
+    /// Everything that is wrong, one line each.
+    pub(super) async fn plan(&self, config: &Arc<Config>) -> Result<Plan, Vec<String>> {
+        let mut problems = Vec::new();
+        let tls = self.plan_tls(config, &mut problems);
+        let pools = self.plan_pools(config, &mut problems).await;
+        let listeners = self.plan_listeners(config, &tls, &mut problems);
+        let (throttle, access_log) = self.plan_throttle_and_log(config, &mut problems);
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        Ok(Plan { config: Arc::clone(config), tls, pools, listeners, throttle, access_log })
+    }
+
+    fn plan_tls(&self, config: &Config, problems: &mut Vec<String>) -> Vec<(Arc<config::Tls>, Arc<ServerTls>)> {
+        let mut planned: Vec<(Arc<config::Tls>, Arc<ServerTls>)> = Vec::new();
+        for settings in config.listeners.iter().filter_map(|listener| listener.tls.as_ref()) {
+            if planned.iter().any(|(known, _)| known == settings) {
+                continue;
+            }
+            match ServerTls::load(settings, UnixTime::now()) {
+                Ok(loaded) => {
+                    for finding in &loaded.findings {
+                        tracing::warn!("{finding}");
+                    }
+                    planned.push((Arc::clone(settings), Arc::new(loaded.server)));
+                }
+                Err(findings) => {
+                    problems.extend(findings.iter().filter(|finding| finding.is_error()).map(ToString::to_string));
+                }
+            }
+        }
+        planned
+    }
+
+    async fn plan_pools(&self, config: &Config, problems: &mut Vec<String>) -> BTreeMap<String, PlannedPool> {
+        let running = self.state().parts.pools.clone();
+        let mut planned = BTreeMap::new();
+        for (name, settings) in &config.pools {
+            let known = running.get(name);
+            if let Some(known) = known.filter(|known| known.pool.settings() == settings) {
+                planned.insert(name.clone(), PlannedPool { running: known.clone(), fresh: None });
+                continue;
+            }
+            let (reports, events) = mpsc::channel(EVENTS);
+            let connector = match Connector::new(settings) {
+                Ok(connector) => connector,
+                Err(finding) => {
+                    problems.push(format!("pools.{name}.{finding}"));
+                    continue;
+                }
+            };
+            let pool = Pool::new(Arc::clone(settings), connector, Arc::clone(self.metrics()), reports);
+            let mut discovery = Discovery::new(settings);
+            if let Some(before) = known {
+                discovery.succeed(&before.memory);
+            }
+            for failure in discovery.refresh().await {
+                // It is asked for again; until then the other backends serve.
+                tracing::error!(pool = %name, name = %failure.name, reason = %failure.reason, "cannot resolve");
+            }
+            pool.admit(&discovery.endpoints());
+            if let Some(before) = known {
+                pool.succeed(&before.pool);
+            }
+            let running = RunningPool {
+                pool: Arc::new(pool),
+                replay_guard: known.map_or_else(ReplayGuard::new, |known| Arc::clone(&known.replay_guard)),
+                memory: discovery.memory(),
+                stop: self.stopping.child_token(),
+            };
+            planned.insert(name.clone(), PlannedPool { running, fresh: Some((discovery, events)) });
+        }
+        planned
+    }
+
+    fn plan_throttle_and_log(
+        &self,
+        config: &Config,
+        problems: &mut Vec<String>,
+    ) -> (Option<Arc<LoginThrottle>>, Option<AccessLog>) {
+        let state = self.state();
+        let first = state.parts.listeners.is_empty();
+        let throttle = (first || config.login_throttle != state.config.login_throttle)
+            .then(|| Arc::new(LoginThrottle::new(&config.login_throttle)));
+        let mut access_log = None;
+        if first || config.access_log != state.config.access_log {
+            match AccessLog::start(&config.access_log, Arc::clone(self.metrics())) {
+                Ok(log) => access_log = Some(log),
+                Err(error) => problems.push(error.to_string()),
+            }
+        }
+        (throttle, access_log)
+    }
+
+    fn plan_listeners(
+        &self,
+        config: &Config,
+        tls: &[(Arc<config::Tls>, Arc<ServerTls>)],
+        problems: &mut Vec<String>,
+    ) -> Vec<PlannedListener> {
+        let running = &self.state().parts.listeners;
+        let mut planned = Vec::new();
+        for settings in &config.listeners {
+            let tls = settings.tls.as_ref().and_then(|wanted| tls.iter().find(|(known, _)| known == wanted));
+            let stays = running.get(&settings.name).is_some_and(|known| known.settings.address == settings.address);
+            let policy = match Policy::new(&settings.policy) {
+                Ok(policy) => policy,
+                Err(error) => {
+                    problems.push(format!("listener {}: policy.base_dns: {error}", settings.name));
+                    continue;
+                }
+            };
+            let mut fresh = None;
+            if !stays {
+                match (listener::bind(settings.address), TrustSource::open(settings)) {
+                    (Ok(socket), Ok(trust)) => fresh = Some((socket, trust)),
+                    (socket, trust) => {
+                        problems.extend(socket.err().map(|error| error.to_string()));
+                        problems.extend(trust.err().map(|error| error.to_string()));
+                        continue;
+                    }
+                }
+            }
+            planned.push(PlannedListener {
+                settings: settings.clone(),
+                policy,
+                tls: tls.map(|(_, server)| Arc::clone(server)),
+                fresh,
+            });
+        }
+        planned
+    }
+
+    /// Puts a plan in the place of what is running. Cannot fail.
+    pub(super) fn carry_out(self: &Arc<Self>, plan: Plan) {
+        let Plan { config, tls, pools, listeners, throttle, access_log } = plan;
+        self.admission.resize(config.limits.max_connections);
+        let mut state = self.state();
+        let before = std::mem::take(&mut state.parts);
+        let mut parts = Parts {
+            tls,
+            throttle: throttle.unwrap_or(before.throttle),
+            access_log: access_log.unwrap_or(before.access_log),
+            ..Parts::default()
+        };
+        for (name, PlannedPool { running, fresh }) in pools {
+            if let Some((discovery, events)) = fresh {
+                self.start_pool(&running, discovery, events);
+            }
+            parts.pools.insert(name, running);
+        }
+        for (name, pool) in before.pools {
+            if !parts.pools.get(&name).is_some_and(|now| Arc::ptr_eq(&now.pool, &pool.pool)) {
+                pool.stop.cancel();
+            }
+        }
+        let mut known = before.listeners;
+        for planned in listeners {
+            let name = planned.settings.name.clone();
+            let keys = self.keys(&config, &planned, &parts);
+            let listener = match planned.fresh {
+                Some((socket, trust)) => self.open(planned.settings, socket, trust, keys),
+                None => {
+                    let mut listener = known.remove(&name).expect("a listener without a fresh socket is running");
+                    listener.door.change_keys(keys);
+                    self.reload_trust(&listener.door, &planned.settings);
+                    listener.settings = planned.settings;
+                    listener
+                }
+            };
+            parts.listeners.insert(name, listener);
+        }
+        for listener in known.into_values() {
+            listener.stop.cancel();
+        }
+        self.show_certificates(&parts);
+        state.parts = parts;
+        state.config = config;
+    }
+
+    fn keys(&self, config: &Config, planned: &PlannedListener, parts: &Parts) -> Keys {
+        let settings = &planned.settings;
+        let pool = &parts.pools[&settings.pool];
+        Keys {
+            tls: planned.tls.clone(),
+            implicit_tls: settings.protocol == ListenerProtocol::Ldaps,
+            proxy_protocol_from: settings.proxy_protocol_from.clone(),
+            session: Arc::new(session::Settings {
+                pool: Arc::clone(&pool.pool),
+                replay_guard: Arc::clone(&pool.replay_guard),
+                limits: config.limits.clone(),
+                policy: planned.policy.clone(),
+                throttle: Arc::clone(&parts.throttle),
+                access_log: parts.access_log.clone(),
+                metrics: Arc::clone(self.metrics()),
+                listener: self.metrics().listener(&settings.name),
+                no_backend: session::Outage::default(),
+            }),
+        }
+    }
+
+    fn open(
+        self: &Arc<Self>,
+        settings: config::Listener,
+        socket: TcpListener,
+        trust: TrustSource,
+        keys: Keys,
+    ) -> RunningListener {
+        let address = socket.local_addr().unwrap_or(settings.address);
+        tracing::info!(listener = %settings.name, %address, pool = %settings.pool, "listening");
+        let door = Door::new(settings.name.as_str().into(), trust, keys, self.house());
+        let stop = self.draining.child_token();
+        self.background.spawn(listener::accept(socket, Arc::clone(&door), stop.clone()));
+        RunningListener { settings, door, address, stop }
+    }
+
+    fn house(&self) -> listener::House {
+        listener::House {
+            admission: Arc::clone(&self.admission),
+            registry: Arc::clone(&self.registry),
+            failures: Arc::clone(&self.failures),
+            connections: self.connections.clone(),
+            draining: self.draining.clone(),
+        }
+    }
+
+    /// Starts what keeps a pool's backends known and judged.
+    fn start_pool(&self, running: &RunningPool, discovery: Discovery, events: mpsc::Receiver<Event>) {
+        let pool = Arc::clone(&running.pool);
+        let registry = Arc::clone(&self.registry);
+        let rebalance = pool.settings().rebalance;
+        let all = Arc::clone(&pool);
+        let on_change = move |change: &health::Change| {
+            if change.is_loss() {
+                registry.command_on(&change.backend, Command::Leave);
+            } else if change.is_return() && rebalance {
+                for other in all.backends().iter().filter(|other| !Arc::ptr_eq(other, &change.backend)) {
+                    registry.command_on(other, Command::Move);
+                }
+            }
+        };
+        self.keep_up(running, health::watch(Arc::clone(&pool), events, on_change));
+        self.keep_up(running, keep_warm(Arc::clone(&pool)));
+        self.keep_up(running, discovery.run(pool));
+    }
+
+    /// Runs a pool's task until the pool or the proxy ends.
+    fn keep_up(&self, running: &RunningPool, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = running.stop.clone();
+        self.background.spawn(async move { stop.run_until_cancelled(task).await });
+    }
+
+    /// Shows when the certificates now served expire.
+    pub(super) fn show_certificates(&self, parts: &Parts) {
+        let certificates: Vec<_> = parts.tls.iter().flat_map(|(_, server)| server.certificates()).collect();
+        let expiry = |one: &CertificateInfo| i64::try_from(one.not_after.as_secs()).unwrap_or(i64::MAX);
+        self.metrics().certificates(certificates.iter().map(|one| (one.name.as_str(), expiry(one))));
+    }
+
+    /// Takes a listener's networks from the configuration and its list file.
+    pub(super) fn reload_trust(&self, door: &Door, settings: &config::Listener) {
+        let stale = match door.trust().reload(settings) {
+            Reload::Done { networks } => {
+                tracing::debug!(listener = door.name(), networks, "trusted networks read");
+                false
+            }
+            Reload::ListKept(problem) => {
+                tracing::error!(listener = door.name(), %problem, "the last good list of trusted networks is kept");
+                true
+            }
+        };
+        self.metrics().listener(door.name()).trust_list_stale(stale);
+    }
+}

@@ -1,0 +1,122 @@
+//! Reloading: everything is read first, then swapped; a bad file changes nothing.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::Proxy;
+use crate::admin::model::Reload;
+use crate::config;
+use crate::failure::ReloadOutcome;
+use crate::session::Command;
+use crate::tls::FileWatcher;
+
+impl Proxy {
+    /// Reads the configuration file and every file it names again.
+    ///
+    /// # Errors
+    /// What is wrong, one line each; then nothing has changed.
+    pub async fn reload_all(self: &Arc<Self>) -> Result<Vec<String>, Vec<String>> {
+        let _alone = self.reloading.lock().await;
+        let outcome = self.read_and_swap().await;
+        let (applied, lines) = match &outcome {
+            Ok(changes) => (true, changes.clone()),
+            Err(problems) => (false, problems.clone()),
+        };
+        if applied {
+            self.metrics.reloaded(ReloadOutcome::Applied);
+            tracing::info!(changes = ?lines, "reloaded");
+        } else {
+            self.metrics.reloaded(ReloadOutcome::Rejected);
+            tracing::error!(problems = ?lines, "reload refused, nothing was changed");
+        }
+        self.state().last_reload = Some(Reload { at: super::control::unix(SystemTime::now()), applied, lines });
+        outcome
+    }
+
+    async fn read_and_swap(self: &Arc<Self>) -> Result<Vec<String>, Vec<String>> {
+        let before = Arc::clone(&self.state().config);
+        let file = self.state().loaded.as_ref().map(|loaded| loaded.file().to_owned());
+        let loaded = match file {
+            Some(file) => Some(config::load(&file).map_err(|found| lines(&found))?),
+            None => None,
+        };
+        let fresh = loaded.as_ref().map_or_else(|| Arc::clone(&before), |loaded| Arc::new(loaded.config.clone()));
+        let plan = self.plan(&fresh).await?;
+        if fresh.admin != before.admin || fresh.health_address != before.health_address {
+            self.serve_admin(&fresh).await.map_err(|error| vec![error.to_string()])?;
+        }
+        if fresh.log.level != before.log.level {
+            self.log.set(&fresh.log.level).map_err(|error| vec![error])?;
+        }
+        self.carry_out(plan);
+        let mut state = self.state();
+        let changes = match (&state.loaded, &loaded) {
+            (Some(before), Some(now)) => config::changes(before, now),
+            _ => Vec::new(),
+        };
+        state.loaded = loaded;
+        drop(state);
+        if fresh.end_untrusted_sessions {
+            self.end_untrusted_sessions();
+        }
+        Ok(changes)
+    }
+
+    fn end_untrusted_sessions(&self) {
+        let state = self.state();
+        for session in self.registry.sessions() {
+            let trusted = state
+                .parts
+                .listeners
+                .get(&*session.listener)
+                .is_some_and(|listener| listener.door.trust().verdict(session.client.ip()).is_trusted());
+            if !trusted {
+                session.command(Command::Distrust);
+            }
+        }
+    }
+
+    /// Follows the files that may change without a word: certificates and lists of trusted networks.
+    pub(super) fn watch_files(self: &Arc<Self>) {
+        let proxy = Arc::clone(self);
+        self.background.spawn(async move {
+            let stopping = proxy.stopping.clone();
+            let _ = stopping.run_until_cancelled(proxy.follow_files()).await;
+        });
+    }
+
+    async fn follow_files(self: Arc<Self>) {
+        loop {
+            let files = self.state().parts.files();
+            let mut watcher = FileWatcher::new(files.clone()).await;
+            while files == self.state().parts.files() {
+                watcher.changed().await;
+                self.files_changed().await;
+            }
+        }
+    }
+
+    async fn files_changed(self: &Arc<Self>) {
+        let _alone = self.reloading.lock().await;
+        let state = self.state();
+        let mut outcome = ReloadOutcome::Applied;
+        for (_, server) in &state.parts.tls {
+            match server.reload(crate::tls::UnixTime::now()) {
+                Ok(findings) => findings.iter().for_each(|finding| tracing::warn!("{finding}")),
+                Err(findings) => {
+                    outcome = ReloadOutcome::Rejected;
+                    findings.iter().for_each(|finding| tracing::error!("{finding}; the old certificate stays"));
+                }
+            }
+        }
+        self.show_certificates(&state.parts);
+        for listener in state.parts.listeners.values() {
+            self.reload_trust(&listener.door, &listener.settings);
+        }
+        self.metrics.reloaded(outcome);
+    }
+}
+
+fn lines(found: &config::Diagnostics) -> Vec<String> {
+    found.to_string().lines().map(str::to_owned).collect()
+}

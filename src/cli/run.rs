@@ -1,0 +1,111 @@
+//! `run` and `demo`: the proxy itself.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use tokio::runtime::{Builder, Runtime};
+
+use super::check;
+use super::demo::Demo;
+use super::output::fail;
+use crate::app::Proxy;
+use crate::config::{self, Config};
+use crate::{lifecycle, log};
+
+/// Runs the proxy that `file` describes, until it is told to end.
+pub fn run(file: &Path) -> ExitCode {
+    let mut loaded = match config::load(file) {
+        Ok(loaded) => loaded,
+        Err(found) => {
+            eprint!("{found}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let found: config::Diagnostics = loaded.warnings.clone().into_iter().chain(check::files(&loaded)).collect();
+    eprint!("{found}");
+    if found.has_errors() {
+        return ExitCode::FAILURE;
+    }
+    let log = match log::start(&loaded.config.log) {
+        Ok(log) => log,
+        Err(error) => return fail(&error),
+    };
+    fit_descriptors(&mut loaded.config);
+    let runtime = match runtime(&loaded.config) {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&format!("cannot start the runtime: {error}")),
+    };
+    runtime.block_on(async {
+        let proxy = match Proxy::start(loaded, log).await {
+            Ok(proxy) => proxy,
+            Err(problems) => return fail(&problems.join("\n")),
+        };
+        match lifecycle::serve(&proxy).await {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error.to_string()),
+        }
+    })
+}
+
+/// Runs the proxy in front of two embedded directories.
+pub fn demo() -> ExitCode {
+    let runtime = match Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&format!("cannot start the runtime: {error}")),
+    };
+    let code = runtime.block_on(async {
+        let mut demo = match Demo::start() {
+            Ok(demo) => demo,
+            Err(error) => return fail(&format!("cannot start the directories: {error}")),
+        };
+        let config = demo.config();
+        let log = match log::start(&config.log) {
+            Ok(log) => log,
+            Err(error) => return fail(&error),
+        };
+        let proxy = match Proxy::start_without_file(config, log).await {
+            Ok(proxy) => proxy,
+            Err(problems) => return fail(&problems.join("\n")),
+        };
+        if let Err(error) = demo.announce() {
+            return fail(&error.to_string());
+        }
+        tokio::select! {
+            ended = lifecycle::serve(&proxy) => match ended {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => fail(&error.to_string()),
+            },
+            () = demo.prompt() => {
+                proxy.drain(std::future::ready(())).await;
+                ExitCode::SUCCESS
+            }
+        }
+    });
+    // The prompt's thread may be waiting for standard input, for ever.
+    runtime.shutdown_background();
+    code
+}
+
+fn runtime(config: &Config) -> std::io::Result<Runtime> {
+    let mut builder = Builder::new_multi_thread();
+    if let Some(workers) = config.workers {
+        builder.worker_threads(workers);
+    }
+    builder.enable_all().build()
+}
+
+/// Raises the limit on descriptors, and lowers the cap on connections where it doesn't fit.
+fn fit_descriptors(config: &mut Config) {
+    match lifecycle::raise_limit() {
+        Ok(fitting) if fitting < config.limits.max_connections => {
+            tracing::warn!(
+                asked = config.limits.max_connections,
+                allowed = fitting,
+                "limits.max_connections is lowered: each connection takes two file descriptors; raise LimitNOFILE"
+            );
+            config.limits.max_connections = fitting;
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "the limit on file descriptors is unknown"),
+    }
+}

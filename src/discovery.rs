@@ -1,1 +1,0 @@
-//! Finding backends by name: A, AAAA and SRV, with their TTLs.

@@ -1,0 +1,279 @@
+//! From the results of probes, and what real traffic met, to one verdict about a backend. Pure: time is an argument.
+
+use std::fmt;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::outlier::Ejection;
+use super::streak::Streak;
+use crate::config;
+use crate::pool::Health;
+
+/// Which of a pool's two probes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// `[pools.NAME.health]`: frequent, on one connection.
+    Cheap,
+    /// `[pools.NAME.health.deep]`: seldom, connecting anew.
+    Deep,
+}
+
+/// Why a probe failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// No answer within this time.
+    Silent(Duration),
+    /// It can't be connected to, or the connection broke.
+    Unreachable(String),
+    /// An answer, but not the one that a working backend gives.
+    Wrong(String),
+    /// It answers anonymous requests, and refuses every simple bind (result 8).
+    StrongerAuthRequired,
+    /// The service account's bind got invalidCredentials: no fault of the backend.
+    CredentialsRefused(String),
+    /// The question couldn't be asked, for a reason on this side.
+    NotAsked(String),
+}
+
+impl Failure {
+    /// Whether it says anything of the backend.
+    fn is_the_backends(&self) -> bool {
+        !matches!(self, Self::CredentialsRefused(_) | Self::NotAsked(_))
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Silent(patience) => write!(f, "no answer within {patience:?}"),
+            Self::Unreachable(why) | Self::Wrong(why) | Self::NotAsked(why) => f.write_str(why),
+            Self::StrongerAuthRequired => f.write_str(
+                "anonymous requests pass, but binds get strongerAuthRequired (8): users can't log in through cleartext; set \
+                 the pool's protocol to \"ldaps\" or \"starttls\", or on the DC `ldap server require strong auth = no`",
+            ),
+            Self::CredentialsRefused(diagnostic) => {
+                write!(f, "the bind of the probe's account got invalidCredentials (49), {diagnostic:?}")
+            }
+        }
+    }
+}
+
+/// What came of a probe: how long it took, or why it failed.
+pub type Outcome = Result<Duration, Failure>;
+
+/// What is thought of a backend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// The state it should be in.
+    pub health: Health,
+    /// Why, in words.
+    pub reason: String,
+    /// It doesn't answer at all: what it was sent before won't be answered either.
+    pub silent: bool,
+}
+
+/// Everything the verdict about one backend depends on.
+#[derive(Debug)]
+pub struct Judgement {
+    cheap: Track,
+    deep: Option<Track>,
+    ejection: Ejection,
+    /// Real traffic met trouble: the next failed probe decides alone.
+    suspected: bool,
+}
+
+/// One probe's results.
+#[derive(Debug)]
+struct Track {
+    answers: Streak,
+    swift: Streak,
+    max_latency: Option<Duration>,
+    /// The newest failure, or why it isn't swift.
+    trouble: String,
+    silent: bool,
+}
+
+impl Judgement {
+    /// Nothing is known yet.
+    pub fn new(settings: &config::Health) -> Self {
+        Self {
+            cheap: Track::new(&settings.cheap),
+            deep: settings.deep.as_ref().map(Track::new),
+            ejection: Ejection::default(),
+            suspected: false,
+        }
+    }
+
+    /// Takes a probe's result.
+    pub fn take(&mut self, depth: Depth, outcome: &Outcome) {
+        let track = match depth {
+            Depth::Cheap => &mut self.cheap,
+            Depth::Deep => match &mut self.deep {
+                Some(deep) => deep,
+                None => return,
+            },
+        };
+        track.take(outcome);
+        if depth == Depth::Cheap {
+            if self.suspected && outcome.as_ref().is_err_and(Failure::is_the_backends) {
+                self.cheap.answers.fail();
+            }
+            self.suspected = false;
+        }
+    }
+
+    /// Real traffic met trouble: if the next probe fails, that is enough.
+    pub fn suspect(&mut self) {
+        self.suspected = true;
+    }
+
+    /// Takes it out of service although its probes may pass; for how long.
+    pub fn eject(&mut self, now: Instant) -> Duration {
+        self.ejection.begin(now)
+    }
+
+    /// Whether it is ejected.
+    pub fn is_ejected(&self, now: Instant) -> bool {
+        self.ejection.lasts(now)
+    }
+
+    /// What to think of it now.
+    pub fn verdict(&self, now: Instant) -> Verdict {
+        let verdict = |health, reason: &str| Verdict { health, reason: reason.to_owned(), silent: false };
+        match self.cheap.answers.works() {
+            Some(false) => {
+                return Verdict { silent: self.cheap.silent, ..verdict(Health::Down, &self.cheap.trouble) };
+            }
+            _ if self.is_ejected(now) => {
+                return verdict(
+                    Health::Down,
+                    "ejected: several clients' connections to it failed or were lost, though probes may pass",
+                );
+            }
+            None => return verdict(Health::Unknown, "not probed yet"),
+            Some(true) => {}
+        }
+        let tracks = [Some(&self.cheap), self.deep.as_ref()];
+        for track in tracks.into_iter().flatten() {
+            if track.answers.works() == Some(false) || track.swift.works() == Some(false) {
+                return verdict(Health::Degraded, &track.trouble);
+            }
+        }
+        verdict(Health::Up, "answers its probes")
+    }
+}
+
+impl Track {
+    fn new(probe: &config::Probe) -> Self {
+        Self {
+            answers: Streak::new(probe.rise, probe.fall),
+            swift: Streak::new(probe.rise, probe.fall),
+            max_latency: probe.max_latency,
+            trouble: String::new(),
+            silent: false,
+        }
+    }
+
+    fn take(&mut self, outcome: &Outcome) {
+        match outcome {
+            Ok(latency) => {
+                self.answers.count(true);
+                if let Some(most) = self.max_latency {
+                    self.swift.count(*latency <= most);
+                    if *latency > most && self.answers.works() == Some(true) {
+                        self.trouble = format!("a probe took {latency:.1?}, max_latency is {most:?}");
+                    }
+                }
+            }
+            Err(failure) if failure.is_the_backends() => {
+                self.answers.count(false);
+                self.trouble = failure.to_string();
+                self.silent = matches!(failure, Failure::Silent(_) | Failure::Unreachable(_));
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FAST: Outcome = Ok(Duration::from_millis(1));
+    const SLOW: Outcome = Ok(Duration::from_millis(500));
+
+    fn refused() -> Outcome {
+        Err(Failure::Unreachable("connection refused".into()))
+    }
+
+    /// rise 2, fall 3, `max_latency` 100 ms, deep at rise 1, fall 2.
+    fn judgement() -> Judgement {
+        let cheap = config::Probe { max_latency: Some(Duration::from_millis(100)), ..config::Probe::default() };
+        let deep = config::Probe { rise: 1, fall: 2, ..config::Probe::default() };
+        Judgement::new(&config::Health { cheap, deep: Some(deep), panic_mode: false })
+    }
+
+    /// The states after each result.
+    fn run(judgement: &mut Judgement, now: Instant, results: &[(Depth, Outcome)]) -> Vec<Health> {
+        let step = |(depth, outcome): &(Depth, Outcome)| {
+            judgement.take(*depth, outcome);
+            judgement.verdict(now).health
+        };
+        results.iter().map(step).collect()
+    }
+
+    #[test]
+    fn states_by_hand() {
+        use Depth::{Cheap, Deep};
+        use Health::{Degraded, Down, Unknown, Up};
+        let wrong = || Err(Failure::Wrong("no entry".into()));
+        let own = || Err(Failure::CredentialsRefused("data 52e".into()));
+        for (results, states) in [
+            (vec![(Cheap, FAST), (Cheap, refused()), (Cheap, refused()), (Cheap, refused())], vec![Up, Up, Up, Down]),
+            (vec![(Cheap, refused()), (Cheap, FAST), (Cheap, FAST)], vec![Down, Down, Up]),
+            // The first slow answer decides as the first failure does; two fast ones mend it.
+            (vec![(Cheap, SLOW), (Cheap, FAST), (Cheap, FAST)], vec![Degraded, Degraded, Up]),
+            (vec![(Cheap, FAST), (Cheap, SLOW), (Cheap, SLOW), (Cheap, SLOW)], vec![Up, Up, Up, Degraded]),
+            // The deep probe degrades, it never takes down; alone it says nothing.
+            (vec![(Deep, wrong()), (Cheap, FAST), (Deep, FAST)], vec![Unknown, Degraded, Up]),
+            (vec![(Cheap, FAST), (Deep, FAST), (Deep, wrong()), (Deep, wrong())], vec![Up, Up, Up, Degraded]),
+            (vec![(Cheap, FAST), (Deep, wrong()), (Cheap, refused())], vec![Up, Degraded, Degraded]),
+            // The proxy's own account is no fault of the backend's.
+            (vec![(Cheap, FAST), (Deep, own()), (Deep, own()), (Cheap, own())], vec![Up; 4]),
+            (vec![(Deep, wrong()), (Cheap, FAST), (Deep, own())], vec![Unknown, Degraded, Degraded]),
+        ] {
+            assert_eq!(run(&mut judgement(), Instant::now(), &results), states, "{results:?}");
+        }
+    }
+
+    #[test]
+    fn a_suspect_is_down_at_its_first_failed_probe() {
+        let now = Instant::now();
+        let mut judgement = judgement();
+        assert_eq!(run(&mut judgement, now, &[(Depth::Cheap, FAST)]), [Health::Up]);
+        judgement.suspect();
+        assert_eq!(run(&mut judgement, now, &[(Depth::Cheap, FAST), (Depth::Cheap, refused())]), [Health::Up; 2]);
+        judgement.suspect();
+        assert_eq!(run(&mut judgement, now, &[(Depth::Cheap, refused())]), [Health::Down]);
+        let verdict = judgement.verdict(now);
+        assert_eq!((verdict.reason.as_str(), verdict.silent), ("connection refused", true));
+    }
+
+    #[test]
+    fn an_ejected_one_returns_through_health() {
+        let now = Instant::now();
+        let mut judgement = judgement();
+        run(&mut judgement, now, &[(Depth::Cheap, FAST)]);
+        let length = judgement.eject(now);
+        assert_eq!(run(&mut judgement, now, &[(Depth::Cheap, FAST)]), [Health::Down]);
+        assert!(!judgement.verdict(now).silent, "what its sessions wait for may still come");
+        assert_eq!(run(&mut judgement, now + length, &[(Depth::Cheap, FAST)]), [Health::Up]);
+        judgement.eject(now);
+        assert_eq!(
+            run(&mut judgement, now, &[(Depth::Cheap, refused()), (Depth::Cheap, refused())]),
+            [Health::Down; 2]
+        );
+        assert_eq!(run(&mut judgement, now + length * 2, &[(Depth::Cheap, refused())]), [Health::Down]);
+    }
+}

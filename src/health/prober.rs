@@ -1,0 +1,206 @@
+//! Asking one backend one question, as `[pools.NAME.health]` describes it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use ldap3_proto::{LdapSearchResultEntry, LdapSearchScope, parse_ldap_filter_str};
+
+use super::account::ServiceAccount;
+use super::conversation::Conversation;
+use super::judgement::{Depth, Failure};
+use super::request::Search;
+use crate::config::{self, ProbeKind};
+use crate::pool::{Backend, Pool};
+
+/// Asks. Dropping [`Prober::probe`]'s future, as a timeout does, also drops the connection it asked on.
+pub(super) struct Prober {
+    pool: Arc<Pool>,
+    backend: Arc<Backend>,
+    settings: config::Probe,
+    account: Arc<ServiceAccount>,
+    depth: Depth,
+    /// The cheap probe's connection between two questions: connecting each time would fill the backend's log.
+    kept: Option<Conversation>,
+}
+
+impl Prober {
+    pub(super) fn new(
+        pool: Arc<Pool>,
+        backend: Arc<Backend>,
+        settings: config::Probe,
+        account: Arc<ServiceAccount>,
+        depth: Depth,
+    ) -> Self {
+        Self { pool, backend, settings, account, depth, kept: None }
+    }
+
+    pub(super) fn settings(&self) -> &config::Probe {
+        &self.settings
+    }
+
+    pub(super) fn backend(&self) -> &Arc<Backend> {
+        &self.backend
+    }
+
+    pub(super) async fn probe(&mut self) -> Result<(), Failure> {
+        match self.settings.kind {
+            ProbeKind::Tcp => self.tcp().await,
+            ProbeKind::RootDse => self.root_dse().await,
+            ProbeKind::Bind | ProbeKind::Search => match self.ask_as_account().await {
+                // Whether the backend answers at all is still worth knowing.
+                Err(Failure::NotAsked(_)) if self.depth == Depth::Cheap => self.root_dse().await,
+                outcome => outcome,
+            },
+        }
+    }
+
+    async fn tcp(&self) -> Result<(), Failure> {
+        self.pool.connector().reach(&self.backend, None).await.map(drop).map_err(unreachable)
+    }
+
+    async fn root_dse(&mut self) -> Result<(), Failure> {
+        if let Some(mut conversation) = self.kept.take() {
+            match self.read_root_dse(&mut conversation).await {
+                Ok(()) => {
+                    self.kept = Some(conversation);
+                    return Ok(());
+                }
+                // It may have been closed for its age, or by a restart that is already over.
+                Err(Failure::Unreachable(_)) => {}
+                Err(failure) => return Err(failure),
+            }
+        }
+        let mut conversation = self.connect().await?;
+        self.read_root_dse(&mut conversation).await?;
+        match self.depth {
+            Depth::Cheap => self.kept = Some(conversation),
+            Depth::Deep => conversation.unbind().await,
+        }
+        Ok(())
+    }
+
+    async fn read_root_dse(&self, conversation: &mut Conversation) -> Result<(), Failure> {
+        let mut root = None;
+        let search = Search::root_dse(self.settings.expect.keys().cloned());
+        conversation.search(&search, usize::MAX, |entry| root = Some(entry)).await?;
+        let root = root.ok_or_else(|| Failure::Wrong("the backend has no rootDSE".to_owned()))?;
+        meets(&root, &self.settings.expect).map_err(Failure::Wrong)
+    }
+
+    /// A bind, and for `search` what it should find.
+    async fn ask_as_account(&self) -> Result<(), Failure> {
+        let search = (self.settings.kind == ProbeKind::Search).then(|| content(&self.settings)).transpose()?;
+        let password = self.account.password().await?;
+        let mut conversation = self.connect().await?;
+        if let Some(password) = password {
+            let bound = conversation.bind(self.account.name(), &password).await;
+            if let Err(Failure::CredentialsRefused(diagnostic)) = &bound {
+                self.account.refused(password, self.backend.name(), diagnostic);
+            } else if bound.is_ok() {
+                self.account.accepted();
+            }
+            bound?;
+        }
+        if let Some(search) = search {
+            let needed = self.settings.min_entries;
+            let enough = if needed == 0 { usize::MAX } else { needed };
+            let found = conversation.search(&search, enough, |_| {}).await?;
+            if found < needed {
+                return Err(Failure::Wrong(format!("the search found {found} entries of {needed}")));
+            }
+        }
+        conversation.unbind().await;
+        Ok(())
+    }
+
+    async fn connect(&self) -> Result<Conversation, Failure> {
+        self.pool.connector().open_own(&self.backend).await.map(Conversation::new).map_err(unreachable)
+    }
+}
+
+/// The search of a `search` probe.
+fn content(settings: &config::Probe) -> Result<Search, Failure> {
+    let filter = parse_ldap_filter_str(&settings.filter)
+        .map_err(|error| Failure::NotAsked(format!("health: filter {:?} can't be read: {error}", settings.filter)))?;
+    Ok(Search {
+        base: settings.base.clone(),
+        // Below the empty base there is nothing to find: it is the rootDSE.
+        scope: if settings.base.is_empty() { LdapSearchScope::Base } else { LdapSearchScope::Subtree },
+        filter,
+        attributes: vec!["1.1".to_owned()],
+        size_limit: settings.min_entries,
+    })
+}
+
+/// Whether an entry has every value it should; attribute names and values compare without case.
+fn meets(root: &LdapSearchResultEntry, expect: &BTreeMap<String, String>) -> Result<(), String> {
+    for (name, expected) in expect {
+        let attribute = root.attributes.iter().find(|attribute| attribute.atype.eq_ignore_ascii_case(name));
+        let values = attribute.map_or(&[][..], |attribute| &attribute.vals);
+        if !values.iter().any(|value| value.eq_ignore_ascii_case(expected.as_bytes())) {
+            let found: Vec<_> = values.iter().take(3).map(|value| String::from_utf8_lossy(value)).collect();
+            return Err(if found.is_empty() {
+                format!("its rootDSE has no {name}, \"{expected}\" is expected")
+            } else {
+                format!("its rootDSE has {name} = {}, \"{expected}\" is expected", found.join(", "))
+            });
+        }
+    }
+    Ok(())
+}
+
+fn unreachable(error: io::Error) -> Failure {
+    Failure::Unreachable(error.to_string())
+}
+
+impl fmt::Display for ProbeKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::RootDse => "rootdse",
+            Self::Tcp => "tcp",
+            Self::Bind => "bind",
+            Self::Search => "search",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ldap3_proto::LdapPartialAttribute;
+
+    use super::*;
+
+    #[test]
+    fn expectations() {
+        let attribute = |name: &str, values: &[&str]| LdapPartialAttribute {
+            atype: name.to_owned(),
+            vals: values.iter().map(|value| value.as_bytes().to_vec()).collect(),
+        };
+        let root = LdapSearchResultEntry {
+            dn: String::new(),
+            attributes: vec![
+                attribute("isSynchronized", &["FALSE"]),
+                attribute("namingContexts", &["DC=a", "DC=b"]),
+                attribute("empty", &[]),
+            ],
+        };
+        for (expect, expected) in [
+            (vec![], Ok(())),
+            (vec![("issynchronized", "false"), ("namingContexts", "DC=b")], Ok(())),
+            (vec![("isSynchronized", "TRUE")], Err("its rootDSE has isSynchronized = FALSE, \"TRUE\" is expected")),
+            (vec![("empty", "x")], Err("its rootDSE has no empty, \"x\" is expected")),
+            (vec![("absent", "x")], Err("its rootDSE has no absent, \"x\" is expected")),
+        ] {
+            let expect = expect.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+            assert_eq!(meets(&root, &expect), expected.map_err(str::to_owned));
+        }
+    }
+
+    #[test]
+    fn a_bad_filter_is_no_fault_of_the_backend() {
+        let settings = config::Probe { filter: "(cn=".into(), ..config::Probe::default() };
+        assert!(matches!(content(&settings), Err(Failure::NotAsked(why)) if why.contains("(cn=")));
+    }
+}

@@ -1,1 +1,0 @@
-//! Accepting connections: bind, limits, back-off.

@@ -1,0 +1,64 @@
+//! Accepting connections: bind, limits, back-off.
+
+mod admission;
+mod door;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+pub use admission::Admission;
+pub use door::{Door, House, Keys};
+
+/// Connections that may wait in the kernel; the kernel caps it at net.core.somaxconn.
+const BACKLOG: i32 = 4096;
+/// Pauses after an accept that failed for want of descriptors or memory.
+const BACK_OFF: Duration = Duration::from_millis(50);
+
+/// Opens a listening socket, with TCP_NODELAY for what it accepts.
+///
+/// # Errors
+/// Those of the kernel, with the address in them.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let open = || {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        // Accepted sockets inherit it. Without it, answers wait for acknowledgements.
+        socket.set_tcp_nodelay(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        TcpListener::from_std(socket.into())
+    };
+    open().map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}")))
+}
+
+/// Accepts until `stop`. Nothing that happens to one connection ends it.
+pub async fn accept(listener: TcpListener, door: Arc<Door>, stop: CancellationToken) {
+    while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
+        match accepted {
+            Ok((tcp, peer)) => door.knock(tcp, canonical(peer)),
+            Err(error) if concerns_one_connection(&error) => {}
+            Err(error) => {
+                door.accept_failed(&error);
+                // The connection stays in the kernel's queue; until something closes, another try would fail as well.
+                tokio::time::sleep(BACK_OFF).await;
+            }
+        }
+    }
+}
+
+/// The peer gave up before we took it: nothing is wrong with us.
+fn concerns_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+/// The address with an IPv4-mapped one as IPv4, which is how people write trust lists and read logs.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}

@@ -1,0 +1,142 @@
+//! The log of the proxy itself: set-up, and a level that can change while it runs.
+
+use std::io::{self, IsTerminal};
+
+use tracing::level_filters::LevelFilter;
+use tracing::{Metadata, Subscriber};
+use tracing_subscriber::filter::FilterFn;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
+
+use crate::config::{self, LogFormat};
+
+/// Changes the level of a running log.
+#[derive(Debug, Clone)]
+pub struct LogLevel(reload::Handle<EnvFilter, Registry>);
+
+/// Starts logging to standard error: standard output is for the access log and for what commands print. To be called
+/// once; an error says what is wrong with the level.
+pub fn start(settings: &config::Log) -> Result<LogLevel, String> {
+    let (subscriber, level) = subscriber(settings, io::stderr, io::stderr().is_terminal())?;
+    tracing::subscriber::set_global_default(subscriber).map_err(|_| "logging has been started already".to_owned())?;
+    Ok(level)
+}
+
+impl LogLevel {
+    /// Takes a filter as `[log] level`: "debug", "info,ldaps_proxy::health=trace". An error says what is wrong with it.
+    pub fn set(&self, level: &str) -> Result<(), String> {
+        let filter = parse(level)?;
+        self.0.reload(filter).map_err(|error| error.to_string())
+    }
+}
+
+/// Whether `level` is a filter; the configuration's check asks this.
+pub fn parse(level: &str) -> Result<EnvFilter, String> {
+    // EnvFilter takes a lone word that is no level for the name of a target, and then logs nothing else.
+    let is_level = |word: &str| !word.is_empty() && word.parse::<LevelFilter>().is_ok();
+    let lone = level.split(',').map(str::trim).find(|part| !part.contains(['=', '[']) && !is_level(part));
+    if let Some(word) = lone {
+        return Err(format!("{word:?} is no log level: use error, warn, info, debug, trace or off, or TARGET=LEVEL"));
+    }
+    EnvFilter::builder().parse(level).map_err(|error| format!("{level:?} is no log level: {error}"))
+}
+
+fn subscriber<W>(settings: &config::Log, writer: W, colour: bool) -> Result<(impl Subscriber, LogLevel), String>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let (filter, handle) = reload::Layer::new(parse(&settings.level)?);
+    let format = match settings.format {
+        LogFormat::Text => fmt::layer().with_writer(writer).with_ansi(colour).boxed(),
+        LogFormat::Json => fmt::layer().with_writer(writer).json().flatten_event(true).boxed(),
+    };
+    let subscriber = tracing_subscriber::registry().with(filter).with(FilterFn::new(is_safe)).with(format);
+    Ok((subscriber, LogLevel(handle)))
+}
+
+/// `ldap3_proto` prints passwords below WARN, whatever the filter asks for.
+fn is_safe(event: &Metadata<'_>) -> bool {
+    let of_ldap3 = event.target().split("::").next() == Some("ldap3_proto");
+    !of_ldap3 || *event.level() <= LevelFilter::WARN
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tracing::{debug, info, trace, warn};
+
+    use super::*;
+
+    /// Everything logged, as text.
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("no test panics while holding it").extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What is logged at this level and in this format while `work` runs.
+    fn logged(level: &str, format: LogFormat, work: impl FnOnce(&LogLevel)) -> String {
+        let sink = Sink::default();
+        let writer = sink.clone();
+        let settings = config::Log { level: level.into(), format };
+        let (subscriber, level) = subscriber(&settings, move || writer.clone(), false).expect("a level");
+        tracing::subscriber::with_default(subscriber, || work(&level));
+        let logged = sink.0.lock().expect("no test panics while holding it");
+        String::from_utf8(logged.clone()).expect("text")
+    }
+
+    #[test]
+    fn the_level_can_change() {
+        let log = logged("info", LogFormat::Text, |level| {
+            debug!("before");
+            level.set("debug").expect("a level");
+            debug!("after");
+            level.set("nonsense=nonsense").expect_err("no level");
+            debug!("still");
+        });
+        assert!(!log.contains("before") && log.contains("after") && log.contains("still"), "{log}");
+    }
+
+    #[test]
+    fn fields_follow_the_message() {
+        let log = logged("info", LogFormat::Text, |_| info!(address = %"127.0.0.1:9636", "admin listening"));
+        assert!(log.ends_with("admin listening address=127.0.0.1:9636\n"), "{log}");
+        let log = logged("info", LogFormat::Json, |_| info!(address = %"127.0.0.1:9636", "admin listening"));
+        let event: serde_json::Value = serde_json::from_str(&log).expect("one object");
+        assert_eq!((&event["message"], &event["address"]), (&"admin listening".into(), &"127.0.0.1:9636".into()));
+    }
+
+    #[test]
+    fn no_filter_lets_ldap3_print_a_password() {
+        for level in ["trace", "ldap3_proto=trace", "ldap3_proto::proto=trace", "info,[{secret}]=trace"] {
+            let log = logged(level, LogFormat::Text, |_| {
+                trace!(target: "ldap3_proto::proto", "secret");
+                debug!(target: "ldap3_proto", "secret");
+                info!(target: "ldap3_proto", "secret");
+                warn!(target: "ldap3_proto", "harmless");
+            });
+            assert!(!log.contains("secret"), "{level}: {log}");
+        }
+        assert!(logged("trace", LogFormat::Text, |_| warn!(target: "ldap3_proto", "harmless")).contains("harmless"));
+    }
+
+    #[test]
+    fn a_level_is_a_level_or_a_filter() {
+        for good in ["info", "DEBUG", "off", "info,ldaps_proxy::health=debug"] {
+            assert!(parse(good).is_ok(), "{good}");
+        }
+        for bad in ["", " ", "warning", "info,ldaps_proxy=loud", "info,verbose"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+}

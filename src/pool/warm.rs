@@ -1,0 +1,100 @@
+//! Warm upstreams: connections that are open, TLS included, and have never been used, so that a login doesn't wait.
+//!
+//! A connection belongs to one session for good once it is taken, so nothing of one client can reach another.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{Backend, Duty, Health, Pool};
+use crate::upstream::Stream;
+
+/// Samba closes a connection without a first request after 120 s.
+const RENEWED_AFTER: Duration = Duration::from_secs(90);
+const THROWN_AWAY_AFTER: Duration = Duration::from_secs(100);
+/// How often the stock is looked after when nobody takes from it, and after a connection failed.
+const ROUND: Duration = Duration::from_secs(1);
+
+/// One backend's warm upstreams, oldest first.
+#[derive(Debug, Default)]
+pub(super) struct Stock(Mutex<Vec<(Instant, Stream)>>);
+
+impl Stock {
+    /// A connection that is still good.
+    pub(super) fn take(&self) -> Option<Stream> {
+        let mut stock = self.lock();
+        while !stock.is_empty() {
+            let (opened, mut stream) = stock.remove(0);
+            if opened.elapsed() < THROWN_AWAY_AFTER && stream.is_fresh() {
+                return Some(stream);
+            }
+        }
+        None
+    }
+
+    fn put(&self, stream: Stream) {
+        self.lock().push((Instant::now(), stream));
+    }
+
+    fn clear(&self) {
+        self.lock().clear();
+    }
+
+    /// Throws away what is no good any more; how many are left that don't need to be renewed yet.
+    fn count(&self) -> usize {
+        let mut stock = self.lock();
+        stock.retain_mut(|(opened, stream)| opened.elapsed() < THROWN_AWAY_AFTER && stream.is_fresh());
+        stock.iter().filter(|(opened, _)| opened.elapsed() < RENEWED_AFTER).count()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<(Instant, Stream)>> {
+        // Every change is whole before the guard goes, so a panic elsewhere leaves nothing half-done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Keeps `warm` upstreams ready at every backend that is up, for as long as it runs; returns at once where the pool wants
+/// none. They are opened one at a time: Samba's listen backlog is 10.
+pub async fn keep_warm(pool: Arc<Pool>) {
+    if pool.settings().warm == 0 {
+        return;
+    }
+    if !pool.connector().is_same_for_all_clients() {
+        let pool = &pool.settings().name;
+        tracing::warn!(pool, "warm is ignored: with send_proxy_protocol a connection begins with its client's address");
+        return;
+    }
+    loop {
+        let mut more = false;
+        for backend in pool.backends().iter() {
+            more |= top_up(&pool, backend).await;
+        }
+        if !more {
+            tokio::select! {
+                () = sleep(ROUND) => {}
+                () = pool.taken_warm.notified() => {}
+            }
+        }
+    }
+}
+
+/// Opens at most one connection; whether another is wanted at once.
+async fn top_up(pool: &Pool, backend: &Backend) -> bool {
+    if backend.duty() != Duty::Enabled || backend.health() != Health::Up {
+        backend.stock.clear();
+        return false;
+    }
+    let wanted = pool.settings().warm.saturating_sub(backend.stock.count());
+    if wanted == 0 {
+        return false;
+    }
+    match timeout(pool.settings().connect_timeout, pool.connector().open_own(backend)).await {
+        Ok(Ok(stream)) => {
+            backend.stock.put(stream);
+            wanted > 1
+        }
+        // The probes will see it as well.
+        Ok(Err(_)) | Err(_) => false,
+    }
+}

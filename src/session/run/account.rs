@@ -1,0 +1,172 @@
+//! What a session counts and writes down.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+
+use tokio::time::Instant;
+
+use super::Run;
+use crate::access_log::{Described, OperationRecord, SessionRecord, Timing, Who};
+use crate::failure::{EndReason, Refusal};
+use crate::ldap::{OperationKind, Request, Response, ResultCode};
+use crate::pool::Backend;
+use crate::session::operations::Operation;
+use crate::session::registry::Facts;
+use crate::session::state::{Answer, Settled};
+use crate::throttle::SubCode;
+
+/// A session's totals.
+#[derive(Debug, Default)]
+pub(super) struct Account {
+    /// Times it went on with another backend.
+    pub failovers: u64,
+}
+
+/// How an operation ended, for its record.
+#[derive(Default)]
+struct End<'a> {
+    backend: Option<&'a str>,
+    code: Option<ResultCode>,
+    sub_code: Option<&'a str>,
+    refusal: Option<Refusal>,
+}
+
+impl<T> Run<T> {
+    /// Counts and logs an operation that the backend has answered.
+    pub(super) fn settle(&mut self, settled: Settled, response: &Response<'_>, backend: &Arc<Backend>, now: Instant) {
+        let Settled { operation, code } = settled;
+        let code = code.unwrap_or(ResultCode::OTHER);
+        self.clock.active = now;
+        self.count(operation.kind, code);
+        backend.metrics().operation(operation.kind, now - operation.started);
+        let mut sub_code = None;
+        if operation.kind == OperationKind::Bind {
+            if let Some(attempt) = self.attempt.take() {
+                self.settings.throttle.settle(attempt, code, now.into_std());
+            }
+            match code {
+                ResultCode::SUCCESS => {
+                    let name = self.state.bound_name();
+                    self.entry.set_facts(|facts| facts.bind_name = name);
+                }
+                ResultCode::INVALID_CREDENTIALS => {
+                    let diagnostic = response.result().map_or(&b""[..], |result| result.diagnostic);
+                    let reason = SubCode::of(diagnostic).as_str();
+                    self.settings.metrics.bind_failed(reason);
+                    sub_code = Some(reason);
+                }
+                _ => {}
+            }
+        }
+        let end = End { backend: Some(backend.name()), code: Some(code), sub_code, refusal: None };
+        self.log_operation(&operation, end, now);
+    }
+
+    /// Sends, counts and logs a final response by the proxy to a request that never became an operation.
+    pub(super) fn answer(&mut self, answer: Answer, described: Option<Box<Described>>, length: usize, now: Instant) {
+        let operation = Operation::ended(answer.id, answer.kind, answer.started, length, described);
+        self.answer_all(vec![(operation, answer)], now);
+    }
+
+    /// The same for operations that the backend didn't answer.
+    pub(super) fn answer_all(&mut self, answers: Vec<(Operation, Answer)>, now: Instant) {
+        for (mut operation, answer) in answers {
+            self.settings.metrics.refusals.count(answer.reason);
+            self.count(answer.kind, answer.code);
+            let pdu = answer.pdu();
+            operation.delivered_octets += pdu.len() as u64;
+            self.count_sent(pdu.len());
+            self.own_words += pdu.len();
+            self.to_client.queue(&pdu);
+            let end = End { code: Some(answer.code), refusal: Some(answer.reason), ..End::default() };
+            self.log_operation(&operation, end, now);
+        }
+        self.clock.active = now;
+    }
+
+    /// Counts and logs a request that has no response: an unbind, or an abandon of nothing.
+    pub(super) fn unanswerable(&mut self, request: &Request<'_>, described: Option<Box<Described>>, now: Instant) {
+        self.count(request.kind(), ResultCode::SUCCESS);
+        let operation = Operation::ended(request.message_id(), request.kind(), now, request.pdu().len(), described);
+        self.log_operation(&operation, End::default(), now);
+    }
+
+    /// Counts and logs an abandon that is forwarded.
+    pub(super) fn abandoned(&mut self, request: &Request<'_>, described: Option<Box<Described>>, now: Instant) {
+        self.unanswerable(request, described, now);
+    }
+
+    /// Logs what will never be answered, and the session itself.
+    pub(in crate::session) fn close_account(&mut self, reason: EndReason) {
+        let now = Instant::now();
+        if !self.settings.access_log.is_on() {
+            return;
+        }
+        for operation in self.state.take_unfinished() {
+            self.log_operation(&operation, End::default(), now);
+        }
+        let facts = self.entry.facts();
+        self.settings.access_log.session(&SessionRecord {
+            time: SystemTime::now(),
+            who: self.who(&facts),
+            backend: facts.last_backend.as_deref().map(Backend::name),
+            tunnel: facts.tunnel,
+            operations: self.entry.operations.load(Ordering::Relaxed),
+            failovers: self.account.failovers,
+            bytes_in: self.entry.received.load(Ordering::Relaxed),
+            bytes_out: self.entry.sent.load(Ordering::Relaxed),
+            duration: now - self.clock.began,
+            ended: reason,
+        });
+    }
+
+    /// Counts octets to the client.
+    pub(super) fn count_sent(&self, octets: usize) {
+        self.settings.listener.sent(octets);
+        self.entry.sent.fetch_add(octets as u64, Ordering::Relaxed);
+    }
+
+    fn count(&self, kind: OperationKind, code: ResultCode) {
+        self.entry.operations.fetch_add(1, Ordering::Relaxed);
+        self.settings.metrics.operations.record(kind, code.0);
+    }
+
+    fn log_operation(&self, operation: &Operation, end: End<'_>, now: Instant) {
+        let Some(described) = &operation.described else { return };
+        let facts = self.entry.facts();
+        let total = now - operation.started;
+        self.settings.access_log.operation(&OperationRecord {
+            time: SystemTime::now(),
+            who: self.who(&facts),
+            message_id: operation.id,
+            operation: operation.kind,
+            request: described,
+            backend: end.backend,
+            result: end.code,
+            sub_code: end.sub_code,
+            refusal: end.refusal,
+            entries: operation.entries,
+            references: operation.references,
+            bytes_in: operation.length as u64,
+            bytes_out: operation.delivered_octets,
+            retries: operation.resent.into(),
+            timing: Timing {
+                connect: operation.connect,
+                backend: total.saturating_sub(operation.connect),
+                total,
+                ..Timing::default()
+            },
+        });
+    }
+
+    fn who<'a>(&'a self, facts: &'a Facts) -> Who<'a> {
+        Who {
+            session: self.entry.id,
+            client: self.entry.client,
+            listener: &self.entry.listener,
+            tls: facts.tls.as_ref(),
+            bound_as: facts.bind_name.as_deref(),
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! Losing the upstream, obeying commands, keeping time, and ending.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
+
+use super::{Link, Moved, Outcome, Passing, Phase, Run};
+use crate::failure::{EndReason, FailoverKind};
+use crate::ldap::{MessageId, OperationKind, ResultCode, reply};
+use crate::pool::EventKind;
+use crate::session::registry::Command;
+use crate::session::state::{Ending, Layer};
+
+/// A tunnel that is drained ends once this long has passed without a byte: its operations can't be seen.
+const TUNNEL_QUIET: Duration = Duration::from_secs(1);
+/// How long a client may take to read our last words, and octets of its own we discard meanwhile.
+const LINGER: Duration = Duration::from_secs(2);
+const MOST_LINGERING: usize = 1 << 20;
+
+const DRAINING: &str = "the proxy is shutting down: reconnect";
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
+    pub(super) fn lose(&mut self, now: Instant) {
+        let Link::Up(up) = std::mem::replace(&mut self.link, Link::Down) else { return };
+        let backend = Arc::clone(up.upstream.backend());
+        let in_flight = self.state.operations().awaited();
+        backend.report(self.entry.client.ip(), EventKind::Lost { in_flight });
+        self.attempt = None;
+        let cut = matches!(up.passing, Passing::ToClient(_));
+        drop(up);
+        let loss = self.state.lose(self.to_upstream.taken(), self.to_upstream.waiting(), now);
+        self.to_upstream.restart(loss.resend);
+        for kind in loss.kinds {
+            self.settings.metrics.failovers.count(kind);
+        }
+        self.entry.set_facts(|facts| facts.backend = None);
+        if cut {
+            // The client is in the middle of a PDU: nothing else can be said on this connection.
+            return self.end(Ending::silent(EndReason::BackendLost));
+        }
+        self.answer_all(loss.answers, now);
+        match loss.ending {
+            Some(ending) => {
+                if ending.reason == EndReason::Pinned && in_flight == 0 {
+                    self.settings.metrics.failovers.count(FailoverKind::Pinned);
+                }
+                self.end(ending);
+            }
+            None => {
+                self.moving = Some(FailoverKind::Idle);
+                // A backend that closes an idle connection in good order is as good as before.
+                self.lost = (in_flight > 0).then_some(backend);
+            }
+        }
+    }
+
+    /// Does what the session was told from outside.
+    pub(super) fn obey(&mut self, now: Instant) -> Moved {
+        if !self.entry.has_commands() || self.phase != Phase::Serving {
+            return Moved::No;
+        }
+        if self.entry.is_told(Command::Kill) {
+            return self.end_now(EndReason::Killed, "an operator of the proxy has ended this connection");
+        }
+        if self.entry.is_told(Command::Distrust) {
+            return self.end_now(EndReason::Untrusted, "your address is no longer trusted by this service");
+        }
+        if self.entry.is_told(Command::Stop) {
+            let answers = self.state.stop(self.to_upstream.taken(), DRAINING);
+            self.answer_all(answers, now);
+            return self.end_now(EndReason::Shutdown, DRAINING);
+        }
+        if self.entry.is_told(Command::Leave) {
+            self.entry.fulfil(Command::Leave);
+            self.lose(now);
+            return Moved::Yes;
+        }
+        let opaque = self.state.layer() == Layer::Opaque;
+        let quiet = self.state.operations().awaited() == 0
+            && self.from_client.is_empty()
+            && self.to_client.is_empty()
+            && (!opaque || now >= self.clock.active + TUNNEL_QUIET);
+        if self.entry.is_told(Command::Drain) && quiet {
+            return self.end_now(EndReason::Shutdown, DRAINING);
+        }
+        if self.entry.is_told(Command::Move) && quiet && self.state.operations().is_empty() && !opaque {
+            self.entry.fulfil(Command::Move);
+            if let Link::Up(up) = &self.link
+                && self.state.pin(now).is_none()
+            {
+                self.lost = Some(Arc::clone(up.upstream.backend()));
+                self.moving = Some(FailoverKind::Drain);
+                self.link = Link::Down;
+                self.entry.set_facts(|facts| facts.backend = None);
+                return Moved::Yes;
+            }
+        }
+        Moved::No
+    }
+
+    fn end_now(&mut self, reason: EndReason, text: &'static str) -> Moved {
+        self.end(Ending::told(reason, ResultCode::UNAVAILABLE, text));
+        Moved::Yes
+    }
+
+    pub(super) fn end(&mut self, ending: Ending) {
+        if self.phase != Phase::Serving {
+            return;
+        }
+        if let Some((code, text)) = &ending.notice
+            && self.state.layer() != Layer::Opaque
+        {
+            self.to_client.queue(&reply::notice_of_disconnection(*code, text));
+        }
+        self.phase = Phase::Flushing(ending.reason);
+        self.link = Link::Down;
+    }
+
+    /// Ends what has been decided to end: last words, close_notify, FIN (§5.3), and a moment for the client to read.
+    pub(super) fn close(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Outcome> {
+        loop {
+            match self.phase {
+                Phase::Serving => return Poll::Pending,
+                Phase::Unbinding => {
+                    let moved = [self.open(cx, now), self.flush_upstream(cx, now)];
+                    let gone = matches!(self.link, Link::Down) && self.to_upstream.is_empty();
+                    if !gone && !self.to_upstream.is_empty() {
+                        if moved.contains(&Moved::Yes) {
+                            continue;
+                        }
+                        return Poll::Pending;
+                    }
+                    self.link = Link::Down;
+                    self.phase = Phase::Flushing(EndReason::Unbind);
+                    continue;
+                }
+                Phase::Over(reason) => return Poll::Ready(Outcome::Ended(reason)),
+                Phase::StartingTls => match self.to_client.poll_flush(cx, &mut self.client) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Err(_)) => return Poll::Ready(Outcome::Ended(EndReason::ClientLost)),
+                    Poll::Ready(Ok(())) => return Poll::Ready(Outcome::StartTls),
+                },
+                Phase::Flushing(EndReason::ClientLost) => return Poll::Ready(Outcome::Ended(EndReason::ClientLost)),
+                Phase::Flushing(reason) => match self.to_client.poll_flush(cx, &mut self.client) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Err(_)) => return Poll::Ready(Outcome::Ended(reason)),
+                    Poll::Ready(Ok(())) => {
+                        self.clock.closing = Some(now + LINGER);
+                        self.phase = Phase::ShuttingDown(reason);
+                    }
+                },
+                Phase::ShuttingDown(reason) => match Pin::new(&mut self.client).poll_shutdown(cx) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Err(_)) => return Poll::Ready(Outcome::Ended(reason)),
+                    Poll::Ready(Ok(())) if self.client_ended || reason == EndReason::Unbind => {
+                        return Poll::Ready(Outcome::Ended(reason));
+                    }
+                    Poll::Ready(Ok(())) => self.phase = Phase::Lingering(reason, 0),
+                },
+                Phase::Lingering(reason, discarded) => {
+                    let mut inbox = std::mem::take(&mut self.from_client);
+                    inbox.consume(inbox.unread().len());
+                    let read = inbox.poll_fill(cx, &mut self.client);
+                    inbox.consume(inbox.unread().len());
+                    inbox.settle();
+                    match read {
+                        Poll::Pending => return Poll::Pending,
+                        Poll::Ready(Ok(count)) if count > 0 && discarded < MOST_LINGERING => {
+                            self.phase = Phase::Lingering(reason, discarded + count);
+                        }
+                        Poll::Ready(_) => return Poll::Ready(Outcome::Ended(reason)),
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn show_in_flight(&mut self) {
+        let awaited = self.state.operations().awaited();
+        self.entry.in_flight.store(awaited, Ordering::Relaxed);
+        if let Link::Up(up) = &mut self.link {
+            up.in_flight.set(awaited);
+        }
+    }
+
+    /// Ends or answers what has taken too long; returns when to look again.
+    pub(super) fn keep_time(&mut self, cx: &mut Context<'_>, now: Instant) -> Instant {
+        let limits = Arc::clone(&self.settings);
+        let limits = &limits.limits;
+        let mut next = now + Duration::from_secs(3600);
+        let mut due = |at: Instant| {
+            if at > now {
+                next = next.min(at);
+            }
+            at <= now
+        };
+        if self.phase != Phase::Serving {
+            let closing = self.clock.closing.get_or_insert(now + limits.write_timeout);
+            if due(*closing) {
+                self.phase = Phase::Over(self.phase.reason());
+            }
+            return next;
+        }
+        let busy = self.state.operations().awaited() > 0;
+        if !self.clock.first_request && due(self.clock.began + limits.first_request_timeout) {
+            self.end(Ending::silent(EndReason::FirstRequestTimeout));
+        } else if self.clock.partial.is_some_and(|since| due(since + limits.request_timeout)) {
+            let text = "the request did not arrive whole in time (limits.request_timeout)";
+            self.end(Ending::told(EndReason::RequestTimeout, ResultCode::PROTOCOL_ERROR, text));
+        } else if self.clock.client_stuck.is_some_and(|since| due(since + limits.write_timeout)) {
+            self.end(Ending::silent(EndReason::WriteTimeout));
+        } else if self.clock.upstream_stuck.is_some_and(|since| due(since + limits.write_timeout)) {
+            self.lose(now);
+        } else if !busy && due(self.clock.active + limits.idle_timeout) {
+            let text = "closed for being idle (limits.idle_timeout): reconnect when needed";
+            self.end(Ending::told(EndReason::IdleTimeout, ResultCode::UNAVAILABLE, text));
+        }
+        if let Some(timeout) = limits.operation_timeout {
+            while let Some((operation, answer)) = self.state.time_out(timeout, now) {
+                let kind = operation.kind;
+                let id = operation.id;
+                self.answer_all(vec![(operation, answer)], now);
+                if kind == OperationKind::Bind {
+                    // A bind can't be abandoned (§4.11): only losing the connection keeps its late result from mattering.
+                    self.lose(now);
+                } else {
+                    self.forward(cx, &abandon(id));
+                }
+            }
+            if let Some(oldest) = self.state.operations().oldest() {
+                due(oldest.started + timeout);
+            }
+        }
+        if self.entry.is_told(Command::Drain) && self.state.layer() == Layer::Opaque {
+            due(self.clock.active + TUNNEL_QUIET);
+        }
+        self.state.expire_credential(now);
+        if let Some(expiry) = self.state.credential_expiry() {
+            due(expiry);
+        }
+        next
+    }
+}
+
+/// An Abandon of this operation, under a messageID of its own that no client of ours uses.
+fn abandon(id: MessageId) -> Vec<u8> {
+    let mut pdu = vec![0x30, 0x0C, 0x02, 0x04, 0x7F, 0xFF, 0xFF, 0xFF, 0x50, 0x04];
+    pdu.extend(id.to_be_bytes());
+    pdu
+}

@@ -1,0 +1,238 @@
+//! The loop that moves PDUs both ways: one future a session, polled when either side has something.
+//!
+//! Each direction advances as far as it can without waiting for the other, so that a client that sends without reading
+//! and a backend that does the same cannot block each other. What a peer doesn't take is bounded: while octets wait for
+//! one peer, the other is not read.
+
+mod account;
+mod ending;
+mod requests;
+mod responses;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, Sleep};
+
+use super::Settings;
+use super::buffer::{Inbox, Outbox};
+use super::establish::EstablishError;
+use super::registry::Entry;
+use super::state::State;
+use crate::failure::{EndReason, FailoverKind};
+use crate::metrics::Share;
+use crate::pool::Backend;
+use crate::throttle::Attempt;
+use crate::upstream::Upstream;
+use account::Account;
+
+/// Turns of the loop before other sessions get theirs.
+const TURNS: usize = 32;
+
+/// What a session came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// It is over.
+    Ended(EndReason),
+    /// The client wants TLS on this connection; the success response has left. See [`Run::into_parts`].
+    StartTls,
+}
+
+/// A session taken off its transport.
+pub(super) struct Parts<T> {
+    pub client: T,
+    pub state: State,
+    pub entry: Entry,
+}
+
+/// A session at work.
+pub(super) struct Run<T> {
+    settings: Arc<Settings>,
+    entry: Entry,
+    state: State,
+    client: T,
+    from_client: Inbox,
+    to_client: Outbox,
+    /// Octets of our own answers among those that wait for the client.
+    own_words: usize,
+    link: Link,
+    to_upstream: Outbox,
+    lost: Option<Arc<Backend>>,
+    /// What failover is about to have done, counted when the next upstream stands.
+    moving: Option<FailoverKind>,
+    /// The login that awaits its result.
+    attempt: Option<Attempt>,
+    account: Account,
+    phase: Phase,
+    client_ended: bool,
+    clock: Clock,
+    timer: Pin<Box<Sleep>>,
+}
+
+/// The way to a backend.
+enum Link {
+    /// None: the next request opens one.
+    Down,
+    /// It is being opened.
+    Opening(Pin<Box<dyn Future<Output = Result<Upstream, EstablishError>> + Send>>),
+    /// It stands.
+    Up(Box<Up>),
+}
+
+struct Up {
+    upstream: Upstream,
+    inbox: Inbox,
+    passing: Passing,
+    in_flight: Share,
+}
+
+/// A response too long to be held, on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Passing {
+    Nothing,
+    ToClient(usize),
+    ToNobody(usize),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Serving,
+    /// The client said goodbye; what it asked before is still on its way to the backend.
+    Unbinding,
+    /// StartTLS was answered; the response is leaving.
+    StartingTls,
+    /// The last words are leaving.
+    Flushing(EndReason),
+    /// TLS and the sending side are closing.
+    ShuttingDown(EndReason),
+    /// The client may still be reading; resetting now could destroy what it hasn't read.
+    Lingering(EndReason, usize),
+    /// Nothing more can be done for the client.
+    Over(EndReason),
+}
+
+impl Phase {
+    fn reason(self) -> EndReason {
+        match self {
+            Self::Serving | Self::StartingTls => EndReason::WriteTimeout,
+            Self::Unbinding => EndReason::Unbind,
+            Self::Flushing(reason) | Self::ShuttingDown(reason) | Self::Lingering(reason, _) | Self::Over(reason) => {
+                reason
+            }
+        }
+    }
+}
+
+/// When things last happened.
+struct Clock {
+    began: Instant,
+    first_request: bool,
+    /// The client's last octet, or the last operation's end.
+    active: Instant,
+    /// The first octet of a request that is not whole.
+    partial: Option<Instant>,
+    /// Since when octets wait for the client without one being taken.
+    client_stuck: Option<Instant>,
+    upstream_stuck: Option<Instant>,
+    closing: Option<Instant>,
+}
+
+/// Whether a step changed anything.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Moved {
+    Yes,
+    No,
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
+    pub(super) fn new(settings: Arc<Settings>, parts: Parts<T>) -> Self {
+        let now = Instant::now();
+        let timer = Box::pin(tokio::time::sleep_until(now + settings.limits.first_request_timeout));
+        Self {
+            settings,
+            entry: parts.entry,
+            state: parts.state,
+            client: parts.client,
+            from_client: Inbox::default(),
+            to_client: Outbox::default(),
+            own_words: 0,
+            link: Link::Down,
+            to_upstream: Outbox::default(),
+            lost: None,
+            moving: None,
+            attempt: None,
+            account: Account::default(),
+            phase: Phase::Serving,
+            client_ended: false,
+            clock: Clock {
+                began: now,
+                first_request: false,
+                active: now,
+                partial: None,
+                client_stuck: None,
+                upstream_stuck: None,
+                closing: None,
+            },
+            timer,
+        }
+    }
+
+    /// Takes the session off its transport.
+    pub(super) fn into_parts(self) -> Parts<T> {
+        Parts { client: self.client, state: self.state, entry: self.entry }
+    }
+
+    fn turn(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Outcome> {
+        for _ in 0..TURNS {
+            if let Poll::Ready(outcome) = self.close(cx, now) {
+                return Poll::Ready(outcome);
+            }
+            if self.phase != Phase::Serving {
+                return Poll::Pending;
+            }
+            let steps = [
+                self.flush_client(cx, now),
+                self.open(cx, now),
+                self.flush_upstream(cx, now),
+                self.read_client(cx, now),
+                self.read_upstream(cx, now),
+            ];
+            // Commands come last, so that what the client has already sent is served before a drain ends the session.
+            if !steps.contains(&Moved::Yes) && self.obey(now) == Moved::No {
+                return Poll::Pending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Future for Run<T> {
+    type Output = Outcome;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
+        let this = self.get_mut();
+        this.entry.wake_by(cx.waker());
+        loop {
+            let now = Instant::now();
+            let phase = this.phase;
+            if let Poll::Ready(outcome) = this.turn(cx, now) {
+                return Poll::Ready(outcome);
+            }
+            let next = this.keep_time(cx, now);
+            if this.phase != phase {
+                continue;
+            }
+            // Deadlines mostly move away: the timer is set anew only when it has fired or would fire too late.
+            if next < this.timer.deadline() || this.timer.is_elapsed() {
+                this.timer.as_mut().reset(next);
+            }
+            if this.timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+        }
+    }
+}

@@ -1,0 +1,349 @@
+//! Towards the backend: reading the client, judging its requests, sending them on.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
+
+use super::{Link, Moved, Passing, Phase, Run, Up};
+use crate::failure::{EndReason, FailoverKind, Refusal};
+use crate::ldap::{self, FrameError, MessageId, OperationKind, Request, ResultCode, reply};
+use crate::policy::{Refused, Standing};
+use crate::pool::Shortage;
+use crate::session::buffer::Inbox;
+use crate::session::establish::{Establish, EstablishError};
+use crate::session::state::{Answer, Ending, Layer, RequestVerdict};
+use crate::throttle::BindName;
+
+/// Octets that may wait for a peer before the other side is no longer read.
+const MOST_WAITING: usize = 64 * 1024;
+
+const NO_BACKEND: &str = "no directory server can be reached; retry later";
+const NO_SEAT: &str = "every directory server has as many sessions as it may (max_sessions); retry later";
+const REPLAY_REFUSED: &str = "your bind is no longer accepted by the directory: reconnect and bind again";
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
+    pub(super) fn read_client(&mut self, cx: &mut Context<'_>, now: Instant) -> Moved {
+        // What the backend has said may wait for a client that sends before it reads; what we say ourselves may not pile up.
+        if self.to_upstream.len() >= MOST_WAITING || self.own_words >= MOST_WAITING {
+            return Moved::No;
+        }
+        if !self.from_client.is_empty() && self.clock.partial.is_none() {
+            // Whole requests are held back until the bind before them is answered.
+            if self.state.bind().awaiting().is_some() {
+                return Moved::No;
+            }
+            self.take_requests(cx, now);
+            return Moved::Yes;
+        }
+        if !self.client_ended {
+            match self.from_client.poll_fill(cx, &mut self.client) {
+                Poll::Ready(Ok(0)) => self.client_ended = true,
+                Poll::Ready(Ok(count)) => {
+                    self.settings.listener.received(count);
+                    self.entry.received.fetch_add(count as u64, Ordering::Relaxed);
+                    self.clock.active = now;
+                }
+                Poll::Ready(Err(_)) => {
+                    self.end(Ending::silent(EndReason::ClientLost));
+                    return Moved::Yes;
+                }
+                Poll::Pending => {
+                    self.from_client.settle();
+                    return Moved::No;
+                }
+            }
+        }
+        self.take_requests(cx, now);
+        // A half-closed client still gets what it asked for.
+        if self.client_ended && self.phase == Phase::Serving {
+            let opaque = self.state.layer() == Layer::Opaque;
+            if opaque || (self.state.operations().awaited() == 0 && self.to_client.is_empty()) {
+                self.end(Ending::silent(EndReason::ClientClosed));
+                return Moved::Yes;
+            }
+            return Moved::No;
+        }
+        Moved::Yes
+    }
+
+    /// Deals with the whole requests in the inbox.
+    fn take_requests(&mut self, cx: &mut Context<'_>, now: Instant) {
+        let mut inbox = std::mem::take(&mut self.from_client);
+        let octets = inbox.unread();
+        // What is forwarded is a run of adjacent requests, sent with one write.
+        let mut run = 0;
+        let mut at = 0;
+        self.clock.partial = self.clock.partial.filter(|_| !octets.is_empty());
+        while let Some(&first) = octets.get(at) {
+            match self.state.layer() {
+                Layer::Inspected => {}
+                Layer::Undecided => {
+                    self.state.decide_layer(first);
+                    if self.state.layer() == Layer::Opaque {
+                        self.become_tunnel();
+                        if self.phase != Phase::Serving {
+                            at = octets.len();
+                            run = at;
+                            break;
+                        }
+                    }
+                    continue;
+                }
+                Layer::Opaque => {
+                    at = octets.len();
+                    break;
+                }
+            }
+            let rest = &octets[at..];
+            let request = match self.frame(rest) {
+                Ok(Some(request)) => request,
+                Ok(None) => {
+                    self.clock.partial.get_or_insert(now);
+                    break;
+                }
+                Err(ending) => {
+                    self.forward(cx, &octets[run..at]);
+                    (run, at) = (octets.len(), octets.len());
+                    self.end(ending);
+                    break;
+                }
+            };
+            self.clock.partial = None;
+            self.clock.first_request = true;
+            let length = request.pdu().len();
+            let verdict = match self.state.admit(&request, &self.settings.limits, now) {
+                Some(verdict) => verdict,
+                None => self.judge(&request, now),
+            };
+            match verdict {
+                RequestVerdict::Forward => {
+                    let position = self.to_upstream.position() + (at - run) as u64;
+                    self.begin(&request, position, now);
+                    at += length;
+                    continue;
+                }
+                RequestVerdict::Hold => break,
+                verdict => {
+                    self.forward(cx, &octets[run..at]);
+                    at += length;
+                    run = at;
+                    self.carry_out(verdict, &request, cx, now);
+                }
+            }
+            if self.phase != Phase::Serving {
+                (run, at) = (octets.len(), octets.len());
+                break;
+            }
+        }
+        if run < at {
+            self.forward(cx, &octets[run..at]);
+        }
+        inbox.consume(at);
+        self.from_client = inbox;
+        self.from_client.settle();
+        self.show_in_flight();
+    }
+
+    /// The request that `octets` begin with, if it is whole.
+    fn frame<'a>(&self, octets: &'a [u8]) -> Result<Option<Request<'a>>, Ending> {
+        let limits = &self.settings.limits;
+        let Some(envelope) = ldap::envelope(octets, self.state.size_limit(limits)).map_err(bad_request)? else {
+            return Ok(None);
+        };
+        if OperationKind::from_request_tag(envelope.tag).is_none() {
+            let text = format!("0x{:02x} is not the tag of an LDAP request", envelope.tag);
+            return Err(Ending::told(EndReason::ProtocolError, ResultCode::PROTOCOL_ERROR, text));
+        }
+        self.state.oversize(&envelope, limits).map_err(bad_request)?;
+        Ok(octets.get(..envelope.length).and_then(|pdu| Request::new(pdu, envelope)))
+    }
+
+    /// Asks the listener's policy and the login throttle.
+    fn judge(&mut self, request: &Request<'_>, now: Instant) -> RequestVerdict {
+        let standing =
+            Standing { anonymous: !self.state.bind().is_authenticated(), encrypted: self.state.is_encrypted() };
+        if let Err(Refused { code, reason, diagnostic }) = self.settings.policy.judge(request, standing) {
+            return RequestVerdict::Answer(Answer::to(request, code, reason, diagnostic, now));
+        }
+        let throttle = &self.settings.throttle;
+        if let Some(bind) = request.bind().filter(|_| !throttle.is_off()) {
+            match throttle.attempt(&BindName::of(&bind), self.entry.client.ip(), now.into_std()) {
+                Ok(attempt) => self.attempt = Some(attempt),
+                Err(throttled) => {
+                    let (code, diagnostic) = (ResultCode::UNWILLING_TO_PERFORM, throttled.to_string().into());
+                    return RequestVerdict::Answer(Answer::to(request, code, throttled.reason, diagnostic, now));
+                }
+            }
+        }
+        RequestVerdict::Forward
+    }
+
+    fn begin(&mut self, request: &Request<'_>, position: u64, now: Instant) {
+        let described = self.settings.access_log.describe(request);
+        if request.kind() == OperationKind::Abandon {
+            self.abandoned(request, described, now);
+        } else {
+            self.state.begin(request, position, described, now);
+        }
+    }
+
+    fn carry_out(&mut self, verdict: RequestVerdict, request: &Request<'_>, cx: &mut Context<'_>, now: Instant) {
+        match verdict {
+            RequestVerdict::Answer(answer) => {
+                let described = self.settings.access_log.describe(request);
+                self.answer(answer, described, request.pdu().len(), now);
+            }
+            RequestVerdict::End(ending) => self.end(ending),
+            RequestVerdict::StartTls(id) => self.begin_start_tls(id),
+            RequestVerdict::Unbind => {
+                let described = self.settings.access_log.describe(request);
+                self.unanswerable(request, described, now);
+                if !matches!(self.link, Link::Down) || !self.to_upstream.is_empty() {
+                    self.forward(cx, request.pdu());
+                }
+                self.phase = Phase::Unbinding;
+            }
+            RequestVerdict::Ignore => {
+                let described = self.settings.access_log.describe(request);
+                self.unanswerable(request, described, now);
+            }
+            RequestVerdict::Forward | RequestVerdict::Hold => {}
+        }
+    }
+
+    /// Sends octets to the backend, or queues them until there is one.
+    pub(super) fn forward(&mut self, cx: &mut Context<'_>, octets: &[u8]) {
+        if octets.is_empty() {
+            return;
+        }
+        match &mut self.link {
+            Link::Up(up) => {
+                up.upstream.backend().metrics().sent(octets.len());
+                // An error shows again, with its consequences, when the upstream is flushed.
+                if self.to_upstream.send(cx, &mut up.upstream.stream, octets).is_err() {
+                    self.to_upstream.queue(octets);
+                }
+            }
+            Link::Down | Link::Opening(_) => self.to_upstream.queue(octets),
+        }
+    }
+
+    pub(super) fn flush_upstream(&mut self, cx: &mut Context<'_>, now: Instant) -> Moved {
+        let Link::Up(up) = &mut self.link else { return Moved::No };
+        let before = self.to_upstream.taken();
+        match self.to_upstream.poll_flush(cx, &mut up.upstream.stream) {
+            Poll::Ready(Ok(())) => {
+                self.clock.upstream_stuck = None;
+                if self.to_upstream.taken() == before { Moved::No } else { Moved::Yes }
+            }
+            Poll::Ready(Err(_)) => {
+                self.lose(now);
+                Moved::Yes
+            }
+            Poll::Pending => {
+                if self.to_upstream.taken() != before {
+                    self.clock.upstream_stuck = None;
+                }
+                self.clock.upstream_stuck.get_or_insert(now);
+                Moved::No
+            }
+        }
+    }
+
+    /// Opens the upstream once there is something to send.
+    pub(super) fn open(&mut self, cx: &mut Context<'_>, now: Instant) -> Moved {
+        if matches!(self.link, Link::Down) && !self.to_upstream.is_empty() {
+            let establish = Establish {
+                pool: Arc::clone(&self.settings.pool),
+                guard: Arc::clone(&self.settings.replay_guard),
+                client: self.entry.client,
+                lost: self.lost.take(),
+                credential: self.state.credential().cloned(),
+            };
+            self.link = Link::Opening(Box::pin(establish.run()));
+        }
+        let Link::Opening(opening) = &mut self.link else { return Moved::No };
+        match opening.as_mut().poll(cx) {
+            Poll::Pending => Moved::No,
+            Poll::Ready(Ok(upstream)) => {
+                if let Some(kind) = self.moving.take() {
+                    let kind = if self.state.credential().is_some() { FailoverKind::BindReplay } else { kind };
+                    self.settings.metrics.failovers.count(kind);
+                    self.account.failovers += 1;
+                }
+                let backend = Arc::clone(upstream.backend());
+                let in_flight = backend.metrics().operations_in_flight();
+                backend.metrics().sent(self.to_upstream.len());
+                self.state.upstream_opened(now);
+                self.entry.set_facts(|facts| {
+                    facts.last_backend = Some(Arc::clone(&backend));
+                    facts.backend = Some(backend);
+                });
+                let up = Up { upstream, inbox: Inbox::default(), passing: Passing::Nothing, in_flight };
+                self.link = Link::Up(Box::new(up));
+                self.show_in_flight();
+                Moved::Yes
+            }
+            Poll::Ready(Err(error)) => {
+                self.link = Link::Down;
+                self.to_upstream.restart(Vec::new());
+                self.moving = None;
+                self.fail(error, now);
+                Moved::Yes
+            }
+        }
+    }
+
+    fn fail(&mut self, error: EstablishError, now: Instant) {
+        match error {
+            EstablishError::NoBackend(error) => {
+                self.settings.no_backend.warn(&self.settings.pool.settings().name, &error, now);
+                let (code, reason, text) = match error.shortage {
+                    Shortage::NoBackend => (ResultCode::UNAVAILABLE, Refusal::NoBackend, NO_BACKEND),
+                    Shortage::QueueFull => (ResultCode::BUSY, Refusal::QueueFull, NO_SEAT),
+                    Shortage::QueueTimeout => (ResultCode::BUSY, Refusal::QueueTimeout, NO_SEAT),
+                };
+                self.settings.metrics.failovers.count(FailoverKind::Exhausted);
+                let answers = self.state.fail_all(code, reason, text);
+                self.answer_all(answers, now);
+            }
+            EstablishError::ReplayRefused(code) => {
+                tracing::warn!(session = self.entry.id, client = %self.entry.client, code = code.map(|code| code.0),
+                    "the session's bind was refused by another backend: was the password changed?");
+                self.settings.metrics.failovers.count(FailoverKind::ReplayRefused);
+                let answers = self.state.fail_all(ResultCode::UNAVAILABLE, Refusal::ReplayRefused, REPLAY_REFUSED);
+                self.answer_all(answers, now);
+                self.end(Ending::told(EndReason::ReplayRefused, ResultCode::UNAVAILABLE, REPLAY_REFUSED));
+            }
+        }
+        self.clock.active = now;
+    }
+    /// From here on octets pass unread, if the policy lets them.
+    fn become_tunnel(&mut self) {
+        if !self.settings.policy.allows_tunnels() {
+            self.settings.metrics.refusals.count(Refusal::SaslLayer);
+            let text = "SASL security layers are not allowed here (policy.sasl_layer): bind without sign or seal, TLS protects \
+                        the connection";
+            return self.end(Ending::told(EndReason::Policy, ResultCode::UNWILLING_TO_PERFORM, text));
+        }
+        self.settings.metrics.tunnels.inc();
+        self.entry.set_facts(|facts| facts.tunnel = true);
+    }
+
+    fn begin_start_tls(&mut self, id: MessageId) {
+        self.settings.metrics.operations.record(OperationKind::Extended, 0);
+        self.to_client.queue(&reply::start_tls(id, ResultCode::SUCCESS, ""));
+        self.phase = Phase::StartingTls;
+    }
+}
+
+fn bad_request(error: FrameError) -> Ending {
+    let reason = match error {
+        FrameError::TooLarge { .. } => EndReason::RequestSize,
+        _ => EndReason::ProtocolError,
+    };
+    Ending::told(reason, ResultCode::PROTOCOL_ERROR, error.to_string())
+}

@@ -1,0 +1,170 @@
+//! Towards the client: reading the backend, matching its responses, delivering them.
+
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
+
+use super::{Link, Moved, Passing, Run};
+use crate::failure::EndReason;
+use crate::ldap::{self, Response, ResponseKind};
+use crate::session::state::{Ending, Layer, ResponseVerdict};
+
+/// A response longer than this passes to the client as it arrives; a shorter one waits until it is whole, so that a
+/// backend lost in the middle of it leaves the client's stream intact.
+const PASS_FROM: usize = 32 * 1024;
+/// Octets a final response may have: it is read whole.
+const MOST_FINAL: usize = 16 * 1024 * 1024;
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
+    pub(super) fn read_upstream(&mut self, cx: &mut Context<'_>, now: Instant) -> Moved {
+        let Link::Up(up) = &mut self.link else { return Moved::No };
+        if !self.to_client.is_empty() {
+            return Moved::No;
+        }
+        match up.inbox.poll_fill(cx, &mut up.upstream.stream) {
+            Poll::Pending => {
+                up.inbox.settle();
+                Moved::No
+            }
+            Poll::Ready(Ok(count)) if count > 0 => {
+                up.upstream.backend().metrics().received(count);
+                if self.state.layer() == Layer::Opaque {
+                    self.clock.active = now;
+                }
+                self.take_responses(cx, now);
+                Moved::Yes
+            }
+            Poll::Ready(_) => {
+                self.lose(now);
+                Moved::Yes
+            }
+        }
+    }
+
+    /// Deals with the responses in the upstream's inbox.
+    fn take_responses(&mut self, cx: &mut Context<'_>, now: Instant) {
+        let Link::Up(mut up) = std::mem::replace(&mut self.link, Link::Down) else { return };
+        let octets = up.inbox.unread();
+        let mut run = 0;
+        let mut at = 0;
+        let mut lost = false;
+        let mut ending = None;
+        while at < octets.len() {
+            if self.state.layer() == Layer::Opaque {
+                at = octets.len();
+                break;
+            }
+            let rest = &octets[at..];
+            match &mut up.passing {
+                Passing::ToClient(left) => {
+                    let count = (*left).min(rest.len());
+                    at += count;
+                    up.passing = if count == *left { Passing::Nothing } else { Passing::ToClient(*left - count) };
+                    continue;
+                }
+                Passing::ToNobody(left) => {
+                    let count = (*left).min(rest.len());
+                    self.deliver(cx, &octets[run..at]);
+                    at += count;
+                    run = at;
+                    up.passing = if count == *left { Passing::Nothing } else { Passing::ToNobody(*left - count) };
+                    continue;
+                }
+                Passing::Nothing => {}
+            }
+            let Ok(envelope) = ldap::envelope(rest, usize::MAX) else {
+                lost = true;
+                break;
+            };
+            let Some(envelope) = envelope else { break };
+            let Some(kind) = ResponseKind::from_tag(envelope.tag) else {
+                lost = true;
+                break;
+            };
+            let response = rest.get(..envelope.length).and_then(|pdu| Response::new(pdu, envelope));
+            let verdict = match &response {
+                Some(response) => self.state.response(response, now),
+                None if envelope.length > PASS_FROM && !kind.is_final() => {
+                    let verdict = self.state.part(envelope.message_id, kind, envelope.length);
+                    up.passing = match verdict {
+                        ResponseVerdict::Forward(_) => Passing::ToClient(envelope.length),
+                        _ => Passing::ToNobody(envelope.length),
+                    };
+                    continue;
+                }
+                None if envelope.length > MOST_FINAL => {
+                    lost = true;
+                    break;
+                }
+                None => break,
+            };
+            match verdict {
+                ResponseVerdict::Forward(settled) => {
+                    if let (Some(settled), Some(response)) = (settled, &response) {
+                        self.settle(settled, response, up.upstream.backend(), now);
+                    }
+                    at += envelope.length;
+                }
+                ResponseVerdict::Ignore => {
+                    self.deliver(cx, &octets[run..at]);
+                    at += envelope.length;
+                    run = at;
+                }
+                ResponseVerdict::Lost => {
+                    lost = true;
+                    break;
+                }
+                ResponseVerdict::ForwardAndEnd(reason) => {
+                    at += envelope.length;
+                    ending = Some(reason);
+                    break;
+                }
+            }
+        }
+        self.deliver(cx, &octets[run..at]);
+        up.inbox.consume(at);
+        up.inbox.settle();
+        self.link = Link::Up(up);
+        self.show_in_flight();
+        if lost {
+            self.lose(now);
+        } else if let Some(reason) = ending {
+            self.end(Ending::silent(reason));
+        }
+    }
+
+    /// Sends octets to the client, or queues them.
+    pub(super) fn deliver(&mut self, cx: &mut Context<'_>, octets: &[u8]) {
+        if octets.is_empty() {
+            return;
+        }
+        self.count_sent(octets.len());
+        // An error shows again when the client is flushed.
+        if self.to_client.send(cx, &mut self.client, octets).is_err() {
+            self.to_client.queue(octets);
+        }
+    }
+
+    pub(super) fn flush_client(&mut self, cx: &mut Context<'_>, now: Instant) -> Moved {
+        let before = self.to_client.taken();
+        match self.to_client.poll_flush(cx, &mut self.client) {
+            Poll::Ready(Ok(())) => {
+                self.clock.client_stuck = None;
+                self.own_words = 0;
+                if self.to_client.taken() == before { Moved::No } else { Moved::Yes }
+            }
+            Poll::Ready(Err(_)) => {
+                self.end(Ending::silent(EndReason::ClientLost));
+                Moved::Yes
+            }
+            Poll::Pending => {
+                if self.to_client.taken() != before {
+                    self.clock.client_stuck = None;
+                }
+                self.clock.client_stuck.get_or_insert(now);
+                Moved::No
+            }
+        }
+    }
+}

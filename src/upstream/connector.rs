@@ -1,0 +1,109 @@
+//! Opening a connection to a backend, as its pool is configured: TCP, PROXY header, TLS.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+
+use super::{Stream, start_tls};
+use crate::config::{self, BackendProtocol};
+use crate::pool::Backend;
+use crate::proxy_protocol;
+use crate::tls::{Finding, UpstreamTls};
+
+/// A vanished host is noticed after this long without an answer to what we sent (TCP_USER_TIMEOUT).
+const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(20);
+/// An idle connection is asked whether its host is still there this often.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How the connections of one pool are opened. TLS sessions are resumed from one connection to the next.
+#[derive(Debug)]
+pub struct Connector {
+    security: Security,
+    send_proxy_protocol: bool,
+}
+
+#[derive(Debug)]
+enum Security {
+    None,
+    Tls(UpstreamTls),
+    StartTls(UpstreamTls),
+}
+
+impl Connector {
+    /// A connector as `[pools.NAME]` describes it. Reads `ca_file` or the system's roots where TLS needs them.
+    ///
+    /// # Errors
+    /// The trust anchors can't be read, or `server_name` is no name.
+    pub fn new(pool: &config::Pool) -> Result<Self, Finding> {
+        let security = match pool.protocol {
+            BackendProtocol::Ldap => Security::None,
+            BackendProtocol::Ldaps => Security::Tls(UpstreamTls::new(pool)?),
+            BackendProtocol::StartTls => Security::StartTls(UpstreamTls::new(pool)?),
+        };
+        Ok(Self { security, send_proxy_protocol: pool.send_proxy_protocol })
+    }
+
+    /// Connects to `backend`, ready for the first PDU. `client` is announced where the pool sends PROXY headers. Put a
+    /// timeout around it: it has none.
+    ///
+    /// # Errors
+    /// What kept it from connecting, worded for an operator.
+    pub async fn open(&self, backend: &Backend, client: SocketAddr) -> io::Result<Stream> {
+        self.connect(backend, Some(client)).await
+    }
+
+    /// Connects to `backend` on the proxy's own behalf, for a probe: a PROXY header says `LOCAL`.
+    ///
+    /// # Errors
+    /// As [`Connector::open`].
+    pub async fn open_own(&self, backend: &Backend) -> io::Result<Stream> {
+        self.connect(backend, None).await
+    }
+
+    /// Whether a connection can be opened before it is known for whom.
+    pub(crate) fn is_same_for_all_clients(&self) -> bool {
+        !self.send_proxy_protocol
+    }
+
+    /// Connects to `backend` by TCP and no further, for the `tcp` probe.
+    pub(crate) async fn reach(&self, backend: &Backend, client: Option<SocketAddr>) -> io::Result<TcpStream> {
+        let mut tcp = TcpStream::connect(backend.address()).await?;
+        prepare(&tcp)?;
+        if self.send_proxy_protocol {
+            let mut header = Vec::with_capacity(64);
+            match client {
+                Some(client) => proxy_protocol::write_v2(client, backend.address(), &mut header),
+                None => proxy_protocol::write_v2_local(&mut header),
+            }
+            tcp.write_all(&header).await?;
+        }
+        Ok(tcp)
+    }
+
+    async fn connect(&self, backend: &Backend, client: Option<SocketAddr>) -> io::Result<Stream> {
+        let mut tcp = self.reach(backend, client).await?;
+        let tls = match &self.security {
+            Security::None => return Ok(Stream::Plain(tcp)),
+            Security::Tls(tls) => tls,
+            Security::StartTls(tls) => {
+                start_tls::request(&mut tcp).await?;
+                tls
+            }
+        };
+        Ok(Stream::Tls(Box::new(tls.connect(backend.host(), tcp).await?)))
+    }
+}
+
+fn prepare(tcp: &TcpStream) -> io::Result<()> {
+    tcp.set_nodelay(true)?;
+    let socket = SockRef::from(tcp);
+    socket
+        .set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE_INTERVAL).with_interval(KEEPALIVE_INTERVAL / 6))?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_TIMEOUT))?;
+    Ok(())
+}

@@ -1,0 +1,170 @@
+"""Real Samba AD domain controllers, the software behind AWS Simple AD.
+
+One domain is provisioned per run; each `DomainController` is a copy of it on an address of its own. Copies don't
+replicate: the domain's `description` tells which one answered.
+"""
+
+import shutil
+import signal
+from pathlib import Path
+
+from . import ber, net
+from .certs import PROXY_NAME
+from .clients import Account, Endpoint, RawClient
+from .process import Process, run
+from .waiting import eventually
+
+REALM, BASE = "CORP.EXAMPLE.COM", "dc=corp,dc=example,dc=com"
+ADMINISTRATOR = Account("Administrator@corp.example.com", "Passw0rd!")
+USERS = tuple(Account(f"user{number:02}@corp.example.com", f"Secret-{number:02}!") for number in range(1, 21))
+HOST_NAME = "dc1.corp.example.com"
+SERVICE_NAMES = (HOST_NAME, PROXY_NAME)
+LDAP, GLOBAL_CATALOG, KERBEROS, KPASSWD = 389, 3268, 88, 464
+
+
+def provision(directory):
+    """Makes the domain with Administrator and USERS in `directory`, and returns it: the template of every copy."""
+    template = Path(directory)
+    run([
+        "samba-tool", "domain", "provision", "--server-role=dc", "--use-rfc2307", "--dns-backend=NONE",
+        f"--realm={REALM}", "--domain=CORP", "--host-name=dc1", "--host-ip=127.0.0.1",
+        f"--adminpass={ADMINISTRATOR.password}", f"--targetdir={template}",
+    ], seconds=180)
+    _configure(template, "127.0.0.1")
+    run(["/usr/bin/python3", "-I", "-c", _POPULATE, _settings(template)], seconds=120)
+    return template
+
+
+class DomainController:
+    """One DC. `endpoint` is its LDAP port, `global_catalog` its second one; `name` is what its description says."""
+
+    def __init__(self, template, directory, name):
+        self.name = name
+        self.directory = Path(directory)
+        self.address = net.free_address(LDAP, GLOBAL_CATALOG, KERBEROS, KPASSWD)
+        self.endpoint = Endpoint(self.address, LDAP)
+        self.global_catalog = Endpoint(self.address, GLOBAL_CATALOG)
+        self._process = None
+        shutil.copytree(template, self.directory, symlinks=True)
+        _configure(self.directory, self.address)
+
+    @property
+    def backend(self):
+        """As it stands in a pool's `backends`, and in labels."""
+        return f"{self.address}:{LDAP}"
+
+    def start(self):
+        """Starts it where it doesn't run, and waits until it answers. Returns itself."""
+        if self._process is None:
+            self._process = Process(
+                ["samba", "-F", "-s", _settings(self.directory), "--debug-stdout", "-d", "1"], directory=self.directory
+            )
+            eventually(self._answers, f"{self.name} on {self.address} answers", seconds=60, pause=0.05)
+            with RawClient(self.endpoint).bind(ADMINISTRATOR) as client:
+                answer = client.ask(ber.modify, BASE, {"description": [self.name]})[-1]
+                assert answer.result_code == ber.SUCCESS, answer.diagnostic
+        return self
+
+    def kill(self):
+        """kill -9 of the whole process tree: its connections are reset, its port refuses."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.close()
+            self._process = None
+
+    def freeze(self):
+        """SIGSTOP: the kernel still accepts connections, nobody answers."""
+        self._process.signal_tree(signal.SIGSTOP)
+
+    def thaw(self):
+        self._process.signal_tree(signal.SIGCONT)
+
+    def set_password(self, account, password):
+        """As an administrator on the DC itself would."""
+        name = account.name.partition("@")[0]
+        run(["samba-tool", "user", "setpassword", name, f"--newpassword={password}", "-s", _settings(self.directory)])
+
+    def restore(self):
+        """Running and answering, whatever a test did to it."""
+        if self._process is not None:
+            self.thaw()
+        return self.start()
+
+    def log(self):
+        return self._process.stdout() + self._process.stderr() if self._process else "(not running)"
+
+    def close(self):
+        if self._process is not None:
+            self._process.signal_tree(signal.SIGCONT)
+        self.kill()
+
+    def _answers(self):
+        if self._process.returncode() is not None:
+            raise RuntimeError(f"samba ended at its start:\n{self.log()}")
+        ports = (self.endpoint, self.global_catalog)
+        return all(_binds(endpoint) for endpoint in ports)
+
+
+def _binds(endpoint):
+    with RawClient(endpoint, seconds=10) as client:
+        return client.ask(ber.bind, *ADMINISTRATOR)[-1].result_code == ber.SUCCESS
+
+
+def _settings(directory):
+    return Path(directory) / "etc" / "smb.conf"
+
+
+def _configure(directory, address):
+    run_directory = Path(directory) / "run"
+    (run_directory / "ntp_signd").mkdir(parents=True, exist_ok=True)
+    _settings(directory).write_text(_SMB_CONF.format(directory=directory, run=run_directory, address=address, realm=REALM))
+
+
+# The mask is /8 because with /32 Samba finds no interface.
+_SMB_CONF = """\
+[global]
+    netbios name = DC1
+    realm = {realm}
+    workgroup = CORP
+    server role = active directory domain controller
+    server services = ldap kdc
+    idmap_ldb:use rfc2307 = yes
+    interfaces = {address}/8
+    bind interfaces only = yes
+    ldap server require strong auth = no
+    tls enabled = no
+    private dir = {directory}/private
+    state directory = {directory}/state
+    cache directory = {directory}/cache
+    lock directory = {directory}
+    binddns dir = {directory}/bind-dns
+    pid directory = {run}
+    ncalrpc dir = {run}/ncalrpc
+    winbindd socket directory = {run}/winbindd
+    ntp signd socket directory = {run}/ntp_signd
+    log file = {run}/log.%m
+[sysvol]
+    path = {directory}/state/sysvol
+    read only = no
+"""
+
+_POPULATE = f"""
+import sys
+import ldb
+from samba.auth import system_session
+from samba.param import LoadParm
+from samba.samdb import SamDB
+
+settings = LoadParm(sys.argv[1])
+directory = SamDB(url=settings.private_path("sam.ldb"), session_info=system_session(), lp=settings)
+directory.transaction_start()
+for name, password in {[tuple(user) for user in USERS]!r}:
+    directory.newuser(name.partition("@")[0], password, givenname=name[:6], surname="Müller")
+directory.newgroup("staff")
+directory.add_remove_group_members("staff", [name.partition("@")[0] for name, _ in {[tuple(user) for user in USERS[:10]]!r}])
+# What clients ask a Kerberos ticket for; the provision leaves it out.
+machine = directory.search(expression="(sAMAccountName=DC1$)", attrs=[])[0]
+machine["servicePrincipalName"] = ldb.MessageElement({[f"ldap/{name}" for name in SERVICE_NAMES]!r}, ldb.FLAG_MOD_ADD, "servicePrincipalName")
+directory.modify(machine)
+directory.transaction_commit()
+"""

@@ -1,0 +1,184 @@
+"""The access log, reconciled with what the clients did."""
+
+import json
+import os
+import signal
+from collections import Counter
+
+import pytest
+
+from support import ber
+from support.clients import RawClient
+from support.waiting import eventually
+
+SECRET = "s3cret-of-this-test"
+
+
+@pytest.fixture
+def log_file(tmp_path):
+    return tmp_path / "access.log"
+
+
+@pytest.fixture
+def start(start_proxy, log_file):
+    """Starts a proxy that writes the log file; `keys` are further lines of [access_log]."""
+
+    def start(backends, keys="", pool='health.probe = "tcp"', listener=""):
+        extra = f'[access_log]\noutput = "file"\npath = "{log_file}"\n{keys}'
+        return start_proxy(backends, pool=pool, listener=listener, extra=extra)
+
+    return start
+
+
+def records(log_file, event=None):
+    found = [json.loads(line) for line in log_file.read_text().splitlines()]
+    return [record for record in found if event in (None, record["event"])]
+
+
+def written(log_file, sessions):
+    """Waits until this many sessions have their record; a session's operations are written before it."""
+    eventually(lambda: log_file.exists() and len(records(log_file, "session")) == sessions, f"{sessions} sessions are told")
+    return records(log_file)
+
+
+def test_every_operation_is_told_once_with_its_result_and_backend(start, start_backend, log_file):
+    backends = [start_backend(), start_backend()]
+    proxy = start(backends)
+    asked = Counter()
+    clients = 5
+    for number in range(clients):
+        with RawClient(proxy.endpoint()) as client:
+            client.ask(ber.bind, f"cn=app{number}", SECRET)
+            for _ in range(number + 1):
+                client.ask(ber.search, "dc=x", ber.SUB, ber.equality("cn", SECRET))
+            client.ask(ber.delete, "cn=gone,dc=x")
+            client.send(ber.unbind(client.next_id()))
+            assert client.ended()
+        asked.update({"bind": 1, "search": number + 1, "delete": 1, "unbind": 1})
+    told = written(log_file, clients)
+    operations = [record for record in told if record["event"] == "operation"]
+    assert Counter(record["operation"] for record in operations) == asked
+    ids = [(record["session"], record["message_id"]) for record in operations]
+    assert len(set(ids)) == len(ids)
+    answered = [record for record in operations if record["operation"] != "unbind"]
+    assert {record["result"] for record in answered} == {"success"}
+    assert {record["backend"] for record in answered} <= {str(backend) for backend in backends}
+    assert all(record["total_us"] >= record["backend_us"] > 0 for record in answered)
+    searches = [record for record in operations if record["operation"] == "search"]
+    assert {(record["dn"], record["scope"], record["filter"]) for record in searches} == {("dc=x", "sub", "(cn=?)")}
+    assert all(record["entries"] == 1 and record["bytes_out"] > record["bytes_in"] > 0 for record in searches)
+    assert {record["bound_as"] for record in searches} == {f"cn=app{number}" for number in range(clients)}
+    assert {record["tls"]["version"] for record in operations} == {"1.3"}
+    sessions = [record for record in told if record["event"] == "session"]
+    assert {record["ended"] for record in sessions} == {"unbind"}
+    assert sum(record["operations"] for record in sessions) == len(operations)
+    assert SECRET not in log_file.read_text()
+
+
+def test_the_totals_are_those_of_the_metrics(start, start_backend, log_file):
+    proxy = start([start_backend()])
+    for _ in range(3):
+        with RawClient(proxy.endpoint()) as client:
+            client.ask(ber.bind, "cn=x", SECRET)
+            client.ask(ber.search)
+    told = written(log_file, 3)
+    counted = {
+        tuple(sorted(dict(labels).items())): value
+        for labels, value in proxy.metrics().get("ldaps_proxy_operations_total").items() if value
+    }
+    logged = Counter(
+        (("operation", record["operation"]), ("result", record["result"])) for record in told if record["event"] == "operation"
+    )
+    assert logged == counted
+    assert proxy.metrics().sum("ldaps_proxy_access_log_records_total") == len(told)
+    assert proxy.metrics().sum("ldaps_proxy_access_log_dropped_total") == 0
+
+
+def test_the_proxys_own_answers_say_why(start, start_backend, log_file):
+    backend = start_backend()
+    proxy = start([backend], pool='health.probe = "tcp"\nconnect_budget = "200ms"', listener="policy.read_only = true")
+    with RawClient(proxy.endpoint()) as client:
+        client.ask(ber.delete, "cn=x")
+        backend.die()
+        client.ask(ber.search)
+    operations = [record for record in written(log_file, 1) if record["event"] == "operation"]
+    assert [(record["result"], record["refusal"]) for record in operations] == [
+        ("unwillingToPerform", "read_only"), ("unavailable", "no_backend"),
+    ]
+    assert not any("backend" in record for record in operations)
+
+
+def test_a_retried_search_is_one_record(start, start_backend, log_file):
+    lost = []
+
+    def lose_the_first(connection, pdu):
+        if lost:
+            connection.send(ber.result(pdu.message_id, ber.SEARCH_DONE))
+        else:
+            lost.append(str(connection.backend))
+            connection.reset()
+
+    proxy = start([start_backend(lose_the_first), start_backend(lose_the_first)])
+    with RawClient(proxy.endpoint()) as client:
+        assert client.ask(ber.search)[-1].result_code == ber.SUCCESS
+    operation, session = written(log_file, 1)
+    assert (operation["retries"], session["failovers"]) == (1, 1)
+    assert operation["backend"] not in lost
+
+
+def test_filters_are_shown_only_when_asked_for(start, start_backend, log_file):
+    proxy = start([start_backend()], keys="redact_filters = false")
+    with RawClient(proxy.endpoint()) as client:
+        client.ask(ber.search, "dc=x", ber.BASE, ber.equality("cn", "jdoe"))
+    assert written(log_file, 1)[0]["filter"] == "(cn=jdoe)"
+
+
+def test_sessions_only(start, start_backend, log_file):
+    proxy = start([start_backend()], keys='detail = "sessions"')
+    with RawClient(proxy.endpoint()) as client:
+        client.ask(ber.search)
+    assert [record["event"] for record in written(log_file, 1)] == ["session"]
+
+
+def test_the_text_form_is_one_line_a_record(start, start_backend, log_file):
+    proxy = start([start_backend()], keys='format = "text"')
+    with RawClient(proxy.endpoint()) as client:
+        client.ask(ber.bind, "cn=a\nb", SECRET)
+        client.ask(ber.search, "dc=x")
+    eventually(lambda: log_file.exists() and " ended: " in log_file.read_text(), "the session is told")
+    lines = log_file.read_text().splitlines()
+    assert len(lines) == 3 and SECRET not in log_file.read_text()
+    assert '"cn=a\\nb"' in lines[0] and " search " in lines[1] and "success (0)" in lines[1]
+
+
+def test_a_moved_file_is_opened_again_on_sigusr1(start, start_backend, log_file):
+    proxy = start([start_backend()])
+    with RawClient(proxy.endpoint()) as client:
+        client.ask(ber.search)
+    written(log_file, 1)
+    moved = log_file.with_suffix(".1")
+    os.rename(log_file, moved)
+    proxy.process.signal(signal.SIGUSR1)
+    eventually(log_file.exists, "the file is there again")
+    with RawClient(proxy.endpoint()) as client:
+        client.ask(ber.search)
+    assert len(written(log_file, 1)) == 2 and len(records(moved)) == 2
+
+
+def test_what_is_queued_is_written_before_the_end(start, start_backend, log_file):
+    proxy = start([start_backend()])
+    with RawClient(proxy.endpoint()) as client:
+        client.send(*(ber.search(number) for number in range(1, 101)))
+        for number in range(1, 101):
+            client.read_result(number)
+        proxy.terminate()
+        assert proxy.wait() == 0
+    assert len(records(log_file, "operation")) == 100
+
+
+def test_a_full_disk_stops_no_client(start_proxy, start_backend):
+    proxy = start_proxy([start_backend()], pool='health.probe = "tcp"', extra='[access_log]\noutput = "file"\npath = "/dev/full"')
+    with RawClient(proxy.endpoint()) as client:
+        client.ask(ber.search)
+    proxy.wait_for("ldaps_proxy_access_log_dropped_total", 2)
+    assert proxy.log().count("access log can't be written") == 1

@@ -1,0 +1,116 @@
+"""What an operator sees: /metrics, /healthz, /readyz."""
+
+import re
+
+import pytest
+
+from support import ber
+from support.clients import RawClient
+
+FIXED_SERIES = {
+    "ldaps_proxy_sessions_active": {},
+    "ldaps_proxy_connections_total": {"listener": "ldaps", "outcome": "accepted"},
+    "ldaps_proxy_operations_total": {"operation": "search", "result": "success"},
+    "ldaps_proxy_operation_duration_seconds_count": {"operation": "search"},
+    "ldaps_proxy_backend_up": {"pool": "directory"},
+    "ldaps_proxy_backend_sessions": {"pool": "directory"},
+    "ldaps_proxy_backend_operations_in_flight": {"pool": "directory"},
+    "ldaps_proxy_failovers_total": {"kind": "connect"},
+    "ldaps_proxy_bind_failures_total": {"sub_code": "52e"},
+    "ldaps_proxy_certificate_expiry_timestamp_seconds": {},
+}
+"""contract.md: these exist from the start. Each with labels that one of its series has."""
+
+
+@pytest.fixture
+def backend(start_backend):
+    return start_backend()
+
+
+@pytest.fixture
+def proxy(start_proxy, backend):
+    return start_proxy([backend], pool='health.probe = "tcp"')
+
+
+@pytest.mark.parametrize(("name", "labels"), FIXED_SERIES.items(), ids=FIXED_SERIES)
+def test_fixed_series_exist_from_the_start(proxy, backend, name, labels):
+    series = proxy.metrics().get(name, **labels)
+    assert series
+    if name.startswith("ldaps_proxy_backend_"):
+        assert proxy.metrics().get(name, backend=str(backend))
+    if "expiry" in name:
+        assert all(value > 1.7e9 for value in series.values())
+    elif name != "ldaps_proxy_backend_up":
+        assert set(series.values()) == {0}
+
+
+def test_every_untrusted_outcome_and_limit_starts_at_zero(proxy):
+    outcomes = {dict(labels)["outcome"] for labels in proxy.metrics().get("ldaps_proxy_connections_total")}
+    assert {"accepted", "untrusted", "limit", "handshake_failed"} <= outcomes
+
+
+def test_operations_are_counted_by_kind_and_result(proxy, backend):
+    def answer(connection, pdu):
+        code = {ber.SEARCH_REQUEST: ber.NO_SUCH_OBJECT, ber.BIND_REQUEST: ber.INVALID_CREDENTIALS}.get(pdu.tag, 4711)
+        tag = {ber.SEARCH_REQUEST: ber.SEARCH_DONE, ber.BIND_REQUEST: ber.BIND_RESPONSE}.get(pdu.tag, ber.DELETE_RESPONSE)
+        connection.send(ber.result(pdu.message_id, tag, code, "80090308: comment: AcceptSecurityContext error, data 775, v1db1"))
+
+    backend.answer = answer
+    with RawClient(proxy.endpoint()) as client:
+        client.ask(ber.search)
+        client.ask(ber.search)
+        client.ask(ber.bind, "cn=x", "y")
+        client.ask(ber.delete, "cn=x")
+        metrics = proxy.metrics()
+    operations = "ldaps_proxy_operations_total"
+    assert metrics.sum(operations, operation="search", result="noSuchObject") == 2
+    assert metrics.sum(operations, operation="bind", result="invalidCredentials") == 1
+    assert metrics.sum(operations, operation="delete", result="other") == 1
+    assert metrics.sum("ldaps_proxy_bind_failures_total", sub_code="775") == 1
+    assert metrics.sum("ldaps_proxy_operation_duration_seconds_count", operation="search", backend=str(backend)) == 2
+
+
+def test_operations_in_flight_rise_and_fall(proxy, backend):
+    backend.answer = lambda connection, pdu: None
+    with RawClient(proxy.endpoint()) as client:
+        client.send(ber.search(1), ber.search(2))
+        proxy.wait_for("ldaps_proxy_backend_operations_in_flight", 2)
+        backend.session().wait_for(ber.SEARCH_REQUEST, 2)
+        backend.session().send(ber.result(1, ber.SEARCH_DONE))
+        client.read_result(1)
+        proxy.wait_for("ldaps_proxy_backend_operations_in_flight", 1)
+        backend.session().send(ber.result(2, ber.SEARCH_DONE))
+    proxy.wait_for("ldaps_proxy_backend_operations_in_flight", 0)
+
+
+def test_metrics_are_well_formed(proxy):
+    """The Prometheus text format: a HELP and a TYPE for each family, no family twice."""
+    _, text = proxy.http("/metrics")
+    families = re.findall(r"^# TYPE (\S+) (counter|gauge|histogram|summary)$", text, re.MULTILINE)
+    assert len(families) == len(dict(families)) > 10
+    assert "summary" not in dict(families).values()
+    described = set(re.findall(r"^# HELP (\S+) \S", text, re.MULTILINE))
+    assert described == dict(families).keys()
+
+
+def test_readiness_follows_the_backends(start_proxy, backend):
+    proxy = start_proxy([backend], pool='health.probe = "tcp"\nhealth.interval = "100ms"')
+    backend.stop_listening()
+    proxy.wait_for("ldaps_proxy_backend_up", 0)
+    assert proxy.http("/readyz")[0] == 503
+    assert proxy.http("/healthz")[0] == 200
+    backend.listen_again()
+    proxy.wait_for("ldaps_proxy_backend_up", 1)
+    assert proxy.http("/readyz")[0] == 200
+
+
+def test_the_health_address_serves_nothing_but_health(start_proxy, backend):
+    proxy = start_proxy([backend], pool='health.probe = "tcp"', extra='[health]\naddress = "127.0.0.1:0"')
+    host, port = proxy.health
+    for path, status in {"/healthz": 200, "/readyz": 200, "/metrics": 404, "/": 404, "/api/v1/status": 404}.items():
+        assert proxy.http(path, address=(host, port))[0] == status, path
+
+
+def test_unknown_paths_and_methods(proxy):
+    assert proxy.http("/nonsense")[0] == 404
+    assert proxy.http("/api/v1/drain", method="POST")[0] in (401, 403), "TCP is read-only without a token"

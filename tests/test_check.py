@@ -1,0 +1,144 @@
+"""`ldaps-proxy check`, and `run` with a configuration that is wrong: every problem with its place and its cure."""
+
+import re
+
+import pytest
+
+from support.proxy import BINARY, check, config
+from support.process import run
+
+DIAGNOSTIC = re.compile(r"^(?P<file>\S+?):(?P<line>\d+):(?P<column>\d+): (?P<kind>error|warning): (?P<text>.+)$", re.MULTILINE)
+
+
+@pytest.fixture
+def good(certificate):
+    return config(certificate, ["127.0.0.1:389"])
+
+
+@pytest.fixture
+def checked(tmp_path):
+    """Checks a text: `(process, [(kind, the line of the text, message)])`."""
+
+    def look(text, command="check"):
+        file = tmp_path / "ldaps-proxy.toml"
+        file.write_text(text)
+        done = check(file) if command == "check" else run([BINARY, command, "--config", file], check=False, seconds=20)
+        lines = text.splitlines()
+        found = []
+        for match in DIAGNOSTIC.finditer(done.stderr):
+            assert match["file"].endswith("ldaps-proxy.toml")
+            found.append((match["kind"], lines[int(match["line"]) - 1], match["text"]))
+        return done, found
+
+    return look
+
+
+def test_a_good_configuration(checked, good):
+    done, found = checked(good)
+    assert (done.returncode, found) == (0, []), done.stderr
+
+
+WRONG = {
+    "unknown key": ("[admin]", "[admin]\nadress = 1", "adress", "address"),
+    "unknown table": ("[admin]", "[amdin]", "amdin", "admin"),
+    "value of a closed list": ('pool = "directory"', 'pool = "directory"\nprotocol = "ldap5"', "ldap5", "ldaps"),
+    "no such pool": ('pool = "directory"', 'pool = "directry"', "directry", "directory"),
+    "bad network": ('"127.0.0.1/32"', '"127.0.0.1/99"', "127.0.0.1/99", ""),
+    "bad duration": ("[pools.directory]", '[pools.directory]\nconnect_timeout = "2 parsecs"', "parsecs", ""),
+    "wrong type": ("[pools.directory]", '[pools.directory]\nwarm = "some"', "warm", ""),
+    "no TOML": ("[admin]", "[admin", "[admin", ""),
+}
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+@pytest.mark.parametrize(("before", "after", "culprit", "cure"), WRONG.values(), ids=WRONG.keys())
+def test_errors_name_place_and_cure(checked, good, command, before, after, culprit, cure):
+    done, found = checked(re.sub(re.escape(before) + "|" + re.escape(before.replace('"', "'")), lambda _: after, good, count=1), command)
+    assert done.returncode == 1
+    [(kind, line, _)] = found
+    assert kind == "error"
+    assert culprit in line
+    assert "^" in done.stderr
+    assert cure in done.stderr.replace(after, "")
+
+
+def test_several_errors_are_all_told(checked, good):
+    _, found = checked(good.replace("[admin]", "[admin]\nadress = 1") + '\n[limits]\nmax_conections = 1\nhandshakes = "x"\n')
+    assert len(found) == 3
+
+
+def test_trusted_networks_must_be_said(checked, good):
+    """There is no implicit "everyone"."""
+    done, found = checked(re.sub(r"trusted_networks = .*", "", good))
+    assert done.returncode == 1
+    assert "trusted_networks" in done.stderr
+
+
+def test_key_of_another_certificate(checked, good, authority, certificate):
+    other = authority.issue("other")
+    done, found = checked(good.replace(str(certificate.private_key), str(other.private_key)))
+    assert done.returncode == 1
+    assert found[0][0] == "error"
+    assert "match" in done.stderr
+
+
+def test_missing_file(checked, good, certificate):
+    done, _ = checked(good.replace(str(certificate.certificate), "certs/nowhere.pem"))
+    assert done.returncode == 1
+    assert "nowhere.pem" in done.stderr
+
+
+def test_warnings_do_not_change_the_exit(checked, good, authority, certificate):
+    """A certificate without a subject alternative name: clients will refuse it, the proxy starts."""
+    bare = authority.issue("bare", subject_alt_names=())
+    done, found = checked(
+        good.replace(str(certificate.certificate), str(bare.certificate))
+        .replace(str(certificate.private_key), str(bare.private_key))
+    )
+    assert done.returncode == 0
+    assert [kind for kind, _, _ in found] == ["warning"]
+
+
+def test_probe_asks_every_backend(tmp_path, certificate, dc, start_backend):
+    file = tmp_path / "ldaps-proxy.toml"
+    file.write_text(config(certificate, [dc.backend]))
+    assert check(file, "--probe").returncode == 0
+    gone = start_backend()
+    gone.stop_listening()
+    file.write_text(config(certificate, [dc.backend, gone]))
+    done = check(file, "--probe")
+    assert done.returncode == 1
+    assert str(gone) in done.stdout + done.stderr
+
+
+def test_usage_exits_2():
+    assert run([BINARY, "nonsense"], check=False).returncode == 2
+    assert run([BINARY, "run", "--nonsense"], check=False).returncode == 2
+    assert run([BINARY, "--help"]).stdout
+
+
+def test_relative_paths_are_relative_to_the_file(tmp_path, certificate, start_backend):
+    """The contract's smallest configuration as it stands, started from another folder."""
+    (tmp_path / "certs").mkdir()
+    (tmp_path / "certs/certificate.pem").write_bytes(certificate.certificate.read_bytes())
+    (tmp_path / "certs/private_key.pem").write_bytes(certificate.private_key.read_bytes())
+    (tmp_path / "certs/private_key.pem").chmod(0o600)
+    file = tmp_path / "ldaps-proxy.toml"
+    file.write_text("""
+[[listener]]
+address = "0.0.0.0:636"
+trusted_networks = ["10.0.0.0/16"]
+pool = "simple-ad"
+
+[tls]
+certificate = "certs/certificate.pem"
+private_key = "certs/private_key.pem"
+
+[pools.simple-ad]
+backends = ["10.0.1.10:389", "10.0.2.10:389"]
+
+[admin]
+address = "127.0.0.1:9636"
+""")
+    done = run([BINARY, "check", "--config", file], check=False, cwd="/")
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,221 @@
+"""SASL through the proxy: NTLM and Kerberos against a real DC, with and without a security layer, and the decision
+between an inspected session and a tunnel (design.md, "SASL security layers")."""
+
+import ldap3
+import pytest
+
+from support import ber, ntlm, samba
+from support.certs import PROXY_NAME
+from support.clients import RawClient
+from support.kerberos import Realm
+from support.samba import ADMINISTRATOR, BASE, USERS
+
+LAYERS = {"plain": ntlm.PLAIN, "sign": ntlm.SIGN, "seal": ntlm.SEAL}
+
+
+@pytest.fixture
+def proxy(proxy_for, dc):
+    return proxy_for(dc)
+
+
+@pytest.fixture
+def realm(dc, authority, tmp_path):
+    return Realm(dc, tmp_path, ca=authority.ca)
+
+
+def proxy_url(proxy):
+    """By name: Kerberos and Samba's client want one."""
+    return f"ldaps://{PROXY_NAME}:{proxy.endpoint().port}"
+
+
+@pytest.mark.parametrize("layer", ["plain", "sign", "seal"])
+def test_sambas_own_tool(proxy, realm, layer):
+    done = realm.run([
+        "ldbsearch", "-H", proxy_url(proxy), "-U", rf"CORP\Administrator%{ADMINISTRATOR.password}", "--use-kerberos=off",
+        f"--option=client ldap sasl wrapping={layer}", "--option=tls verify peer=no_check",
+        "-b", BASE, "-s", "base", "description",
+    ])
+    assert "description: dc1" in done.stdout
+
+
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
+def test_ntlm(proxy, layer):
+    """The bind's steps, then searches small and large, inside the layer where there is one."""
+    with RawClient(proxy.endpoint()) as client:
+        inside = ntlm.bind(client, USERS[0], layer)
+        entry, _ = inside.ask(ber.search, BASE, attributes=["description"])
+        assert entry.attributes == {"description": [b"dc1"]}
+        tree = inside.ask(ber.search, BASE, ber.SUB)
+        assert len(tree) > 100
+        assert tree[-1].result_code == ber.SUCCESS
+
+
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
+def test_ntlm_with_a_wrong_password(proxy, layer):
+    with RawClient(proxy.endpoint()) as client:
+        with pytest.raises(AssertionError, match="bind refused: 49"):
+            ntlm.bind(client, USERS[0]._replace(password="wrong"), layer)
+        assert client.bind(USERS[1]).ask(ber.search)[-1].result_code == ber.SUCCESS
+
+
+def test_a_plain_sasl_session_stays_inspected_and_a_sealed_one_is_a_tunnel(start_proxy, dc):
+    """The metrics count operations of the first kind only."""
+    proxy = start_proxy([dc.backend])
+    searches = {"operation": "search", "result": "success"}
+    for layer, counted in [(ntlm.PLAIN, 3), (ntlm.SEAL, 0)]:
+        before = proxy.metrics().sum("ldaps_proxy_operations_total", **searches)
+        with RawClient(proxy.endpoint()) as client:
+            inside = ntlm.bind(client, USERS[0], layer)
+            for _ in range(3):
+                assert inside.ask(ber.search)[-1].result_code == ber.SUCCESS
+        assert proxy.metrics().sum("ldaps_proxy_operations_total", **searches) == before + counted
+
+
+@pytest.mark.parametrize("mechanism", ["GSSAPI", "GSS-SPNEGO"])
+@pytest.mark.parametrize(("options", "strength"), [((), 256), (("-O", "maxssf=0"), 0)], ids=["sealed", "maxssf=0"])
+def test_kerberos(proxy, realm, mechanism, options, strength):
+    """-N: libldap must not replace the proxy's name by what it finds for 127.0.0.1."""
+    done = realm.log_in(ADMINISTRATOR).run([
+        "ldapsearch", "-N", "-Y", mechanism, *options, "-H", proxy_url(proxy), "-LLL", "-b", BASE,
+        "(|(sAMAccountName=user*)(objectClass=domainDNS))", "description", "cn",
+    ])
+    assert f"SASL SSF: {strength}" in done.stderr
+    assert "description: dc1" in done.stdout
+    assert done.stdout.count("cn: user") == len(USERS)
+
+
+def test_another_mechanism_aborts_a_sasl_bind(proxy):
+    """RFC 4513 §5.2.1.2: a simple bind in the middle of an NTLM bind is a new bind."""
+    with RawClient(proxy.endpoint()) as client:
+        security = ntlm.client_side(USERS[0], ntlm.PLAIN, "CORP")
+        _, token = security.update(b"")
+        assert client.ask(ber.sasl_bind, "GSS-SPNEGO", token)[-1].result_code == ber.SASL_BIND_IN_PROGRESS
+        client.bind(USERS[2])
+        entry, _ = client.ask(ber.search, BASE, attributes=["description"])
+        assert entry.attributes == {"description": [b"dc1"]}
+
+
+def test_ldap3_ntlm_ends_as_it_does_directly(proxy, dc):
+    """ldap3 speaks Sicily (authentication choices 9 to 11), to which Samba hangs up: no other end through the proxy."""
+    def outcome(endpoint):
+        server = ldap3.Server(endpoint.host, endpoint.port, use_ssl=bool(endpoint.ca), connect_timeout=10, get_info=ldap3.NONE)
+        login = ldap3.Connection(
+            server, user=r"CORP\user01", password=USERS[0].password, authentication=ldap3.NTLM, receive_timeout=10
+        )
+        try:
+            return login.bind()
+        except ldap3.core.exceptions.LDAPException:
+            return "refused"
+
+    assert not outcome(dc.endpoint) or outcome(dc.endpoint) == "refused"
+    assert bool(outcome(proxy.endpoint())) == bool(outcome(dc.endpoint))
+
+
+# The decision octet by octet, on a scripted backend.
+
+@pytest.fixture
+def scripted(start_proxy, start_backend):
+    """`(proxy, backend)`; the backend accepts every bind and then echoes raw octets."""
+    backend = start_backend()
+    return start_proxy([backend], pool='health.probe = "tcp"'), backend
+
+
+def test_octet_0x00_after_a_sasl_bind_opens_a_tunnel_both_ways(scripted):
+    proxy, backend = scripted
+    wrapped = b"\x00\x00\x00\x08" + b"\x30\xff\x80\x00 raw"
+    with RawClient(proxy.endpoint()) as client:
+        assert client.ask(ber.sasl_bind, "GSSAPI", b"token")[-1].result_code == ber.SUCCESS
+        already = len(backend.session().received)
+        client.send(wrapped)
+        backend.session().wait_for_octets(already + len(wrapped))
+        assert backend.session().received[already:] == wrapped
+        backend.session().send(wrapped[::-1])
+        assert client.read_octets(len(wrapped)) == wrapped[::-1]
+
+
+def test_octet_0x30_after_a_sasl_bind_stays_inspected(scripted):
+    proxy, backend = scripted
+    with RawClient(proxy.endpoint()) as client:
+        assert client.ask(ber.sasl_bind, "GSSAPI", b"token")[-1].result_code == ber.SUCCESS
+        assert client.ask(ber.search)[-1].result_code == ber.SUCCESS
+        client.send(b"\x00\x00\x00\x01x")
+        assert client.read_to_end()[-1].is_notice(ber.PROTOCOL_ERROR)
+
+
+@pytest.mark.parametrize("request_", [ber.bind(1, "cn=x", "secret"), ber.search(1)], ids=["simple bind", "search"])
+def test_octet_0x00_without_a_sasl_bind_is_malformed(scripted, request_):
+    proxy, backend = scripted
+    with RawClient(proxy.endpoint()) as client:
+        client.send(request_)
+        client.read_result(1)
+        client.send(b"\x00\x00\x00\x01x")
+        assert client.read_to_end()[-1].is_notice(ber.PROTOCOL_ERROR)
+    assert bytes(backend.session().received).startswith(request_)
+    assert b"\x01x" not in bytes(backend.session().received)[len(request_):]
+
+
+def test_a_failed_sasl_bind_opens_no_tunnel(scripted):
+    proxy, backend = scripted
+    backend.answer = lambda connection, pdu: connection.send(
+        ber.result(pdu.message_id, ber.BIND_RESPONSE, ber.INVALID_CREDENTIALS)
+    )
+    with RawClient(proxy.endpoint()) as client:
+        assert client.ask(ber.sasl_bind, "GSSAPI", b"token")[-1].result_code == ber.INVALID_CREDENTIALS
+        client.send(b"\x00\x00\x00\x01x")
+        assert client.read_to_end()[-1].is_notice(ber.PROTOCOL_ERROR)
+
+
+def test_a_tunnel_is_refused_where_the_listener_says_so(start_proxy, start_backend):
+    backend = start_backend()
+    proxy = start_proxy([backend], pool='health.probe = "tcp"', listener='policy.sasl_layer = "refuse"')
+    with RawClient(proxy.endpoint()) as client:
+        client.ask(ber.sasl_bind, "GSSAPI", b"token")
+        client.send(b"\x00\x00\x00\x01x")
+        assert client.ended_or_notice()
+    assert b"\x01x" not in bytes(backend.session().received)
+
+
+def test_a_lost_backend_ends_a_tunnel(scripted):
+    """It cannot fail over: its state lives in the backend."""
+    proxy, backend = scripted
+    with RawClient(proxy.endpoint()) as client:
+        client.ask(ber.sasl_bind, "GSSAPI", b"token")
+        client.send(b"\x00\x00\x00\x01x")
+        backend.session().wait_for_octets(len(ber.sasl_bind(1, "GSSAPI", b"token")) + 5)
+        backend.die()
+        assert client.ended_or_notice()
+
+
+# RFC 4511 §4.2.1: binds and other operations don't overlap.
+
+def test_no_request_passes_while_a_bind_is_open(scripted):
+    """Held back or refused with protocolError: never forwarded before the bind's answer."""
+    proxy, backend = scripted
+    backend.answer = lambda connection, pdu: None
+    with RawClient(proxy.endpoint()) as client:
+        client.send(ber.bind(1, "cn=x", "secret"))
+        session = backend.session()
+        session.wait_for(ber.BIND_REQUEST)
+        client.send(ber.search(2))
+        # The order in which both take effect is what matters: an abandon of nothing is a marker that went the same way.
+        session.send(ber.result(1, ber.BIND_RESPONSE))
+        assert client.read_result(1)[-1].result_code == ber.SUCCESS
+        tags = [pdu.tag for pdu in session.pdus]
+        assert tags[0] == ber.BIND_REQUEST
+
+
+def test_sasl_steps_reach_the_backend_unchanged(scripted):
+    """RFC 4513 §5.2.1.3: absent and empty credentials differ."""
+    proxy, backend = scripted
+    steps = [(None, ber.SASL_BIND_IN_PROGRESS), (b"", ber.SASL_BIND_IN_PROGRESS), (b"\x00\xff", ber.SUCCESS)]
+    answers = iter([
+        ber.result(number, ber.BIND_RESPONSE, code, "", ber.octets(b"\x00challenge", tag=0x87))
+        for number, (_, code) in enumerate(steps, 1)
+    ])
+    backend.answer = lambda connection, pdu: connection.send(next(answers))
+    with RawClient(proxy.endpoint()) as client:
+        for credentials, code in steps:
+            answer = client.ask(ber.sasl_bind, "GSS-SPNEGO", credentials)[-1]
+            assert (answer.result_code, answer.sasl_credentials) == (code, b"\x00challenge")
+    expected = b"".join(ber.sasl_bind(n, "GSS-SPNEGO", credentials) for n, (credentials, _) in enumerate(steps, 1))
+    assert bytes(backend.session().received).startswith(expected)

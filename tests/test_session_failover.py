@@ -1,0 +1,459 @@
+"""design.md's failover table, row by row: what a client sees when its backend is lost, on backends that do as told.
+
+Health looks once and never again, so that only the session itself can notice; the session starts on `first`.
+"""
+
+import pytest
+
+from support import ber
+from support.backend import RESPONSE_TAG, answer_everything, answer_nothing
+from support.clients import RawClient
+from support.waiting import eventually
+
+POOL = 'health.probe = "tcp"\nhealth.interval = "1h"\nbalance = "first-available"\n'
+ACCOUNT = ("cn=somebody,dc=example,dc=org", "secret")
+FAILOVERS = "ldaps_proxy_failovers_total"
+
+
+@pytest.fixture
+def first(start_backend):
+    return start_backend()
+
+
+@pytest.fixture
+def second(start_backend):
+    return start_backend()
+
+
+@pytest.fixture
+def start(start_proxy, first, second):
+    """Starts a proxy before both backends, with more lines for the pool."""
+
+    def start(pool="", backends=(first, second)):
+        proxy = start_proxy(backends, pool=POOL + pool)
+        proxy.wait_for("ldaps_proxy_backend_up", len(backends))
+        return proxy
+
+    return start
+
+
+@pytest.fixture
+def client(start):
+    with RawClient(start().endpoint()) as client:
+        yield client
+
+
+def bind(client):
+    assert client.ask(ber.bind, *ACCOUNT)[-1].result_code == ber.SUCCESS
+
+
+def answered_by(client):
+    """The backend that answers a search; the search must succeed."""
+    entry, done = client.ask(ber.search)
+    assert done.result_code == ber.SUCCESS
+    return entry.attributes["description"][0].decode()
+
+
+def lose_in_flight(client, backend, request, answer=answer_nothing):
+    """Sends `request` (message 9), and kills the backend once it has taken it and answered as `answer` does."""
+    backend.answer = answer
+    client.send(request)
+    backend.session().wait_for(ber.pdu(request).tag)
+    eventually(lambda: backend.session().pdus[-1].raw == request, "the backend has taken the request")
+    backend.die()
+
+
+def pdus(backend):
+    """What all of a backend's sessions received, oldest first."""
+    return [pdu for session in backend.sessions() for pdu in session.pdus]
+
+
+# Between operations.
+
+def test_between_operations_anonymous(client, first, second):
+    assert answered_by(client) == str(first)
+    first.die()
+    assert answered_by(client) == str(second)
+    assert [pdu.tag for pdu in pdus(second)] == [ber.SEARCH_REQUEST]
+
+
+def test_between_operations_bound(client, first, second):
+    """The bind is replayed, its answer swallowed: the client sees its search's answer and nothing else."""
+    bind(client)
+    assert answered_by(client) == str(first)
+    first.die()
+    assert answered_by(client) == str(second)
+    replay, search = pdus(second)
+    assert replay.operation == ber.pdu(ber.bind(1, *ACCOUNT)).operation
+    assert search.tag == ber.SEARCH_REQUEST
+
+
+def test_a_backend_that_closes_an_idle_connection_is_an_idle_failover(client, first):
+    """Samba closes after 900 s, in good order: the next request opens another upstream."""
+    bind(client)
+    first.session().close()
+    assert answered_by(client) == str(first)
+    assert [pdu.tag for pdu in pdus(first)] == [ber.BIND_REQUEST, ber.BIND_REQUEST, ber.SEARCH_REQUEST]
+
+
+def test_the_last_bind_is_the_one_replayed(client, first, second):
+    bind(client)
+    other = ("cn=other,dc=example,dc=org", "secret-2")
+    assert client.ask(ber.bind, *other)[-1].result_code == ber.SUCCESS
+    first.die()
+    answered_by(client)
+    assert [pdu.operation for pdu in pdus(second) if pdu.tag == ber.BIND_REQUEST] == [ber.pdu(ber.bind(1, *other)).operation]
+
+
+def test_after_a_failed_bind_nothing_is_replayed(client, first, second):
+    """Rule 25: a failed bind leaves the session anonymous, whatever the backend keeps."""
+    bind(client)
+    first.answer = lambda connection, pdu: connection.send(
+        ber.result(pdu.message_id, ber.BIND_RESPONSE, ber.INVALID_CREDENTIALS)
+    )
+    assert client.ask(ber.bind, "cn=somebody", "wrong")[-1].result_code == ber.INVALID_CREDENTIALS
+    first.die()
+    answered_by(client)
+    assert [pdu.tag for pdu in pdus(second)] == [ber.SEARCH_REQUEST]
+
+
+def test_the_replay_is_refused(client, first, second):
+    """52 to what is in flight, a notice, the end: never on as anonymous."""
+    bind(client)
+    first.die()
+    second.answer = lambda connection, pdu: connection.send(
+        ber.result(pdu.message_id, ber.BIND_RESPONSE, ber.INVALID_CREDENTIALS)
+    )
+    client.send(ber.search(9))
+    answer, notice = client.read_to_end()
+    assert (answer.message_id, answer.tag, answer.result_code) == (9, ber.SEARCH_DONE, ber.UNAVAILABLE)
+    assert notice.is_notice(ber.UNAVAILABLE)
+    assert [pdu.tag for pdu in pdus(second)] == [ber.BIND_REQUEST]
+
+
+def test_a_refused_replay_stops_those_of_the_same_account(start, first, second):
+    """300 sessions, one changed password, one bad bind at the directory."""
+    proxy = start()
+    clients = [RawClient(proxy.endpoint()) for _ in range(300)]
+    for client in clients:
+        bind(client)
+    second.answer = lambda connection, pdu: connection.send(
+        ber.result(pdu.message_id, ber.BIND_RESPONSE, ber.INVALID_CREDENTIALS)
+    )
+    first.die()
+    for client in clients:
+        client.send(ber.search(9))
+    for client in clients:
+        assert client.read_to_end()[-1].is_notice(ber.UNAVAILABLE)
+        client.close()
+    assert [pdu.tag for pdu in pdus(second)] == [ber.BIND_REQUEST]
+
+
+def test_a_refused_replay_does_not_stop_other_accounts(start, first, second):
+    proxy = start()
+
+    def answer(connection, pdu):
+        if pdu.tag == ber.BIND_REQUEST and pdu.operation == ber.pdu(ber.bind(1, *ACCOUNT)).operation:
+            return connection.send(ber.result(pdu.message_id, ber.BIND_RESPONSE, ber.INVALID_CREDENTIALS))
+        return answer_everything(connection, pdu)
+
+    with RawClient(proxy.endpoint()) as refused, RawClient(proxy.endpoint()) as other:
+        bind(refused)
+        other.ask(ber.bind, "cn=other", "secret")
+        second.answer = answer
+        first.die()
+        refused.send(ber.search(9))
+        assert refused.read_to_end()[-1].is_notice(ber.UNAVAILABLE)
+        assert answered_by(other) == str(second)
+
+
+# In flight.
+
+RETRIED = {
+    "search": ber.search(9, "dc=x", ber.SUB),
+    "compare": ber.compare(9, "cn=x", "a", "b"),
+    "simple bind": ber.bind(9, *ACCOUNT),
+    "search with known critical controls": ber.search(
+        9, "dc=x", controls=[ber.control("2.16.840.1.113730.3.4.2", critical=True)]
+    ),
+    "search with an unknown control, not critical": ber.search(9, "dc=x", controls=[ber.control("1.2.3.4")]),
+}
+
+
+@pytest.mark.parametrize("request_", RETRIED.values(), ids=RETRIED.keys())
+def test_unanswered_reads_and_binds_are_sent_again_once(client, first, second, request_):
+    lose_in_flight(client, first, request_)
+    assert client.read_result(9)[-1].result_code == ber.SUCCESS
+    assert [pdu.raw for pdu in pdus(second)] == [request_]
+
+
+def test_reads_of_a_bound_session_are_sent_again_after_the_replay(client, first, second):
+    bind(client)
+    lose_in_flight(client, first, RETRIED["search"])
+    assert client.read_result(9)[-1].result_code == ber.SUCCESS
+    assert [pdu.tag for pdu in pdus(second)] == [ber.BIND_REQUEST, ber.SEARCH_REQUEST]
+
+
+def test_a_pipelined_lot_is_judged_one_by_one(client, first, second):
+    """Two searches untouched, one half answered, one write: each gets what its own row says, and exactly one end."""
+    def answer(connection, pdu):
+        if pdu.message_id == 3:
+            connection.send(ber.entry(3, "cn=part", {}))
+
+    first.answer = answer
+    client.send(ber.search(1), ber.search(2), ber.search(3), ber.modify(4, "cn=x", {"a": ["b"]}))
+    assert client.read().entry_name == "cn=part"
+    first.session().wait_for(ber.MODIFY_REQUEST)
+    first.die()
+    seen = {}
+    for _ in range(6):
+        pdu = client.read()
+        seen.setdefault(pdu.message_id, []).append(None if pdu.tag == ber.SEARCH_ENTRY else pdu.result_code)
+    assert seen == {1: [None, 0], 2: [None, 0], 3: [ber.UNAVAILABLE], 4: [ber.UNAVAILABLE]}
+    assert sorted(pdu.message_id for pdu in pdus(second)) == [1, 2]
+
+
+def test_a_search_that_has_entries_delivered_is_not_repeated(client, first, second):
+    """Never duplicates, never silently short."""
+    lose_in_flight(
+        client, first, RETRIED["search"],
+        answer=lambda connection, pdu: connection.send(ber.entry(9, "cn=1", {}), ber.entry(9, "cn=2", {})[:-1]),
+    )
+    entry, done = client.read_result(9)
+    assert entry.entry_name == "cn=1"
+    assert done.result_code == ber.UNAVAILABLE
+    assert "mid-result" in done.diagnostic
+    assert pdus(second) == []
+    assert answered_by(client) == str(second)
+
+
+WRITES = {
+    "add": ber.add(9, "cn=x", {"a": ["b"]}),
+    "modify": ber.modify(9, "cn=x", {"a": ["b"]}),
+    "delete": ber.delete(9, "cn=x"),
+    "modifyDN": ber.modify_dn(9, "cn=x", "cn=y"),
+    "extended": ber.extended(9, "1.3.6.1.4.1.4203.1.11.1", b"\x30\x00"),
+}
+
+
+@pytest.mark.parametrize("request_", WRITES.values(), ids=WRITES.keys())
+def test_a_write_is_never_sent_twice(client, first, second, request_):
+    """Rule 23. The session goes on."""
+    lose_in_flight(client, first, request_)
+    [answer] = client.read_result(9)
+    assert (answer.tag, answer.result_code) == (RESPONSE_TAG[ber.pdu(request_).tag], ber.UNAVAILABLE)
+    assert "outcome unknown" in answer.diagnostic
+    assert answered_by(client) == str(second)
+    assert [pdu.tag for pdu in pdus(second)] == [ber.SEARCH_REQUEST]
+
+
+NOT_RETRIED = {
+    "unknown critical control": (ber.search(9, "dc=x", controls=[ber.control("1.2.3.4", critical=True)]),),
+    "search behind an unanswered write": (ber.delete(8, "cn=x"), ber.search(9, "dc=x")),
+}
+
+
+@pytest.mark.parametrize("requests", NOT_RETRIED.values(), ids=NOT_RETRIED.keys())
+def test_searches_that_may_not_be_repeated(client, first, second, requests):
+    first.answer = answer_nothing
+    client.send(*requests[:-1])
+    lose_in_flight(client, first, requests[-1])
+    answers = {pdu.message_id: pdu.result_code for pdu in (client.read() for _ in requests)}
+    assert answers == {ber.pdu(request).message_id: ber.UNAVAILABLE for request in requests}
+    assert pdus(second) == []
+
+
+def test_one_retry_and_no_more(start, start_backend, first, second):
+    """A request that loses one upstream is tried on one other, not on every backend in turn."""
+    third = start_backend()
+    proxy = start(backends=(first, second, third))
+
+    def poisoned(connection, pdu):
+        if pdu.tag == ber.SEARCH_REQUEST and pdu.message_id == 9:
+            connection.reset()
+        else:
+            answer_everything(connection, pdu)
+
+    for backend in (first, second, third):
+        backend.answer = poisoned
+    with RawClient(proxy.endpoint()) as client:
+        client.send(ber.search(9))
+        assert client.read_result(9)[-1].result_code == ber.UNAVAILABLE
+        assert len([pdu for backend in (first, second, third) for pdu in pdus(backend)]) == 2
+
+
+def test_one_clients_poison_does_not_empty_the_pool(start, first, second):
+    """A query on which the backend hangs up: one address alone ejects nobody."""
+    proxy = start()
+    for backend in (first, second):
+        backend.answer = lambda connection, pdu: (
+            connection.reset() if pdu.message_id == 9 else answer_everything(connection, pdu)
+        )
+    for _ in range(12):
+        with RawClient(proxy.endpoint()) as client:
+            client.send(ber.search(9))
+            assert client.read_result(9)[-1].result_code == ber.UNAVAILABLE
+    assert proxy.metrics().sum("ldaps_proxy_backend_up") == 2
+    with RawClient(proxy.endpoint()) as client:
+        assert answered_by(client) in (str(first), str(second))
+
+
+@pytest.mark.parametrize("code", [ber.BUSY, ber.UNAVAILABLE])
+def test_a_backends_notice_that_it_goes_is_a_loss(client, first, second, code):
+    lose_in_flight_by_notice(client, first, code)
+    assert client.read_result(9)[-1].result_code == ber.SUCCESS
+    assert [pdu.tag for pdu in pdus(second)] == [ber.SEARCH_REQUEST]
+
+
+def test_a_backends_other_notice_is_for_the_client(client, first, second):
+    lose_in_flight_by_notice(client, first, ber.PROTOCOL_ERROR)
+    assert client.read_to_end()[-1].is_notice(ber.PROTOCOL_ERROR)
+    assert pdus(second) == []
+
+
+def lose_in_flight_by_notice(client, backend, code):
+    def answer(connection, pdu):
+        connection.send(ber.notice_of_disconnection(code, "going"))
+        connection.close()
+
+    backend.answer = answer
+    client.send(ber.search(9))
+
+
+# Sessions whose state lives in the backend.
+
+def _sasl(client):
+    assert client.ask(ber.sasl_bind, "GSS-SPNEGO", b"token")[-1].result_code == ber.SUCCESS
+
+
+def _search(*controls, attributes=(), filter=None):
+    def ask(client):
+        assert client.ask(ber.search, "dc=x", controls=controls, attributes=attributes, filter=filter)[-1].result_code == 0
+
+    return ask
+
+
+def _write(client):
+    assert client.ask(ber.modify, "cn=x", {"a": ["b"]})[-1].result_code == ber.SUCCESS
+
+
+def _paging(cookie):
+    return ber.control("1.2.840.113556.1.4.319", ber.tlv(0x30, ber.integer(5), ber.octets(cookie)))
+
+
+PINNED = {
+    "SASL bind": _sasl,
+    "open paging cookie": _search(_paging(b"")),
+    "virtual list view": _search(ber.control("2.16.840.1.113730.3.4.9", b"\x30\x00")),
+    "DirSync": _search(ber.control("1.2.840.113556.1.4.841", b"\x30\x00", critical=True)),
+    "highestCommittedUSN": _search(attributes=["highestCommittedUSN"]),
+    "uSNChanged in a filter": _search(filter=ber.tlv(0xA5, ber.octets("usnchanged"), ber.octets("1"))),
+    "recent write": _write,
+}
+
+
+@pytest.mark.parametrize("tie", PINNED.values(), ids=PINNED.keys())
+@pytest.mark.parametrize("when", ["idle", "in flight"])
+def test_pinned_sessions_end_with_a_notice(client, first, second, tie, when):
+    first.answer = answer_with_open_cookie
+    tie(client)
+    if when == "idle":
+        first.die()
+        client.send(ber.search(9))
+        *answers, notice = client.read_to_end()
+    else:
+        lose_in_flight(client, first, ber.search(9))
+        *answers, notice = client.read_to_end()
+        assert len(answers) == 1
+    assert notice.is_notice(ber.UNAVAILABLE)
+    assert [(pdu.message_id, pdu.result_code) for pdu in answers] in ([], [(9, ber.UNAVAILABLE)])
+    assert pdus(second) == []
+
+
+def answer_with_open_cookie(connection, pdu):
+    if pdu.tag == ber.SEARCH_REQUEST and pdu.controls:
+        return connection.send(ber.result(pdu.message_id, ber.SEARCH_DONE, controls=[_paging(b"more")]))
+    return answer_everything(connection, pdu)
+
+
+def test_a_finished_paging_ties_to_nothing(client, first, second):
+    pages = iter([b"more", b""])
+    first.answer = lambda connection, pdu: connection.send(
+        ber.result(pdu.message_id, ber.SEARCH_DONE, controls=[_paging(next(pages))])
+    )
+    for cookie in (b"", b"more"):
+        client.ask(ber.search, "dc=x", controls=[_paging(cookie)])
+    first.die()
+    assert answered_by(client) == str(second)
+
+
+def test_a_write_ties_for_its_affinity_only(start, first, second):
+    with RawClient(start('failover.write_affinity = "0s"').endpoint()) as client:
+        _write(client)
+        first.die()
+        assert answered_by(client) == str(second)
+
+
+# Other modes.
+
+@pytest.mark.parametrize("mode", ["connect", "none"])
+def test_other_modes_end_the_session(start, first, second, mode):
+    with RawClient(start(f'failover.mode = "{mode}"').endpoint()) as client:
+        answered_by(client)
+        lose_in_flight(client, first, ber.search(9))
+        answer, notice = client.read_to_end()
+        assert (answer.message_id, answer.result_code) == (9, ber.UNAVAILABLE)
+        assert notice.is_notice(ber.UNAVAILABLE)
+    assert pdus(second) == []
+
+
+def test_mode_none_tries_one_backend(start, first, second):
+    proxy = start('failover.mode = "none"')
+    first.stop_listening()
+    with RawClient(proxy.endpoint()) as client:
+        assert client.ask(ber.search)[-1].result_code == ber.UNAVAILABLE
+    assert pdus(second) == []
+
+
+def test_bound_sessions_end_where_binds_are_not_replayed(start, first, second):
+    with RawClient(start("failover.replay_bind = false").endpoint()) as client:
+        bind(client)
+        first.die()
+        client.send(ber.search(9))
+        assert client.read_to_end()[-1].is_notice(ber.UNAVAILABLE)
+    assert pdus(second) == []
+
+
+# Nobody waits for ever.
+
+@pytest.mark.deadline(120)
+def test_backends_that_accept_and_hang_cost_the_budget_once(start, first, second):
+    """20 bound sessions of one account lose their backend, and the other one hangs: all are answered within the
+    connect budget and a little, not one after the other."""
+    proxy = start('connect_timeout = "1s"\nconnect_budget = "2s"')
+    clients = [RawClient(proxy.endpoint(), seconds=15) for _ in range(20)]
+    for client in clients:
+        bind(client)
+    second.answer = answer_nothing
+    first.die()
+    for client in clients:
+        client.send(ber.search(9))
+    answers = [client.read() for client in clients]
+    assert {answer.result_code for answer in answers} == {ber.UNAVAILABLE}
+
+
+def test_every_session_of_a_dead_backend_moves(start, first, second):
+    """50 clients with a search in flight each, all at once: 50 answers from the other backend."""
+    proxy = start()
+    first.answer = answer_nothing
+    clients = [RawClient(proxy.endpoint()) for _ in range(50)]
+    for client in clients:
+        client.send(ber.search(9))
+    eventually(lambda: len(pdus(first)) == 50, "all searches are in flight")
+    first.die()
+    for client in clients:
+        entry, done = client.read_result(9)
+        assert entry.attributes["description"] == [str(second).encode()]
+        assert done.result_code == ber.SUCCESS
+        client.close()
+    assert proxy.metrics().sum(FAILOVERS, kind="retry_search") == 50

@@ -1,0 +1,170 @@
+"""The end of the process: nothing in flight is lost, idle clients are told, nobody waits for ever."""
+
+import signal
+import threading
+
+import pytest
+
+from support import ber
+from support.clients import RawClient
+from support.samba import ADMINISTRATOR, BASE
+from support.waiting import eventually
+
+
+@pytest.fixture
+def backend(start_backend):
+    return start_backend()
+
+
+@pytest.fixture
+def proxy(start_proxy, backend):
+    return start_proxy([backend], pool='health.probe = "tcp"')
+
+
+def hold_searches(backend):
+    """Searches wait until the returned event is set."""
+    release = threading.Event()
+
+    def answer(connection, pdu):
+        def finish():
+            release.wait(30)
+            connection.send(ber.entry(pdu.message_id, "cn=late", {}), ber.result(pdu.message_id, ber.SEARCH_DONE))
+
+        if pdu.tag == ber.SEARCH_REQUEST:
+            threading.Thread(target=finish, daemon=True).start()
+        elif pdu.tag == ber.DELETE_REQUEST:
+            connection.send(ber.result(pdu.message_id, ber.DELETE_RESPONSE))
+
+    backend.answer = answer
+    return release
+
+
+def drains(proxy):
+    """Whether /readyz has turned."""
+    return proxy.http("/readyz")[0] == 503
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stop_without_clients(proxy, number):
+    proxy.process.signal(number)
+    assert proxy.wait() == 0
+
+
+def test_drain_finishes_what_is_in_flight(proxy, backend):
+    """/readyz turns, the listener closes, the operation gets its answer, then a notice, then exit 0."""
+    release = hold_searches(backend)
+    with RawClient(proxy.endpoint()) as client:
+        client.send(ber.search(1))
+        backend.session().wait_for(ber.SEARCH_REQUEST)
+        proxy.terminate()
+        eventually(lambda: drains(proxy), "/readyz answers 503 while draining")
+        eventually(lambda: not proxy.accepts(), "the listener refuses")
+        release.set()
+        entry, done = client.read_result(1)
+        assert (entry.entry_name, done.result_code) == ("cn=late", ber.SUCCESS)
+        assert client.read_to_end()[-1].is_notice(ber.UNAVAILABLE)
+    assert proxy.wait() == 0
+
+
+def test_idle_clients_are_told(proxy):
+    """RFC 4511 §4.4.1: a notice of disconnection, then TLS's close_notify."""
+    with RawClient(proxy.endpoint()) as fresh, RawClient(proxy.endpoint()) as used:
+        used.ask(ber.search)
+        proxy.terminate()
+        [notice] = used.read_to_end()
+        assert notice.is_notice(ber.UNAVAILABLE)
+        assert notice.diagnostic
+        assert all(pdu.is_notice(ber.UNAVAILABLE) for pdu in fresh.read_to_end())
+    assert proxy.wait() == 0
+
+
+def test_new_requests_are_not_taken_while_draining(proxy, backend):
+    release = hold_searches(backend)
+    with RawClient(proxy.endpoint()) as client:
+        client.send(ber.search(1))
+        backend.session().wait_for(ber.SEARCH_REQUEST)
+        proxy.terminate()
+        eventually(lambda: drains(proxy), "/readyz answers 503 while draining")
+        client.send(ber.delete(2, "cn=x"))
+        release.set()
+        seen = client.read_to_end()
+    assert [pdu.tag for pdu in seen if pdu.message_id == 1] == [ber.SEARCH_ENTRY, ber.SEARCH_DONE]
+    # Either answered as unavailable, or carried out whole: never swallowed into silence, never half.
+    answers = [pdu.result_code for pdu in seen if pdu.message_id == 2]
+    assert answers in ([ber.UNAVAILABLE], [], [ber.SUCCESS])
+    assert bool(backend.session().of(ber.DELETE_REQUEST)) == (answers == [ber.SUCCESS])
+    assert proxy.wait() == 0
+
+
+def test_drain_ends_at_its_timeout(start_proxy, backend):
+    proxy = start_proxy([backend], pool='health.probe = "tcp"', extra='[shutdown]\ndrain_timeout = "300ms"')
+    hold_searches(backend)
+    with RawClient(proxy.endpoint()) as client:
+        client.send(ber.search(1))
+        backend.session().wait_for(ber.SEARCH_REQUEST)
+        proxy.terminate()
+        final, notice = client.read_to_end()
+        assert (final.message_id, final.result_code) == (1, ber.UNAVAILABLE)
+        assert notice.is_notice(ber.UNAVAILABLE)
+    assert proxy.wait() == 0
+
+
+def test_second_signal_ends_at_once(proxy, backend):
+    """The default drain timeout is 30 s: this is over long before."""
+    hold_searches(backend)
+    with RawClient(proxy.endpoint()) as client:
+        client.send(ber.search(1))
+        backend.session().wait_for(ber.SEARCH_REQUEST)
+        proxy.terminate()
+        eventually(lambda: drains(proxy), "/readyz answers 503 while draining")
+        proxy.terminate()
+        proxy.wait(seconds=10)
+
+
+def test_sigterm_under_load_loses_nothing(start_proxy, dc):
+    """20 clients search as fast as they can: whatever was asked before the notice is answered, whole."""
+    proxy = start_proxy([dc.backend])
+    under_way = threading.Barrier(21)
+    failures, answered = [], []
+
+    def work():
+        try:
+            with RawClient(proxy.endpoint()).bind(ADMINISTRATOR) as client:
+                under_way.wait(30)
+                while True:
+                    number = client.next_id()
+                    client.send(ber.search(number, BASE, ber.SUB, ber.equality("sAMAccountName", "user01"), ["cn"]))
+                    if not _read_whole_answer(client, number):
+                        return
+                    answered.append(number)
+        except Exception as error:
+            failures.append(error)
+            under_way.abort()
+
+    workers = [threading.Thread(target=work, daemon=True) for _ in range(20)]
+    for worker in workers:
+        worker.start()
+    under_way.wait(30)
+    eventually(lambda: len(answered) > 200, "the load runs")
+    proxy.terminate()
+    for worker in workers:
+        worker.join(30)
+    assert failures == []
+    assert not any(worker.is_alive() for worker in workers)
+    assert proxy.wait() == 0
+
+
+def _read_whole_answer(client, number):
+    """False where the session ended with a notice before any part of the answer; an error where it ended within."""
+    first = client.read()
+    if first is None:
+        raise AssertionError("the session ended without a notice")
+    if first.is_notice(ber.UNAVAILABLE):
+        assert client.read() is None
+        return False
+    if first.tag == ber.SEARCH_DONE:
+        assert first.result_code == ber.UNAVAILABLE, first
+        return _read_whole_answer(client, number)
+    assert (first.message_id, first.tag) == (number, ber.SEARCH_ENTRY)
+    assert client.read_result(number)[-1].result_code == ber.SUCCESS
+    return True
