@@ -13,6 +13,8 @@ mod run;
 mod state;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod throttle_tests;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

@@ -30,7 +30,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         let backend = Arc::clone(up.upstream.backend());
         let in_flight = self.state.operations().awaited();
         backend.report(self.entry.client.ip(), EventKind::Lost { in_flight });
-        self.attempt = None;
         let cut = matches!(up.passing, Passing::ToClient(_));
         drop(up);
         let loss = self.state.lose(self.to_upstream.taken(), self.to_upstream.waiting(), now);
