@@ -96,7 +96,7 @@ impl Pool {
     async fn open(&self, seat: Seat, client: SocketAddr, deadline: Instant) -> Result<Upstream, String> {
         let backend = Arc::clone(seat.backend());
         if let Some(stream) = backend.stock.take() {
-            self.taken_warm.notify_one();
+            self.bells.stock.notify_one();
             return Ok(Upstream::new(stream, seat));
         }
         let started = Instant::now();

@@ -73,7 +73,7 @@ pub async fn keep_warm(pool: Arc<Pool>) {
         if !more {
             tokio::select! {
                 () = sleep(ROUND) => {}
-                () = pool.taken_warm.notified() => {}
+                () = pool.bells.stock.notified() => {}
             }
         }
     }
