@@ -38,6 +38,8 @@ struct Script {
     synchronized: &'static str,
     /// Takes requests and never answers, as a stopped process does.
     silent: bool,
+    /// Closes each connection after an answer.
+    closes: bool,
     connections: usize,
     /// Every request, `operation messageID` on `connection`.
     seen: Vec<(usize, OperationKind, u32)>,
@@ -52,6 +54,7 @@ impl Dc {
             search: ResultCode::SUCCESS,
             synchronized: "TRUE",
             silent: false,
+            closes: false,
             connections: 0,
             seen: Vec::new(),
         }));
@@ -107,6 +110,9 @@ async fn serve(mut stream: TcpStream, script: Arc<Mutex<Script>>) {
             _ => return,
         };
         stream.write_all(&answer).await.unwrap();
+        if told.closes {
+            return;
+        }
     }
 }
 
@@ -269,6 +275,17 @@ async fn a_directory_that_goes_and_comes_back() {
     assert!(change.verdict.reason.contains("refused"), "{}", change.verdict.reason);
     let _server = Server::bind(address, directory, "dc1").unwrap();
     assert!(watched.change().await.is_return());
+}
+
+/// Closed for its age, or by a restart that is already over: the next probe connects anew, and that is no failure.
+#[tokio::test]
+async fn a_kept_connection_that_was_closed_is_no_failure() {
+    let dc = Dc::start().await;
+    dc.tell(|script| script.closes = true);
+    let watched = Watched::start(cheap(often(ProbeKind::RootDse)), &[dc.address]);
+    watched.probes(|probes| probes.len() == 10).await;
+    assert!(watched.pool.backends()[0].account().probes.iter().all(|probe| probe.failure.is_none()));
+    assert!(dc.seen().connections >= 10);
 }
 
 #[tokio::test]
