@@ -32,6 +32,8 @@ def hold_searches(backend):
 
         if pdu.tag == ber.SEARCH_REQUEST:
             threading.Thread(target=finish, daemon=True).start()
+        elif pdu.tag == ber.DELETE_REQUEST:
+            connection.send(ber.result(pdu.message_id, ber.DELETE_RESPONSE))
 
     backend.answer = answer
     return release
