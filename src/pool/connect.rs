@@ -8,6 +8,7 @@ use tokio::time::{Instant, timeout_at};
 use super::{Backend, Duty, EventKind, Pool, Seat, Standing};
 use crate::balance::Draw;
 use crate::config::FailoverMode;
+use crate::failure::FailoverKind;
 use crate::upstream::Upstream;
 
 /// No upstream could be opened.
@@ -81,6 +82,9 @@ impl Pool {
                     }
                 }
             };
+            if !attempts.is_empty() {
+                self.metrics.failovers.count(FailoverKind::Connect);
+            }
             let backend = Arc::clone(seat.backend());
             match self.open(seat, client, deadline).await {
                 Ok(upstream) => return Ok(upstream),

@@ -59,6 +59,7 @@ async fn the_next_is_tried_and_each_attempt_is_reported() {
     let (first, second) = (events.recv().await.unwrap(), events.recv().await.unwrap());
     assert_eq!((first.backend.address(), first.kind), (dead, EventKind::ConnectFailed));
     assert!(second.backend.address() == works && matches!(second.kind, EventKind::Connected(_)));
+    assert!(pool.metrics.render().contains("ldaps_proxy_failovers_total{kind=\"connect\"} 1\n"));
     drop(upstream);
     assert_eq!(pool.backends()[1].sessions(), 0);
 }
