@@ -55,6 +55,15 @@ def test_status_and_sessions_show_who_is_there(proxy, pair, command):
         code, sessions, _ = command("sessions")
         assert code == 0 and r"cn=\u{1b}[2Japp,dc=x" in sessions, "a client can't move the operator's cursor"
         assert "secret" not in sessions + status
+        [session] = json.loads(command("sessions", "--json")[1])["sessions"]
+        assert (session["operations"], session["in_flight"]) == (1, 0)
+        assert session["received"] > len("cn=app") and session["sent"] > 0
+        for backend in pair:
+            backend.answer = lambda connection, pdu: None
+        client.send(ber.search(2))
+        eventually(lambda: json.loads(command("sessions", "--json")[1])["sessions"][0]["in_flight"] == 1, "it is shown")
+        status = json.loads(command("status", "--json")[1])
+        assert sum(backend["operations_in_flight"] for backend in status["backends"]) == 1
     code, status, _ = command("status", "--json")
     assert code == 0 and json.loads(status)["backends"][0]["name"] == str(pair[0])
 

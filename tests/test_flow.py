@@ -157,6 +157,8 @@ def test_the_backends_unsolicited_notification_arrives(proxy, backend):
         client.send(ber.search(1))
         assert client.read().raw == unsolicited
         assert client.read_result(1)[-1].result_code == ber.SUCCESS
+        backend.answer = lambda connection, pdu: connection.send(ber.result(pdu.message_id, ber.SEARCH_DONE))
+        assert client.ask(ber.search)[-1].result_code == ber.SUCCESS
 
 
 @pytest.mark.parametrize("upstream", ["open", "not open yet"])

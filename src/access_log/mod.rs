@@ -4,6 +4,7 @@ mod describe;
 mod filter;
 mod record;
 mod render;
+mod selection;
 mod writer;
 
 use std::io;
@@ -14,6 +15,7 @@ pub use record::{Described, OperationRecord, SessionRecord, Timing, TlsFacts, Wh
 use crate::config::{self, AccessLogDetail, AccessLogOutput, LogFormat};
 use crate::ldap::Request;
 use crate::metrics::Metrics;
+use selection::Selection;
 use writer::Writer;
 
 /// The access log, or nothing. A clone writes to the same output.
@@ -25,6 +27,7 @@ struct Open {
     format: LogFormat,
     operations: bool,
     redact_filters: bool,
+    selection: Selection,
 }
 
 impl AccessLog {
@@ -43,6 +46,7 @@ impl AccessLog {
             format: settings.format,
             operations: settings.detail == AccessLogDetail::Operations,
             redact_filters: settings.redact_filters,
+            selection: Selection::new(settings),
         }))))
     }
 
@@ -52,9 +56,9 @@ impl AccessLog {
         Some(Box::new(describe::describe(request, open.redact_filters)))
     }
 
-    /// Writes an operation's record.
+    /// Writes an operation's record, if it is one of those to be told.
     pub fn operation(&self, record: &OperationRecord<'_>) {
-        if let Some(open) = self.0.as_ref().filter(|open| open.operations) {
+        if let Some(open) = self.0.as_ref().filter(|open| open.operations && open.selection.takes(record)) {
             open.writer.line(render::operation_line(record, open.format));
         }
     }

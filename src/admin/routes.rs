@@ -30,7 +30,7 @@ type Shared = State<Arc<Admin>>;
 
 /// Everything; changes need what [`access::authorize`] asks.
 pub(super) fn tcp(admin: Arc<Admin>) -> Router {
-    let changes = changes().layer(middleware::from_fn_with_state(Arc::clone(&admin), authorize));
+    let changes = changes().route_layer(middleware::from_fn_with_state(Arc::clone(&admin), authorize));
     finish(reads().merge(health_routes()).merge(changes), admin)
 }
 

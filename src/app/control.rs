@@ -1,6 +1,7 @@
 //! The admin side's view of the proxy.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::Proxy;
@@ -82,8 +83,10 @@ impl Control for Controller {
                     backend: facts.backend.map(|backend| backend.name().to_owned()),
                     started: unix(session.started),
                     tunnel: facts.tunnel,
-                    operations: session.operations.load(std::sync::atomic::Ordering::Relaxed),
-                    ..model::Session::default()
+                    operations: session.operations.load(Ordering::Relaxed),
+                    in_flight: session.in_flight.load(Ordering::Relaxed),
+                    received: session.received.load(Ordering::Relaxed),
+                    sent: session.sent.load(Ordering::Relaxed),
                 }
             })
             .collect()
@@ -174,10 +177,10 @@ fn show_backend(pool: &str, backend: &Arc<Backend>) -> model::Backend {
         weight: backend.weight(),
         tier: backend.tier(),
         sessions: backend.sessions(),
+        operations_in_flight: backend.metrics().in_flight(),
         reason: account.reason,
         since: unix(account.since),
         probes: account.probes.iter().map(show_probe).collect(),
-        ..model::Backend::default()
     }
 }
 

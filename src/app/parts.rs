@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::Proxy;
 use crate::access_log::AccessLog;
 use crate::config::{self, Config, ListenerProtocol};
-use crate::discovery::Discovery;
+use crate::discovery::{self, Discovery};
 use crate::health;
 use crate::listener::{self, Door, Keys};
 use crate::policy::Policy;
@@ -38,6 +38,7 @@ pub(super) struct Parts {
 pub(super) struct RunningPool {
     pub pool: Arc<Pool>,
     pub replay_guard: Arc<ReplayGuard>,
+    pub memory: discovery::Memory,
     pub stop: CancellationToken,
 }
 
@@ -157,6 +158,9 @@ impl Proxy {
             };
             let pool = Pool::new(Arc::clone(settings), connector, Arc::clone(self.metrics()), reports);
             let mut discovery = Discovery::new(settings);
+            if let Some(before) = known {
+                discovery.succeed(&before.memory);
+            }
             for failure in discovery.refresh().await {
                 // It is asked for again; until then the other backends serve.
                 tracing::error!(pool = %name, name = %failure.name, reason = %failure.reason, "cannot resolve");
@@ -168,6 +172,7 @@ impl Proxy {
             let running = RunningPool {
                 pool: Arc::new(pool),
                 replay_guard: known.map_or_else(ReplayGuard::new, |known| Arc::clone(&known.replay_guard)),
+                memory: discovery.memory(),
                 stop: self.stopping.child_token(),
             };
             planned.insert(name.clone(), PlannedPool { running, fresh: Some((discovery, events)) });

@@ -96,7 +96,7 @@ pub struct Policy {
     pub allow_anonymous: bool,
     /// `allow_unauthenticated`
     pub allow_unauthenticated: bool,
-    /// `allow_cleartext_bind`: on a cleartext listener, binds before StartTLS. Always true on listeners bound to loopback.
+    /// `allow_cleartext_bind`: on a cleartext listener, binds before StartTLS.
     pub allow_cleartext_bind: bool,
     /// `operations`
     pub operations: Option<Vec<crate::ldap::OperationKind>>,
@@ -592,6 +592,10 @@ pub struct AccessLog {
     pub detail: AccessLogDetail,
     /// `redact_filters`
     pub redact_filters: bool,
+    /// `sample`: of operations that neither failed nor were slow, one in this many is told; 0 = none.
+    pub sample: u32,
+    /// `slower_than`: operations that take longer are slow; `None` is off ("0s").
+    pub slower_than: Option<Duration>,
 }
 
 impl Default for AccessLog {
@@ -601,6 +605,8 @@ impl Default for AccessLog {
             format: LogFormat::Json,
             detail: AccessLogDetail::Operations,
             redact_filters: true,
+            sample: 1,
+            slower_than: None,
         }
     }
 }

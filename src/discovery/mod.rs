@@ -9,7 +9,7 @@ mod resolver;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -47,10 +47,14 @@ pub async fn resolve_once(pool: &config::Pool) -> Found {
     Found { endpoints: discovery.endpoints(), failures }
 }
 
+/// What DNS has said to a pool's names: it outlives a reload of the pool's settings.
+#[derive(Debug, Clone)]
+pub struct Memory(Arc<Mutex<Answers>>);
+
 /// A pool's names and what is known of them.
 pub struct Discovery {
     sources: Vec<config::BackendSource>,
-    answers: Answers,
+    memory: Memory,
     resolver: Result<Arc<Resolver>, String>,
 }
 
@@ -64,29 +68,40 @@ impl Discovery {
         } else {
             Err("no names are configured".to_owned())
         };
-        Self { sources, answers: Answers::new(&pool.discovery), resolver }
+        Self { sources, memory: Memory(Arc::new(Mutex::new(Answers::new(&pool.discovery)))), resolver }
+    }
+
+    /// What it knows, now and later.
+    pub fn memory(&self) -> Memory {
+        self.memory.clone()
+    }
+
+    /// Takes over the last good answers of the same pool under older settings, so that a reload while DNS fails costs no
+    /// backend. They are asked for again all the same.
+    pub fn succeed(&mut self, before: &Memory) {
+        self.answers().succeed(&before.answers(), Instant::now());
     }
 
     /// The backends known now.
     pub fn endpoints(&self) -> Vec<Endpoint> {
-        self.answers.endpoints(&self.sources)
+        self.answers().endpoints(&self.sources)
     }
 
     /// Asks what is due: names first, then the targets they lead to. Takes some seconds where name servers are silent.
     pub async fn refresh(&mut self) -> Vec<LookupFailure> {
         let mut failures = Vec::new();
         for _ in ["names", "targets"] {
-            let due = self.answers.due(&self.sources, Instant::now());
+            let due = self.answers().due(&self.sources, Instant::now());
             failures.extend(self.ask(due).await);
         }
-        self.answers.prune(&self.sources);
+        self.answers().prune(&self.sources);
         failures
     }
 
     /// Keeps the pool's backends as DNS says, for as long as it runs; returns at once where the pool has no names. A
     /// backend that DNS no longer names takes no new session; a new one is used once it has passed a probe.
     pub async fn run(mut self, pool: Arc<Pool>) {
-        while let Some(due) = self.answers.next_due(&self.sources, Instant::now()) {
+        while let Some(due) = self.next_due() {
             sleep_until(due).await;
             for failure in self.refresh().await {
                 pool.metrics().discovery_failed();
@@ -101,6 +116,14 @@ impl Discovery {
                 }
             }
         }
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        self.answers().next_due(&self.sources, Instant::now())
+    }
+
+    fn answers(&self) -> MutexGuard<'_, Answers> {
+        self.memory.answers()
     }
 
     async fn ask(&mut self, questions: Vec<Question>) -> Vec<LookupFailure> {
@@ -122,15 +145,22 @@ impl Discovery {
         let mut failures = Vec::new();
         for (result, question) in results {
             match result {
-                Ok((answer, ttl)) => self.answers.learn(question, answer, ttl, now),
+                Ok((answer, ttl)) => self.answers().learn(question, answer, ttl, now),
                 Err(reason) => {
                     let (Question::Service(name) | Question::Host(name)) = &question;
                     let name = name.clone();
-                    failures.push(LookupFailure { name, reason, times: self.answers.fail(question, now) });
+                    failures.push(LookupFailure { name, reason, times: self.answers().fail(question, now) });
                 }
             }
         }
         failures
+    }
+}
+
+impl Memory {
+    fn answers(&self) -> MutexGuard<'_, Answers> {
+        // Every change is whole before the guard goes, so a panic elsewhere leaves nothing half-done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

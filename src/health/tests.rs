@@ -1,1 +1,439 @@
+//! Watching real sockets: a scripted DC, and the embedded directory coming and going.
 
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use ldap3_proto::proto::LdapOp;
+use ldap3_proto::{LdapCodec, LdapMsg, LdapPartialAttribute, LdapSearchResultEntry};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::bytes::BytesMut;
+use tokio_util::codec::Encoder as _;
+
+use super::*;
+use crate::config::{self, BackendAddress, BackendSource, ProbeKind};
+use crate::embedded::{Directory, Server};
+use crate::ldap::{OperationKind, ResultCode, reply};
+use crate::metrics::Metrics;
+use crate::pool::Endpoint;
+use crate::upstream::{Connector, read_pdu};
+
+/// A DC that does as it is told.
+struct Dc {
+    address: SocketAddr,
+    script: Arc<Mutex<Script>>,
+    task: JoinHandle<()>,
+}
+
+#[derive(Clone)]
+struct Script {
+    /// What binds are answered.
+    bind: ResultCode,
+    /// What searches are answered, after one entry.
+    search: ResultCode,
+    synchronized: &'static str,
+    /// Takes requests and never answers, as a stopped process does.
+    silent: bool,
+    connections: usize,
+    /// Every request, `operation messageID` on `connection`.
+    seen: Vec<(usize, OperationKind, u32)>,
+}
+
+impl Dc {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let script = Arc::new(Mutex::new(Script {
+            bind: ResultCode::SUCCESS,
+            search: ResultCode::SUCCESS,
+            synchronized: "TRUE",
+            silent: false,
+            connections: 0,
+            seen: Vec::new(),
+        }));
+        let task = tokio::spawn({
+            let script = Arc::clone(&script);
+            async move {
+                let mut serving = JoinSet::new();
+                loop {
+                    let (stream, _) = listener.accept().await.unwrap();
+                    serving.spawn(serve(stream, Arc::clone(&script)));
+                }
+            }
+        });
+        Self { address, script, task }
+    }
+
+    fn tell(&self, change: impl FnOnce(&mut Script)) {
+        change(&mut self.script.lock().unwrap());
+    }
+
+    fn seen(&self) -> Script {
+        self.script.lock().unwrap().clone()
+    }
+
+    /// Closes the listener and every connection.
+    async fn kill(self) {
+        self.task.abort();
+        let _ = self.task.await;
+    }
+}
+
+async fn serve(mut stream: TcpStream, script: Arc<Mutex<Script>>) {
+    let connection = {
+        let mut script = script.lock().unwrap();
+        script.connections += 1;
+        script.connections
+    };
+    let mut received = BytesMut::new();
+    while let Ok((envelope, _)) = read_pdu(&mut stream, &mut received, 65536).await {
+        let kind = OperationKind::from_request_tag(envelope.tag).unwrap();
+        let id = envelope.message_id;
+        let told = {
+            let mut script = script.lock().unwrap();
+            script.seen.push((connection, kind, id));
+            script.clone()
+        };
+        if told.silent {
+            continue;
+        }
+        let answer = match kind {
+            OperationKind::Bind => bind_response(id, told.bind),
+            OperationKind::Search => [entry(id, told.synchronized), reply::result(kind, id, told.search, "")].concat(),
+            _ => return,
+        };
+        stream.write_all(&answer).await.unwrap();
+    }
+}
+
+/// With any code below 128, which [`reply`] has no need for.
+fn bind_response(id: u32, code: ResultCode) -> Vec<u8> {
+    [b"\x30\x0C\x02\x01", &[id as u8][..], b"\x61\x07\x0A\x01", &[code.0 as u8], b"\x04\x00\x04\x00"].concat()
+}
+
+fn entry(id: u32, synchronized: &str) -> Vec<u8> {
+    let attributes =
+        vec![LdapPartialAttribute { atype: "isSynchronized".into(), vals: vec![synchronized.as_bytes().to_vec()] }];
+    let op = LdapOp::SearchResultEntry(LdapSearchResultEntry { dn: String::new(), attributes });
+    let mut out = BytesMut::new();
+    LdapCodec::default().encode(LdapMsg::new(id as i32, op), &mut out).unwrap();
+    out.to_vec()
+}
+
+/// A pool under watch.
+struct Watched {
+    pool: Arc<Pool>,
+    metrics: Arc<Metrics>,
+    changes: UnboundedReceiver<Change>,
+    watching: JoinHandle<()>,
+}
+
+impl Watched {
+    fn start(health: config::Health, addresses: &[SocketAddr]) -> Self {
+        let source =
+            |address| BackendSource { address: BackendAddress::Socket(address), weight: 1, tier: 0, max_sessions: 0 };
+        let mut settings = config::Pool::new("p", addresses.iter().map(|address| source(*address)).collect());
+        settings.health = health;
+        let (reports, events) = mpsc::channel(64);
+        let (metrics, connector) = (Metrics::new(), Connector::new(&settings).unwrap());
+        let pool = Arc::new(Pool::new(Arc::new(settings), connector, Arc::clone(&metrics), reports));
+        let endpoint = |address: &SocketAddr| Endpoint {
+            address: *address,
+            host: address.ip().to_string(),
+            weight: 1,
+            tier: 0,
+            max_sessions: 0,
+        };
+        pool.admit(&addresses.iter().map(endpoint).collect::<Vec<_>>());
+        let (changed, changes) = mpsc::unbounded_channel();
+        let watching = tokio::spawn(watch(Arc::clone(&pool), events, move |change: &Change| {
+            let _ = changed.send(change.clone());
+        }));
+        Self { pool, metrics, changes, watching }
+    }
+
+    async fn change(&mut self) -> Change {
+        in_time(self.changes.recv()).await.expect("the watcher runs")
+    }
+
+    /// Waits until the backend's newest probes satisfy `is_so`.
+    async fn probes(&self, is_so: impl Fn(&[crate::pool::ProbeRecord]) -> bool) {
+        let backend = Arc::clone(&self.pool.backends()[0]);
+        in_time(async {
+            while !is_so(&backend.account().probes) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await;
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.watching.abort();
+    }
+}
+
+/// Long enough for any machine; a test that waits this long has failed.
+async fn in_time<T>(future: impl Future<Output = T>) -> T {
+    timeout(Duration::from_secs(60), future).await.expect("nothing happened for a minute")
+}
+
+fn often(kind: ProbeKind) -> config::Probe {
+    config::Probe {
+        kind,
+        interval: Duration::from_millis(10),
+        timeout: Duration::from_secs(20),
+        ..config::Probe::default()
+    }
+}
+
+/// Probes once, and then only when asked.
+fn once(kind: ProbeKind) -> config::Probe {
+    config::Probe { interval: Duration::from_secs(3600), ..often(kind) }
+}
+
+fn cheap(cheap: config::Probe) -> config::Health {
+    config::Health { cheap, ..config::Health::default() }
+}
+
+fn as_account(probe: config::Probe, directory: &tempfile::TempDir) -> config::Probe {
+    let path = directory.path().join("password");
+    std::fs::write(&path, "secret").unwrap();
+    config::Probe { bind_name: Some("probe@corp.example.com".into()), password_file: Some(path), ..probe }
+}
+
+#[tokio::test]
+async fn the_cheap_probe_stays_on_one_connection_and_counts_its_message_ids() {
+    let dc = Dc::start().await;
+    let mut watched = Watched::start(cheap(often(ProbeKind::RootDse)), &[dc.address]);
+    let change = watched.change().await;
+    assert_eq!((change.before, change.verdict.health), (Health::Unknown, Health::Up));
+    watched.probes(|probes| probes.len() == 10).await;
+    let seen = dc.seen();
+    assert_eq!(seen.connections, 1);
+    assert!(seen.seen.len() >= 10);
+    for (index, request) in seen.seen.iter().enumerate() {
+        assert_eq!(*request, (1, OperationKind::Search, index as u32 + 1));
+    }
+}
+
+#[tokio::test]
+async fn what_is_expected_of_the_root_dse_decides() {
+    let dc = Dc::start().await;
+    let expect = [("isSynchronized".to_owned(), "TRUE".to_owned())].into();
+    let mut watched = Watched::start(cheap(config::Probe { expect, ..often(ProbeKind::RootDse) }), &[dc.address]);
+    assert_eq!(watched.change().await.verdict.health, Health::Up);
+    dc.tell(|script| script.synchronized = "FALSE");
+    let change = watched.change().await;
+    assert_eq!(change.verdict.health, Health::Down);
+    assert_eq!(change.verdict.reason, "its rootDSE has isSynchronized = FALSE, \"TRUE\" is expected");
+    assert!(!change.is_loss(), "it answers: its sessions may finish");
+    dc.tell(|script| script.synchronized = "TRUE");
+    let change = watched.change().await;
+    assert!(change.is_return());
+    assert_eq!(change.backend.account().reason, "answers its probes");
+    dc.tell(|script| script.search = ResultCode::BUSY);
+    assert_eq!(watched.change().await.verdict.reason, "the search got busy (51)");
+}
+
+/// SIGSTOP: the kernel accepts, nobody answers.
+#[tokio::test]
+async fn silence_takes_down_and_its_sessions_need_not_wait() {
+    let dc = Dc::start().await;
+    let probe = config::Probe { timeout: Duration::from_millis(100), ..often(ProbeKind::RootDse) };
+    let mut watched = Watched::start(cheap(probe), &[dc.address]);
+    assert_eq!(watched.change().await.verdict.health, Health::Up);
+    dc.tell(|script| script.silent = true);
+    let change = watched.change().await;
+    assert!(change.is_loss());
+    assert_eq!(change.verdict.reason, "no answer within 100ms");
+    dc.tell(|script| script.silent = false);
+    assert!(watched.change().await.is_return());
+}
+
+#[tokio::test]
+async fn a_directory_that_goes_and_comes_back() {
+    let directory = Arc::new(Directory::corp());
+    let server = Server::bind("127.0.0.1:0".parse().unwrap(), Arc::clone(&directory), "dc1").unwrap();
+    let address = server.local_addr();
+    let mut watched = Watched::start(cheap(often(ProbeKind::RootDse)), &[address]);
+    assert_eq!(watched.change().await.verdict.health, Health::Up);
+    server.stop().await;
+    let change = watched.change().await;
+    assert!(change.is_loss(), "{change:?}");
+    assert!(change.verdict.reason.contains("refused"), "{}", change.verdict.reason);
+    let _server = Server::bind(address, directory, "dc1").unwrap();
+    assert!(watched.change().await.is_return());
+}
+
+#[tokio::test]
+async fn a_tcp_probe_asks_nothing() {
+    let dc = Dc::start().await;
+    let mut watched = Watched::start(cheap(once(ProbeKind::Tcp)), &[dc.address]);
+    assert_eq!(watched.change().await.verdict.health, Health::Up);
+    assert_eq!(dc.seen().seen, []);
+}
+
+#[tokio::test]
+async fn the_deep_probe_connects_anew_binds_and_searches() {
+    let secrets = tempfile::tempdir().unwrap();
+    let dc = Dc::start().await;
+    let deep = as_account(often(ProbeKind::Search), &secrets);
+    let health = config::Health { cheap: once(ProbeKind::RootDse), deep: Some(deep), panic_mode: false };
+    let mut watched = Watched::start(health, &[dc.address]);
+    assert_eq!(watched.change().await.verdict.health, Health::Up);
+    watched.probes(|probes| probes.iter().filter(|probe| probe.kind == ProbeKind::Search).count() > 2).await;
+    let seen = dc.seen().seen;
+    let deep: Vec<_> =
+        seen.iter().filter(|(connection, ..)| *connection == 3).map(|(_, kind, id)| (*kind, *id)).collect();
+    let expected = [(OperationKind::Bind, 1), (OperationKind::Search, 2), (OperationKind::Unbind, 3)];
+    assert_eq!(deep, expected);
+    dc.tell(|script| script.search = ResultCode::NO_SUCH_OBJECT);
+    // One entry of one is enough, whatever comes after it.
+    watched.probes(|probes| probes.iter().all(|probe| probe.kind == ProbeKind::Search)).await;
+    assert_eq!(watched.pool.backends()[0].health(), Health::Up);
+}
+
+#[tokio::test]
+async fn too_few_entries_degrade() {
+    let dc = Dc::start().await;
+    let deep = config::Probe { min_entries: 2, base: "DC=corp".into(), ..often(ProbeKind::Search) };
+    let health = config::Health { cheap: once(ProbeKind::RootDse), deep: Some(deep), panic_mode: false };
+    let mut watched = Watched::start(health, &[dc.address]);
+    let mut change = watched.change().await;
+    if change.verdict.health == Health::Up {
+        change = watched.change().await;
+    }
+    assert_eq!(change.verdict.health, Health::Degraded);
+    assert_eq!(change.verdict.reason, "the search found 1 entries of 2");
+}
+
+/// `ldap server require strong auth = yes`: anonymous probes are content while nobody can log in.
+#[tokio::test]
+async fn anonymous_passes_and_binds_get_stronger_auth_required() {
+    let secrets = tempfile::tempdir().unwrap();
+    let dc = Dc::start().await;
+    let deep = as_account(often(ProbeKind::Bind), &secrets);
+    let health = config::Health { cheap: once(ProbeKind::RootDse), deep: Some(deep), panic_mode: false };
+    let mut watched = Watched::start(health, &[dc.address]);
+    assert_eq!(watched.change().await.verdict.health, Health::Up);
+    dc.tell(|script| script.bind = ResultCode::STRONGER_AUTH_REQUIRED);
+    let change = watched.change().await;
+    assert_eq!(change.verdict.health, Health::Degraded);
+    assert!(change.verdict.reason.contains("strongerAuthRequired (8)"), "{}", change.verdict.reason);
+}
+
+/// No lockout of the service account, no self-made outage.
+#[tokio::test]
+async fn a_refused_account_stops_its_probe_and_changes_no_state() {
+    let secrets = tempfile::tempdir().unwrap();
+    let dc = Dc::start().await;
+    dc.tell(|script| script.bind = ResultCode::INVALID_CREDENTIALS);
+    let mut watched = Watched::start(cheap(as_account(often(ProbeKind::Bind), &secrets)), &[dc.address]);
+    // The backend answers all the same, which the probe now finds out by the rootDSE.
+    let change = watched.change().await;
+    assert_eq!((change.before, change.verdict.health), (Health::Unknown, Health::Up));
+    watched.probes(|probes| probes.len() == 10 && probes.iter().all(|probe| probe.failure.is_none())).await;
+    let binds = |dc: &Dc| dc.seen().seen.iter().filter(|(_, kind, _)| *kind == OperationKind::Bind).count();
+    assert_eq!(binds(&dc), 1);
+    assert!(watched.metrics.render().contains("ldaps_proxy_probe_account_refused{pool=\"p\"} 1"));
+    // A corrected password is tried, and probing goes on as before.
+    dc.tell(|script| script.bind = ResultCode::SUCCESS);
+    std::fs::write(secrets.path().join("password"), "corrected").unwrap();
+    in_time(async {
+        while binds(&dc) < 3 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    assert!(watched.metrics.render().contains("ldaps_proxy_probe_account_refused{pool=\"p\"} 0"));
+}
+
+fn client(last: u8) -> IpAddr {
+    [192, 0, 2, last].into()
+}
+
+const LOST: EventKind = EventKind::Lost { in_flight: 1 };
+
+#[tokio::test]
+async fn one_lost_connection_has_the_backend_probed_at_once() {
+    let (dc, other) = (Dc::start().await, Dc::start().await);
+    let mut watched = Watched::start(cheap(once(ProbeKind::RootDse)), &[dc.address, other.address]);
+    for _ in 0..2 {
+        assert_eq!(watched.change().await.verdict.health, Health::Up);
+    }
+    // The backend is fine: the probe says so, and it stays.
+    let backends = watched.pool.backends();
+    backends[0].report(client(1), LOST);
+    watched.probes(|probes| probes.len() == 2).await;
+    assert_eq!(backends[0].health(), Health::Up);
+    // It is gone: the probe's failure is enough, without waiting for `fall` more.
+    let address = dc.address;
+    dc.kill().await;
+    in_time(async {
+        // A probe is asked for at most every 250 ms.
+        while backends[0].health() == Health::Up {
+            backends[0].report(client(1), LOST);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    let change = watched.change().await;
+    assert_eq!(change.backend.address(), address);
+    assert!(change.is_loss());
+    assert_eq!(backends[0].account().probes.len(), 3);
+}
+
+#[tokio::test]
+async fn three_clients_eject_one_of_two_and_never_the_last() {
+    let (first, second) = (Dc::start().await, Dc::start().await);
+    let mut watched = Watched::start(cheap(often(ProbeKind::RootDse)), &[first.address, second.address]);
+    for _ in 0..2 {
+        assert_eq!(watched.change().await.verdict.health, Health::Up);
+    }
+    let backends = watched.pool.backends();
+    for last in 1..=3 {
+        backends[0].report(client(last), LOST);
+    }
+    let change = watched.change().await;
+    assert_eq!((change.verdict.health, change.backend.address()), (Health::Down, first.address));
+    assert!(change.verdict.reason.starts_with("ejected") && !change.is_loss());
+    for last in 1..=3 {
+        backends[1].report(client(last), LOST);
+    }
+    // Reports are taken in order: one about the first, which is down, says when those about the second are through.
+    let probed = backends[1].account().probes[0].at;
+    in_time(async {
+        while backends[1].account().probes[0].at == probed {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    assert_eq!(backends[1].health(), Health::Up);
+    let text = watched.metrics.render();
+    let ejections = |address| format!("ldaps_proxy_backend_ejections_total{{backend=\"{address}\",pool=\"p\"}}");
+    assert!(text.contains(&format!("{} 1", ejections(first.address))), "{text}");
+    assert!(text.contains(&format!("{} 0", ejections(second.address))), "{text}");
+}
+
+#[tokio::test]
+async fn checkers_follow_the_pools_backends() {
+    let (first, second) = (Dc::start().await, Dc::start().await);
+    let mut watched = Watched::start(cheap(often(ProbeKind::RootDse)), &[first.address]);
+    watched.change().await;
+    let endpoint = Endpoint { address: second.address, host: "dc2".into(), weight: 1, tier: 0, max_sessions: 0 };
+    watched.pool.admit(&[endpoint]);
+    assert_eq!(watched.pool.backends()[0].standing(), Standing::Down);
+    let change = watched.change().await;
+    assert_eq!((change.backend.address(), change.verdict.health), (second.address, Health::Up));
+    assert_eq!(change.backend.standing(), Standing::Good);
+    // The first one's checker has ended, and its connection with it.
+    let asked = first.seen().seen.len();
+    watched.probes(|probes| probes.len() == 10).await;
+    assert!(first.seen().seen.len() <= asked + 1);
+}

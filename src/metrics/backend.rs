@@ -51,6 +51,11 @@ impl BackendMetrics {
         Share::new(&self.in_flight)
     }
 
+    /// Operations in flight now, over all upstreams.
+    pub fn in_flight(&self) -> usize {
+        usize::try_from(self.in_flight.get()).unwrap_or(0)
+    }
+
     /// Records how long an operation took, from its request's last byte to its final response's last byte.
     pub fn operation(&self, kind: OperationKind, duration: Duration) {
         if let Some(histogram) = &self.durations[kind as usize] {

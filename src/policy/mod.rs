@@ -166,7 +166,7 @@ impl Policy {
             return Ok(());
         }
         if !has_plain_controls(request) {
-            return Err(undecodable("the request's controls cannot be read"));
+            return Err(undecodable("the list of controls cannot be read"));
         }
         let hit = request.controls().find_map(|control| denied.iter().find(|oid| oid.as_bytes() == control.oid));
         hit.map_or(Ok(()), |oid| {
@@ -230,10 +230,7 @@ fn unwilling(reason: Refusal, diagnostic: impl Into<Cow<'static, str>>) -> Refus
 }
 
 fn undecodable(what: &str) -> Refused {
-    unwilling(
-        Refusal::Undecodable,
-        format!("{what}, and this listener's policy depends on them: encode them by RFC 4511"),
-    )
+    unwilling(Refusal::Undecodable, format!("{what}, and this listener's policy depends on it: encode it by RFC 4511"))
 }
 
 fn is_start_tls(request: &Request<'_>) -> bool {

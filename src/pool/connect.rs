@@ -153,3 +153,105 @@ impl Pool {
         self.policy.choose(&candidates, Draw { client: client.ip(), random: fastrand::u64(..) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{CLIENT, endpoint, pool, settings};
+    use super::super::{Endpoint, Health};
+    use super::*;
+
+    /// Chosen addresses' last octets in the order of trying; `F` where the rest is full.
+    fn order(pool: &Pool, lost: Option<&Arc<Backend>>) -> String {
+        let mut tried = Vec::new();
+        let mut order = String::new();
+        loop {
+            match pool.choose(&tried, CLIENT, lost) {
+                Choice::Seat(seat) => {
+                    let octet = seat.backend().name().split(['.', ':']).nth(3).unwrap().to_owned();
+                    order.push_str(&octet);
+                    tried.push(Arc::clone(seat.backend()));
+                }
+                Choice::Full => return order + "F",
+                Choice::Nobody => return order,
+            }
+        }
+    }
+
+    /// Four backends: 1 and 2 in tier 0, 3 and 4 in tier 1; `first-available` takes equals in order.
+    fn four(panic_mode: bool) -> (Arc<Pool>, Vec<Arc<Backend>>) {
+        let mut settings = settings();
+        settings.balance = crate::config::Balance::FirstAvailable;
+        settings.health.panic_mode = panic_mode;
+        let at = |last: u8| Endpoint {
+            tier: u32::from((last - 1) / 2),
+            max_sessions: 1,
+            ..endpoint(([10, 0, 0, last], 389).into())
+        };
+        let (pool, _) = pool(settings, &[at(1), at(2), at(3), at(4)]);
+        let backends = pool.backends().to_vec();
+        (pool, backends)
+    }
+
+    #[test]
+    fn the_order_of_trying() {
+        use Health::{Degraded, Down, Unknown, Up};
+        for (panic_mode, healths, full, lost, expected) in [
+            (false, [Unknown; 4], vec![], None, "1234"),
+            (false, [Up; 4], vec![], Some(0), "2341"),
+            (false, [Degraded, Up, Up, Down], vec![], None, "2314"),
+            (false, [Down, Down, Up, Up], vec![], None, "3412"),
+            (false, [Down, Degraded, Up, Up], vec![], Some(2), "4321"),
+            // Full ones are passed over, but nobody turns to those that are down for that.
+            (false, [Up; 4], vec![0], None, "234F"),
+            (false, [Up, Down, Up, Up], vec![0, 2, 3], None, "F"),
+            (false, [Down; 4], vec![1], None, "1F"),
+            // Panic mode: with none healthy, all are alike.
+            (false, [Down, Down, Degraded, Down], vec![], None, "3124"),
+            (true, [Down, Down, Degraded, Down], vec![], None, "1234"),
+            (true, [Down, Down, Up, Down], vec![], None, "3124"),
+        ] {
+            let (pool, backends) = four(panic_mode);
+            for (backend, health) in backends.iter().zip(healths) {
+                backend.set_health(health, "");
+            }
+            let _seats: Vec<_> = full.iter().map(|&index: &usize| backends[index].occupy().unwrap()).collect();
+            let lost = lost.map(|index: usize| &backends[index]);
+            assert_eq!(order(&pool, lost), expected, "{panic_mode} {healths:?} {full:?} {lost:?}");
+        }
+    }
+
+    #[test]
+    fn drained_and_disabled_ones_are_never_tried() {
+        let (pool, backends) = four(false);
+        backends[0].set_duty(Duty::Draining);
+        backends[2].set_duty(Duty::Disabled);
+        assert_eq!(order(&pool, None), "24");
+    }
+
+    /// A backend that was down gets its sessions by and by, not all new ones at once for being empty.
+    #[tokio::test(start_paused = true)]
+    async fn a_returning_backend_starts_slowly() {
+        let (pool, _events) = pool(settings(), &[1, 2].map(|last| endpoint(([10, 0, 0, last], 389).into())));
+        let backends = pool.backends();
+        backends[1].set_health(Health::Down, "refused");
+        let seats: Vec<_> = (0..160).map(|_| backends[0].occupy().unwrap()).collect();
+        backends[1].set_health(Health::Up, "answers");
+        let mut taken = Vec::new();
+        let mut fill = |count: usize| {
+            for _ in 0..count {
+                let Choice::Seat(seat) = pool.choose(&[], CLIENT, None) else { panic!("there are seats") };
+                taken.push(seat);
+            }
+            backends[1].sessions()
+        };
+        // A sixteenth of its weight, so a sixteenth of the other's sessions: then both share.
+        assert!((10..=13).contains(&fill(20)), "{}", backends[1].sessions());
+        tokio::time::advance(std::time::Duration::from_secs(15)).await;
+        assert!((80..100).contains(&fill(100)), "{}", backends[1].sessions());
+        tokio::time::advance(std::time::Duration::from_secs(15)).await;
+        fill(100);
+        let (first, second) = (backends[0].sessions(), backends[1].sessions());
+        assert!(first.abs_diff(second) <= 1, "{first} {second}");
+        drop(seats);
+    }
+}

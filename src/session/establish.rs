@@ -45,9 +45,13 @@ impl Establish {
     pub(super) async fn run(self) -> Result<Upstream, EstablishError> {
         let Self { pool, guard, client, mut lost, credential } = self;
         let Some(credential) = credential else { return Ok(pool.connect(client, lost).await?) };
-        let permit = guard.permit(&credential).await.map_err(|_| EstablishError::ReplayRefused(None))?;
         let deadline = Instant::now() + pool.settings().connect_budget;
         let mut attempts = Vec::new();
+        // Who waits for another session's trial waits no longer than for a backend of its own.
+        let Ok(permit) = timeout_at(deadline, guard.permit(&credential)).await else {
+            return Err(NoBackend::unreachable(attempts).into());
+        };
+        let permit = permit.map_err(|_| EstablishError::ReplayRefused(None))?;
         loop {
             let mut upstream = pool.connect(client, lost).await?;
             let backend = Arc::clone(upstream.backend());

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::SystemTime;
@@ -51,6 +51,12 @@ pub struct Handle {
     pub started: SystemTime,
     /// Operations it has finished.
     pub operations: AtomicU64,
+    /// Operations it waits for.
+    pub in_flight: AtomicUsize,
+    /// Octets from the client.
+    pub received: AtomicU64,
+    /// Octets to the client.
+    pub sent: AtomicU64,
     commands: AtomicU8,
     waker: Mutex<Option<Waker>>,
     facts: Mutex<Facts>,
@@ -145,6 +151,9 @@ impl Registry {
             listener,
             started: SystemTime::now(),
             operations: AtomicU64::new(0),
+            in_flight: AtomicUsize::new(0),
+            received: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
             commands: AtomicU8::new(0),
             waker: Mutex::default(),
             facts: Mutex::default(),

@@ -240,6 +240,13 @@ impl State {
         if kind == OperationKind::Unbind {
             return Some(RequestVerdict::Unbind);
         }
+        let start_tls = request.extended_name() == Some(oid::START_TLS.as_bytes());
+        if start_tls && self.bind.awaiting().is_some() {
+            // RFC 4513 §3.1.1: not while a bind is under way. Nothing would be gained by waiting.
+            return self.judge_start_tls(id, |code, reason, diagnostic| {
+                Some(RequestVerdict::Answer(Answer::to(request, code, reason, diagnostic.into(), now)))
+            });
+        }
         // §4.2.1: no request may follow a bind until its response. Clients do pipeline, so it waits instead of failing.
         if self.bind.awaiting().is_some() {
             return Some(RequestVerdict::Hold);
@@ -268,7 +275,7 @@ impl State {
                 "too many operations in flight on this connection (limits.operations_in_flight): await results, then retry",
             );
         }
-        if kind == OperationKind::Extended && request.extended_name() == Some(oid::START_TLS.as_bytes()) {
+        if start_tls {
             return self.judge_start_tls(id, answer);
         }
         if request.search().is_some_and(|search| search.filter_is_deeper_than(limits.filter_depth)) {
@@ -420,6 +427,21 @@ impl State {
         if self.bind.awaiting().is_some() {
             self.bind.fail();
         }
+        loss.answers
+    }
+
+    /// The session stops: everything in flight is answered, and a write that may have happened is told from one that
+    /// hasn't.
+    pub fn stop(&mut self, taken: u64, diagnostic: &'static str) -> Vec<(Operation, Answer)> {
+        let mut loss = Loss::default();
+        for (operation, fate) in self.operations.lose(taken) {
+            match fate {
+                Fate::Forget => {}
+                Fate::Fail(kind, reason @ Refusal::OutcomeUnknown, text) => loss.fail(operation, kind, reason, text),
+                _ => loss.fail(operation, FailoverKind::Exhausted, Refusal::Draining, diagnostic),
+            }
+        }
+        self.kept_octets = 0;
         loss.answers
     }
 

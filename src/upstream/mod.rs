@@ -4,6 +4,8 @@ mod connector;
 mod pdu;
 mod start_tls;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

@@ -277,5 +277,5 @@ def pdu(data):
     if rest or envelope.tag != 0x30:
         raise Malformed(f"not one LDAPMessage: {data[:40].hex()}")
     message_id, operation, *extra = envelope.children()
-    controls = tuple(extra[0].children()) if extra and extra[0].tag == 0xA0 else ()
+    controls = tuple(child for element in extra if element.tag == 0xA0 for child in element.children())
     return Pdu(bytes(data), message_id.integer(), operation, controls)

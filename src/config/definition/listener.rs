@@ -108,7 +108,7 @@ fn policy(t: &mut Table<'_, '_, '_>) -> Policy {
             .key("allow_unauthenticated", "Let through binds with a name and no password, which prove nothing.")
             .default(Flag, default.allow_unauthenticated),
         allow_cleartext_bind: t
-            .key("allow_cleartext_bind", "With protocol \"ldap\", allow binds before StartTLS; on loopback always.")
+            .key("allow_cleartext_bind", "With protocol \"ldap\", allow binds before StartTLS.")
             .default(Flag, default.allow_cleartext_bind),
         operations: t
             .key("operations", "The only operations allowed.")

@@ -109,6 +109,14 @@ pub(super) fn logs(t: &mut Table<'_, '_, '_>) -> (AccessLog, Log) {
             redact_filters: t
                 .key("redact_filters", "Leave out the values in search filters.")
                 .default(Flag, default.redact_filters),
+            sample: t
+                .key("sample", "Of operations that neither failed nor were slow, tell one in this many; 0 is none.")
+                .default(number(0..=1_000_000), default.sample),
+            slower_than: Some(
+                t.key("slower_than", "Operations that take longer are slow, and always told; \"0s\" is off.")
+                    .default(duration_or_off(), default.slower_than.unwrap_or_default()),
+            )
+            .filter(|slow| !slow.is_zero()),
         }
     });
     let log = t.table("log", "What the proxy says of itself, on standard error.", |t| {

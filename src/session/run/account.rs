@@ -19,10 +19,6 @@ use crate::throttle::SubCode;
 /// A session's totals.
 #[derive(Debug, Default)]
 pub(super) struct Account {
-    /// Octets from the client.
-    pub received: u64,
-    /// Octets to the client.
-    pub sent: u64,
     /// Times it went on with another backend.
     pub failovers: u64,
 }
@@ -80,8 +76,8 @@ impl<T> Run<T> {
             self.count(answer.kind, answer.code);
             let pdu = answer.pdu();
             operation.delivered_octets += pdu.len() as u64;
-            self.account.sent += pdu.len() as u64;
-            self.settings.listener.sent(pdu.len());
+            self.count_sent(pdu.len());
+            self.own_words += pdu.len();
             self.to_client.queue(&pdu);
             let end = End { code: Some(answer.code), refusal: Some(answer.reason), ..End::default() };
             self.log_operation(&operation, end, now);
@@ -118,11 +114,17 @@ impl<T> Run<T> {
             tunnel: facts.tunnel,
             operations: self.entry.operations.load(Ordering::Relaxed),
             failovers: self.account.failovers,
-            bytes_in: self.account.received,
-            bytes_out: self.account.sent,
+            bytes_in: self.entry.received.load(Ordering::Relaxed),
+            bytes_out: self.entry.sent.load(Ordering::Relaxed),
             duration: now - self.clock.began,
             ended: reason,
         });
+    }
+
+    /// Counts octets to the client.
+    pub(super) fn count_sent(&self, octets: usize) {
+        self.settings.listener.sent(octets);
+        self.entry.sent.fetch_add(octets as u64, Ordering::Relaxed);
     }
 
     fn count(&self, kind: OperationKind, code: ResultCode) {

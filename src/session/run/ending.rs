@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::{Link, Moved, Outcome, Passing, Phase, Run};
-use crate::failure::{EndReason, FailoverKind, Refusal};
+use crate::failure::{EndReason, FailoverKind};
 use crate::ldap::{MessageId, OperationKind, ResultCode, reply};
 use crate::pool::EventKind;
 use crate::session::registry::Command;
@@ -52,7 +53,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             }
             None => {
                 self.moving = Some(FailoverKind::Idle);
-                self.lost = Some(backend);
+                // A backend that closes an idle connection in good order is as good as before.
+                self.lost = (in_flight > 0).then_some(backend);
             }
         }
     }
@@ -69,7 +71,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             return self.end_now(EndReason::Untrusted, "your address is no longer trusted by this service");
         }
         if self.entry.is_told(Command::Stop) {
-            let answers = self.state.fail_all(ResultCode::UNAVAILABLE, Refusal::Draining, DRAINING);
+            let answers = self.state.stop(self.to_upstream.taken(), DRAINING);
             self.answer_all(answers, now);
             return self.end_now(EndReason::Shutdown, DRAINING);
         }
@@ -122,17 +124,29 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
     /// Ends what has been decided to end: last words, close_notify, FIN (§5.3), and a moment for the client to read.
     pub(super) fn close(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Outcome> {
         loop {
-            let client = &mut self.client;
             match self.phase {
                 Phase::Serving => return Poll::Pending,
+                Phase::Unbinding => {
+                    let moved = [self.open(cx, now), self.flush_upstream(cx, now)];
+                    let gone = matches!(self.link, Link::Down) && self.to_upstream.is_empty();
+                    if !gone && !self.to_upstream.is_empty() {
+                        if moved.contains(&Moved::Yes) {
+                            continue;
+                        }
+                        return Poll::Pending;
+                    }
+                    self.link = Link::Down;
+                    self.phase = Phase::Flushing(EndReason::Unbind);
+                    continue;
+                }
                 Phase::Over(reason) => return Poll::Ready(Outcome::Ended(reason)),
-                Phase::StartingTls => match self.to_client.poll_flush(cx, client) {
+                Phase::StartingTls => match self.to_client.poll_flush(cx, &mut self.client) {
                     Poll::Pending => return Poll::Pending,
                     Poll::Ready(Err(_)) => return Poll::Ready(Outcome::Ended(EndReason::ClientLost)),
                     Poll::Ready(Ok(())) => return Poll::Ready(Outcome::StartTls),
                 },
                 Phase::Flushing(EndReason::ClientLost) => return Poll::Ready(Outcome::Ended(EndReason::ClientLost)),
-                Phase::Flushing(reason) => match self.to_client.poll_flush(cx, client) {
+                Phase::Flushing(reason) => match self.to_client.poll_flush(cx, &mut self.client) {
                     Poll::Pending => return Poll::Pending,
                     Poll::Ready(Err(_)) => return Poll::Ready(Outcome::Ended(reason)),
                     Poll::Ready(Ok(())) => {
@@ -140,7 +154,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
                         self.phase = Phase::ShuttingDown(reason);
                     }
                 },
-                Phase::ShuttingDown(reason) => match Pin::new(client).poll_shutdown(cx) {
+                Phase::ShuttingDown(reason) => match Pin::new(&mut self.client).poll_shutdown(cx) {
                     Poll::Pending => return Poll::Pending,
                     Poll::Ready(Err(_)) => return Poll::Ready(Outcome::Ended(reason)),
                     Poll::Ready(Ok(())) if self.client_ended || reason == EndReason::Unbind => {
@@ -151,7 +165,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
                 Phase::Lingering(reason, discarded) => {
                     let mut inbox = std::mem::take(&mut self.from_client);
                     inbox.consume(inbox.unread().len());
-                    let read = inbox.poll_fill(cx, client);
+                    let read = inbox.poll_fill(cx, &mut self.client);
                     inbox.consume(inbox.unread().len());
                     inbox.settle();
                     match read {
@@ -167,8 +181,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
     }
 
     pub(super) fn show_in_flight(&mut self) {
+        let awaited = self.state.operations().awaited();
+        self.entry.in_flight.store(awaited, Ordering::Relaxed);
         if let Link::Up(up) = &mut self.link {
-            up.in_flight.set(self.state.operations().awaited());
+            up.in_flight.set(awaited);
         }
     }
 

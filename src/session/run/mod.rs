@@ -56,6 +56,8 @@ pub(super) struct Run<T> {
     client: T,
     from_client: Inbox,
     to_client: Outbox,
+    /// Octets of our own answers among those that wait for the client.
+    own_words: usize,
     link: Link,
     to_upstream: Outbox,
     lost: Option<Arc<Backend>>,
@@ -98,6 +100,8 @@ enum Passing {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Serving,
+    /// The client said goodbye; what it asked before is still on its way to the backend.
+    Unbinding,
     /// StartTLS was answered; the response is leaving.
     StartingTls,
     /// The last words are leaving.
@@ -114,6 +118,7 @@ impl Phase {
     fn reason(self) -> EndReason {
         match self {
             Self::Serving | Self::StartingTls => EndReason::WriteTimeout,
+            Self::Unbinding => EndReason::Unbind,
             Self::Flushing(reason) | Self::ShuttingDown(reason) | Self::Lingering(reason, _) | Self::Over(reason) => {
                 reason
             }
@@ -153,6 +158,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             client: parts.client,
             from_client: Inbox::default(),
             to_client: Outbox::default(),
+            own_words: 0,
             link: Link::Down,
             to_upstream: Outbox::default(),
             lost: None,

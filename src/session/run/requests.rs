@@ -1,6 +1,7 @@
 //! Towards the backend: reading the client, judging its requests, sending them on.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -25,7 +26,8 @@ const REPLAY_REFUSED: &str = "your bind is no longer accepted by the directory: 
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
     pub(super) fn read_client(&mut self, cx: &mut Context<'_>, now: Instant) -> Moved {
-        if self.to_upstream.len() >= MOST_WAITING || self.to_client.len() >= MOST_WAITING {
+        // What the backend has said may wait for a client that sends before it reads; what we say ourselves may not pile up.
+        if self.to_upstream.len() >= MOST_WAITING || self.own_words >= MOST_WAITING {
             return Moved::No;
         }
         if !self.from_client.is_empty() && self.clock.partial.is_none() {
@@ -41,7 +43,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
                 Poll::Ready(Ok(0)) => self.client_ended = true,
                 Poll::Ready(Ok(count)) => {
                     self.settings.listener.received(count);
-                    self.account.received += count as u64;
+                    self.entry.received.fetch_add(count as u64, Ordering::Relaxed);
                     self.clock.active = now;
                 }
                 Poll::Ready(Err(_)) => {
@@ -199,11 +201,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             RequestVerdict::Unbind => {
                 let described = self.settings.access_log.describe(request);
                 self.unanswerable(request, described, now);
-                if let Link::Up(up) = &mut self.link {
-                    // Best effort: the connection closes right after.
-                    let _ = self.to_upstream.send(cx, &mut up.upstream.stream, request.pdu());
+                if !matches!(self.link, Link::Down) || !self.to_upstream.is_empty() {
+                    self.forward(cx, request.pdu());
                 }
-                self.end(Ending::silent(EndReason::Unbind));
+                self.phase = Phase::Unbinding;
             }
             RequestVerdict::Ignore => {
                 let described = self.settings.access_log.describe(request);

@@ -139,8 +139,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         if octets.is_empty() {
             return;
         }
-        self.settings.listener.sent(octets.len());
-        self.account.sent += octets.len() as u64;
+        self.count_sent(octets.len());
         // An error shows again when the client is flushed.
         if self.to_client.send(cx, &mut self.client, octets).is_err() {
             self.to_client.queue(octets);
@@ -152,6 +151,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         match self.to_client.poll_flush(cx, &mut self.client) {
             Poll::Ready(Ok(())) => {
                 self.clock.client_stuck = None;
+                self.own_words = 0;
                 if self.to_client.taken() == before { Moved::No } else { Moved::Yes }
             }
             Poll::Ready(Err(_)) => {

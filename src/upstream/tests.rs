@@ -1,0 +1,167 @@
+//! Connecting as a pool is configured, to a backend that says what it saw.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio_util::bytes::BytesMut;
+
+use super::*;
+use crate::config::{
+    BackendProtocol, CertificateFiles, ClientCertificates, SessionTickets, Tls, TlsPolicy, TlsVersion,
+};
+use crate::ldap::{ResultCode, reply};
+use crate::metrics::Metrics;
+use crate::pool::Endpoint;
+use crate::proxy_protocol::{self, Header};
+use crate::tls::{Handshake, ServerTls, UnixTime};
+
+const HOST: &str = "dc1.corp.example.com";
+
+/// A certificate for [`HOST`] that is its own issuer, `cert.pem`, and its key.
+fn server_tls(directory: &Path) -> ServerTls {
+    let issued = rcgen::generate_simple_self_signed([HOST.to_owned()]).unwrap();
+    let write = |name: &str, text: String| {
+        let path = directory.join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let settings = Tls {
+        default_certificate: CertificateFiles {
+            certificate: write("cert.pem", issued.cert.pem()),
+            private_key: write("key.pem", issued.signing_key.serialize_pem()),
+            certificate_chain: None,
+            private_key_passphrase_file: None,
+        },
+        additional: Vec::new(),
+        min_version: TlsVersion::default(),
+        policy: TlsPolicy::default(),
+        session_tickets: SessionTickets::All,
+        ticket_key_file: None,
+        client_certificates: ClientCertificates::Off,
+    };
+    ServerTls::load(&settings, UnixTime::now()).unwrap().server
+}
+
+fn connector(directory: &Path, protocol: BackendProtocol, send_proxy_protocol: bool) -> Connector {
+    let mut pool = crate::config::Pool::new("p", Vec::new());
+    pool.ca_file = Some(directory.join("cert.pem"));
+    (pool.protocol, pool.send_proxy_protocol) = (protocol, send_proxy_protocol);
+    Connector::new(&pool).unwrap()
+}
+
+async fn backend() -> (TcpListener, Arc<crate::pool::Backend>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let endpoint = Endpoint { address, host: HOST.into(), weight: 1, tier: 0, max_sessions: 0 };
+    let (events, _) = mpsc::channel(1);
+    let metrics = Metrics::new().backend("p", &address.to_string());
+    (listener, Arc::new(crate::pool::Backend::new(&endpoint, metrics, events)))
+}
+
+/// What the backend sees before LDAP: the PROXY header, StartTLS, the handshake; then it echoes an octet.
+async fn greet(
+    mut tcp: TcpStream,
+    tls: &ServerTls,
+    protocol: BackendProtocol,
+    has_header: bool,
+) -> (Option<Header>, Option<Handshake>) {
+    let mut header = None;
+    if has_header {
+        header = Some(proxy_protocol::read_header(&mut tcp, Duration::from_secs(60)).await.unwrap());
+    }
+    if protocol == BackendProtocol::StartTls {
+        let (envelope, _) = read_pdu(&mut tcp, &mut BytesMut::new(), 1024).await.unwrap();
+        tcp.write_all(&reply::start_tls(envelope.message_id, ResultCode::SUCCESS, "")).await.unwrap();
+    }
+    if protocol == BackendProtocol::Ldap {
+        let octet = tcp.read_u8().await.unwrap();
+        tcp.write_all(&[octet]).await.unwrap();
+        return (header, None);
+    }
+    let mut stream = tls.accept(tcp).await.unwrap();
+    let octet = stream.read_u8().await.unwrap();
+    stream.write_all(&[octet]).await.unwrap();
+    stream.flush().await.unwrap();
+    (header, Some(Handshake::from(stream.get_ref().1)))
+}
+
+#[tokio::test]
+async fn every_protocol_with_and_without_a_proxy_header() {
+    let directory = tempfile::tempdir().unwrap();
+    let tls = server_tls(directory.path());
+    let (listener, backend) = backend().await;
+    let client: SocketAddr = "192.0.2.1:5000".parse().unwrap();
+    for protocol in [BackendProtocol::Ldap, BackendProtocol::Ldaps, BackendProtocol::StartTls] {
+        for has_header in [false, true] {
+            let connector = connector(directory.path(), protocol, has_header);
+            for (client, resumed) in [(Some(client), false), (None, true)] {
+                let far = async {
+                    let (tcp, _) = listener.accept().await.unwrap();
+                    greet(tcp, &tls, protocol, has_header).await
+                };
+                let near = async {
+                    let mut stream = match client {
+                        Some(client) => connector.open(&backend, client).await.unwrap(),
+                        None => connector.open_own(&backend).await.unwrap(),
+                    };
+                    assert!(stream.is_fresh());
+                    stream.write_all(b"?").await.unwrap();
+                    stream.flush().await.unwrap();
+                    stream.read_u8().await.unwrap()
+                };
+                let ((header, handshake), echo) = tokio::join!(far, near);
+                assert_eq!(echo, b'?');
+                let expected = has_header.then(|| match client {
+                    Some(client) => {
+                        Header { source: Some(client), destination: Some(backend.address()), vpc_endpoint: None }
+                    }
+                    // LOCAL: the proxy speaks for itself.
+                    None => Header::default(),
+                });
+                assert_eq!(header, expected);
+                assert_eq!(handshake.is_some(), protocol != BackendProtocol::Ldap);
+                if let Some(handshake) = handshake {
+                    assert_eq!((handshake.sni.as_deref(), handshake.resumed), (Some(HOST), resumed), "{protocol:?}");
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_refused_start_tls_is_an_error_that_says_why() {
+    let directory = tempfile::tempdir().unwrap();
+    let _tls = server_tls(directory.path());
+    let (listener, backend) = backend().await;
+    let connector = connector(directory.path(), BackendProtocol::StartTls, false);
+    let far = async {
+        let (mut tcp, _) = listener.accept().await.unwrap();
+        let (envelope, _) = read_pdu(&mut tcp, &mut BytesMut::new(), 1024).await.unwrap();
+        tcp.write_all(&reply::start_tls(envelope.message_id, ResultCode::UNAVAILABLE, "no certificate")).await.unwrap();
+    };
+    let (result, ()) = tokio::join!(connector.open_own(&backend), far);
+    let error = result.unwrap_err().to_string();
+    assert_eq!(error, "the backend refused StartTLS: unavailable (52), \"no certificate\"");
+}
+
+#[tokio::test]
+async fn pdus_arrive_in_pieces_and_several_at_once() {
+    let pdus = [reply::start_tls(1, ResultCode::SUCCESS, "a"), reply::start_tls(2, ResultCode::BUSY, "b")];
+    let octets = pdus.concat();
+    for cut in 0..octets.len() {
+        let (first, second) = octets.split_at(cut);
+        let (mut stream, mut buffer) = (first.chain(second), BytesMut::new());
+        for (id, pdu) in (1..).zip(&pdus) {
+            let (envelope, read) = read_pdu(&mut stream, &mut buffer, 1024).await.unwrap();
+            assert_eq!((envelope.message_id, &read[..]), (id, &pdu[..]));
+        }
+        let end = read_pdu(&mut stream, &mut buffer, 1024).await.unwrap_err();
+        assert_eq!(end.kind(), std::io::ErrorKind::UnexpectedEof);
+    }
+    assert!(read_pdu(&mut &octets[..], &mut BytesMut::new(), 10).await.is_err(), "a limit is a limit");
+}
