@@ -19,12 +19,18 @@ def backend(start_backend):
 
 
 @pytest.fixture
-def cleartext(start_proxy, backend, certificate):
-    """A cleartext listener that offers StartTLS."""
-    return start_proxy([backend], pool='health.probe = "tcp"', listener=f"""protocol = "ldap"
+def start_cleartext(start_proxy, backend, certificate):
+    """Starts a cleartext listener that offers StartTLS, with more lines for it."""
+    return lambda listener="": start_proxy([backend], pool='health.probe = "tcp"', listener=f"""protocol = "ldap"
 tls.certificate = "{certificate.certificate}"
 tls.private_key = "{certificate.private_key}"
+{listener}
 """)
+
+
+@pytest.fixture
+def cleartext(start_cleartext):
+    return start_cleartext()
 
 
 def secure(client, ca):
@@ -56,6 +62,13 @@ def test_upgrade(cleartext, backend):
         secure(client, cleartext.ca)
         assert client.ask(ber.bind, "cn=x", "secret")[-1].result_code == ber.SUCCESS
     assert [pdu.tag for pdu in backend.session().pdus][0] == ber.BIND_REQUEST
+
+
+def test_passwords_in_cleartext_are_refused_and_go_no_further(cleartext, backend):
+    with RawClient(cleartext.endpoint(tls=False)) as client:
+        assert client.ask(ber.bind, "cn=x", "secret")[-1].result_code == ber.CONFIDENTIALITY_REQUIRED
+        assert client.ask(ber.search)[-1].result_code == ber.SUCCESS
+    assert [pdu.tag for pdu in backend.session().pdus] == [ber.SEARCH_REQUEST]
 
 
 def test_with_openldaps_tools(cleartext):
@@ -90,14 +103,16 @@ def test_refused_while_an_operation_is_outstanding(cleartext, backend):
     assert backend.session().of(ber.EXTENDED_REQUEST) == []
 
 
-def test_refused_within_a_sasl_bind(cleartext, backend):
+def test_refused_within_a_sasl_bind(start_cleartext, backend):
     """RFC 4513 §3.1.1"""
+    cleartext = start_cleartext("policy.allow_cleartext_bind = true")
     backend.answer = lambda connection, pdu: connection.send(
         ber.result(pdu.message_id, ber.BIND_RESPONSE, ber.SASL_BIND_IN_PROGRESS)
     )
     with RawClient(cleartext.endpoint(tls=False)) as client:
         client.ask(ber.sasl_bind, "GSS-SPNEGO", b"token")
         assert client.ask(ber.extended, ber.START_TLS)[-1].result_code in (ber.OPERATIONS_ERROR, ber.PROTOCOL_ERROR)
+        assert len(backend.session().of(ber.BIND_REQUEST)) == 1
     assert backend.session().of(ber.EXTENDED_REQUEST) == []
 
 
