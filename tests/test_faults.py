@@ -1,6 +1,7 @@
 """Real DCs that die, freeze, come back and change their mind, under load. The bars are the project's promises:
 docs/failures.md has a row for each of these tests."""
 
+import contextlib
 import itertools
 
 import pytest
@@ -8,7 +9,9 @@ import pytest
 from support import ber
 from support.clients import RawClient, ldapsearch
 from support.faults import Load, reading
+from support.host import Host
 from support.samba import ADMINISTRATOR, BASE, USERS
+from support.slapd import ALICE, MANAGER, Slapd
 from support.waiting import eventually
 
 HEALTH = 'health.interval = "200ms"\nhealth.timeout = "500ms"\nhealth.fall = 2'
@@ -71,7 +74,7 @@ def test_both_down_and_back(proxy, dcs):
         for dc in dcs:
             dc.kill()
         assert client.ask(ber.search, BASE)[-1].result_code == ber.UNAVAILABLE
-        assert proxy.http("/readyz")[0] == 503
+        eventually(lambda: proxy.http("/readyz")[0] == 503, "/readyz turns")
         for dc in dcs:
             dc.start()
         proxy.wait_for(UP, 2)
@@ -158,6 +161,29 @@ def test_a_changed_password_behind_300_sessions_is_one_bad_bind(start_proxy, dcs
 def _bad_passwords(dc, account):
     [(_, attributes)] = ldapsearch(dc.endpoint, f"CN=user12,CN=Users,{BASE}", "-s", "base", "badPwdCount", account=ADMINISTRATOR)
     return int(attributes.get("badPwdCount", [b"0"])[0])
+
+
+@pytest.mark.deadline(120)
+def test_a_host_that_vanishes(start_proxy, slapd, tmp_path):
+    """Its link is cut: no reset, no refusal, silence. Operations on it are answered by the other host, and when the link
+    is mended it serves again."""
+    with contextlib.ExitStack() as stack:
+        host = Host()
+        stack.callback(host.close)
+        remote = Slapd(tmp_path / "slapd", host)
+        stack.callback(remote.close)
+        remote.start()
+        proxy = start_proxy([remote.backend, slapd.backend], pool=HEALTH)
+        proxy.wait_for(UP, 2)
+        with Load(proxy.endpoint(), 20, MANAGER, reading(ALICE.name, attributes=("uid",))) as load:
+            host.cut()
+            proxy.wait_for(UP, 0, backend=remote.backend, seconds=DETECTION + SLACK)
+            load.wait_for_rounds()
+            host.mend()
+            proxy.wait_for(UP, 1, backend=remote.backend)
+            load.wait_for_rounds()
+            load.assert_unharmed()
+        assert load.longest < DETECTION + BUDGET + SLACK
 
 
 def test_a_query_on_which_samba_hangs_up(proxy, dcs):
