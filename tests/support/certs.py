@@ -24,11 +24,11 @@ class Authority:
         self.ca = self.directory / "ca.pem"
         self._key = self.directory / "ca-key.pem"
         _openssl(
-            "req", "-x509", *_NEW_KEY, "-keyout", self._key, "-out", self.ca, "-days", 365, "-subj", "/CN=tests CA",
+            "req", "-x509", *_NEW_KEY, "-keyout", self._key, "-out", self.ca, "-days", 90, "-subj", "/CN=tests CA",
             "-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign,cRLSign",
         )
 
-    def issue(self, name, subject_alt_names=(f"DNS:{PROXY_NAME}", "DNS:localhost", "IP:127.0.0.1"), days=365):
+    def issue(self, name, subject_alt_names=(f"DNS:{PROXY_NAME}", "DNS:localhost", "IP:127.0.0.1"), days=90):
         """A leaf certificate and its key, in files named after `name`."""
         leaf = Certificate(self.directory / f"{name}.pem", self.directory / f"{name}-key.pem")
         request, extensions = self.directory / f"{name}.csr", self.directory / f"{name}.ext"

@@ -1,72 +1,81 @@
-"""A name server on loopback whose answers a test changes."""
+"""A DNS server on loopback that says what a test wants."""
 
 import socket
 import struct
 import threading
 
-A, SRV, AAAA = 1, 33, 28
-NO_ERROR, SERVER_FAILURE, NAME_ERROR = 0, 2, 3
-TTL = 1
+import dns.flags
+import dns.message
+import dns.rcode
+import dns.rrset
 
 
 class NameServer:
-    """Answers A and SRV questions over UDP. `set(name, …)` gives a name its records, `None` takes it away."""
+    """Answers from `records`, `{(name, type): [text]}`, which may be changed at any time; other names don't exist.
 
-    def __init__(self):
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.bind(("127.0.0.1", 0))
-        self.host, self.port = self._socket.getsockname()
-        self._records = {}
-        self.fails = False
-        self.questions = 0
-        threading.Thread(target=self._serve, daemon=True).start()
+    `ttl` is that of every answer. While `silent`, questions are read and not answered. `asked` are the questions so far.
+    """
+
+    def __init__(self, records=None, ttl=0):
+        self.records = records or {}
+        self.ttl = ttl
+        self.silent = False
+        self.asked = []
+        self._tcp = socket.create_server(("127.0.0.1", 0))
+        self.address = self._tcp.getsockname()
+        self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._udp.bind(self.address)
+        for work in (self._serve_udp, self._serve_tcp):
+            threading.Thread(target=work, daemon=True).start()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self._socket.close()
+        for listening in (self._tcp, self._udp):
+            try:
+                listening.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+            listening.close()
 
     def __str__(self):
-        return f"{self.host}:{self.port}"
+        return "{}:{}".format(*self.address)
 
-    def set_addresses(self, name, *addresses):
-        self._records[name.lower()] = {A: [socket.inet_aton(address) for address in addresses]}
-
-    def set_services(self, name, *services):
-        """Each is `(priority, weight, port, target)`."""
-        records = [struct.pack("!HHH", *numbers) + _labels(target) for *numbers, target in services]
-        self._records[name.lower()] = {SRV: records}
-
-    def _serve(self):
+    def _serve_udp(self):
         while True:
             try:
-                query, client = self._socket.recvfrom(4096)
-                self._socket.sendto(self._answer(query), client)
+                question, client = self._udp.recvfrom(4096)
+                if not question:
+                    return
+                if answer := self._answer(question):
+                    self._udp.sendto(answer, client)
             except OSError:
                 return
 
-    def _answer(self, query):
-        self.questions += 1
-        name, end = _name(query, 12)
-        question_type = struct.unpack_from("!H", query, end)[0]
-        types = self._records.get(name)
-        records = [] if types is None or self.fails else types.get(question_type, [])
-        code = SERVER_FAILURE if self.fails else NAME_ERROR if types is None else NO_ERROR
-        header = query[:2] + struct.pack("!HHHHH", 0x8580 | code, 1, len(records), 0, 0)
-        answers = (struct.pack("!HHHIH", 0xC00C, question_type, 1, TTL, len(record)) + record for record in records)
-        return header + query[12:end + 4] + b"".join(answers)
+    def _serve_tcp(self):
+        while True:
+            try:
+                client, _ = self._tcp.accept()
+            except OSError:
+                return
+            with client, client.makefile("rb") as stream:
+                while len(size := stream.read(2)) == 2:
+                    if answer := self._answer(stream.read(*struct.unpack("!H", size))):
+                        client.sendall(struct.pack("!H", len(answer)) + answer)
 
-
-def _name(message, at):
-    """The name that starts at this octet, in lower case, and where it ends."""
-    labels = []
-    while length := message[at]:
-        labels.append(message[at + 1:at + 1 + length].decode())
-        at += 1 + length
-    return ".".join(labels).lower(), at + 1
-
-
-def _labels(name):
-    labels = [label.encode() for label in name.split(".") if label]
-    return b"".join(bytes([len(label)]) + label for label in labels) + b"\0"
+    def _answer(self, octets):
+        query = dns.message.from_wire(octets)
+        question = query.question[0]
+        name = question.name.to_text(omit_final_dot=True).lower()
+        kind = dns.rdatatype.to_text(question.rdtype)
+        self.asked.append((name, kind))
+        if self.silent:
+            return None
+        answer = dns.message.make_response(query)
+        answer.flags |= dns.flags.AA | dns.flags.RA
+        if found := self.records.get((name, kind)):
+            answer.answer.append(dns.rrset.from_text_list(question.name, self.ttl, "IN", kind, found))
+        elif not any(known == name for known, _ in self.records):
+            answer.set_rcode(dns.rcode.NXDOMAIN)
+        return answer.to_wire()
