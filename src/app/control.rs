@@ -123,10 +123,41 @@ impl Control for Controller {
     }
 }
 
+/// How a running proxy is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vitals {
+    /// Whether everything runs that must: if not, only a restart helps.
+    pub alive: bool,
+    /// A line for people.
+    pub status: String,
+}
+
 /// A backend and its pool.
 type Place = (Arc<Pool>, Arc<Backend>);
 
 impl Proxy {
+    /// How it goes, for who supervises the process.
+    pub fn vitals(&self) -> Vitals {
+        let sessions = self.registry.len();
+        let state = self.state();
+        if self.draining.is_cancelled() {
+            return Vitals { alive: true, status: format!("draining, {sessions} sessions left") };
+        }
+        let pools = state.parts.pools.iter().map(|(name, running)| {
+            let backends = running.pool.backends();
+            let up = backends.iter().filter(|backend| backend.is_usable()).count();
+            format!("{name}: {up} of {} backends up", backends.len())
+        });
+        let status = pools.chain([format!("{sessions} sessions")]).collect::<Vec<_>>().join("; ");
+        let deaf = state.parts.listeners.iter().find(|(_, listener)| listener.accepting.is_finished());
+        match deaf {
+            Some((name, _)) => {
+                Vitals { alive: false, status: format!("listener {name} has stopped accepting; {status}") }
+            }
+            None => Vitals { alive: true, status },
+        }
+    }
+
     /// The backends called `host:port` in any pool, or `pool/host:port` in that one.
     fn find_backends(&self, name: &str) -> Result<Vec<Place>, NotFound> {
         let state = self.state();

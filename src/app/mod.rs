@@ -14,10 +14,12 @@ use tokio_util::task::TaskTracker;
 use crate::admin::{self, Admin};
 use crate::config::{Config, Loaded};
 use crate::failure::RecentFailures;
+use crate::lifecycle::Inherited;
 use crate::listener::Admission;
 use crate::log::LogLevel;
 use crate::metrics::Metrics;
 use crate::session::{Command, Registry};
+pub use control::Vitals;
 use parts::Parts;
 
 /// The proxy, running.
@@ -28,6 +30,7 @@ pub struct Proxy {
     admission: Arc<Admission>,
     failures: Arc<RecentFailures>,
     log: LogLevel,
+    inherited: Inherited,
     state: Mutex<State>,
     /// Held by a reload from its first look at the files to its last change.
     reloading: tokio::sync::Mutex<()>,
@@ -51,12 +54,12 @@ struct State {
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 impl Proxy {
-    /// Starts everything a configuration file asks for.
+    /// Starts everything a configuration file asks for, on the sockets that are open already and on new ones.
     ///
     /// # Errors
     /// What couldn't be opened or read, one line each.
-    pub async fn start(loaded: Loaded, log: LogLevel) -> Result<Arc<Self>, Vec<String>> {
-        Self::start_with(loaded.config.clone(), Some(loaded), log).await
+    pub async fn start(loaded: Loaded, inherited: Inherited, log: LogLevel) -> Result<Arc<Self>, Vec<String>> {
+        Self::start_with(loaded.config.clone(), Some(loaded), inherited, log).await
     }
 
     /// Starts a configuration that has no file, and so can't be reloaded.
@@ -64,10 +67,18 @@ impl Proxy {
     /// # Errors
     /// As [`Self::start`].
     pub async fn start_without_file(config: Config, log: LogLevel) -> Result<Arc<Self>, Vec<String>> {
-        Self::start_with(config, None, log).await
+        Self::start_with(config, None, Inherited::default(), log).await
     }
 
-    async fn start_with(config: Config, loaded: Option<Loaded>, log: LogLevel) -> Result<Arc<Self>, Vec<String>> {
+    async fn start_with(
+        config: Config,
+        loaded: Option<Loaded>,
+        inherited: Inherited,
+        log: LogLevel,
+    ) -> Result<Arc<Self>, Vec<String>> {
+        for address in inherited.unclaimed(&config.listeners) {
+            tracing::warn!(%address, "the service manager listens here, but no [[listener]] has this address or its name");
+        }
         let metrics = Metrics::new();
         let admission = Admission::new(&config.limits, Arc::clone(&metrics));
         let config = Arc::new(config);
@@ -78,6 +89,7 @@ impl Proxy {
             admission,
             failures: Arc::default(),
             log,
+            inherited,
             state: Mutex::new(State {
                 config: Arc::clone(&config),
                 loaded,
@@ -103,6 +115,11 @@ impl Proxy {
         &self.metrics
     }
 
+    /// `[shutdown] drain_timeout`, as it stands now.
+    pub fn drain_timeout(&self) -> Duration {
+        self.state().config.shutdown.drain_timeout
+    }
+
     /// Opens log files again, after they were moved away.
     pub fn reopen_logs(&self) {
         self.state().parts.access_log.reopen();
@@ -111,7 +128,7 @@ impl Proxy {
     /// Stops accepting, lets operations finish and tells every client; `hurry` ends the wait. Returns when no session is
     /// left or the configured time is over.
     pub async fn drain(&self, hurry: impl Future<Output = ()>) {
-        let patience = self.state().config.shutdown.drain_timeout;
+        let patience = self.drain_timeout();
         // Readiness goes first, so that balancers look elsewhere while the last connections are still accepted.
         self.draining.cancel();
         tracing::info!(sessions = self.registry.len(), timeout = ?patience, "draining");

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::Proxy;
@@ -46,6 +47,8 @@ pub(super) struct RunningListener {
     pub settings: config::Listener,
     pub door: Arc<Door>,
     pub address: std::net::SocketAddr,
+    /// The task that accepts.
+    pub accepting: AbortHandle,
     pub stop: CancellationToken,
 }
 
@@ -219,7 +222,8 @@ impl Proxy {
             };
             let mut fresh = None;
             if !stays {
-                match (listener::bind(settings.address), TrustSource::open(settings)) {
+                let socket = self.inherited.find(settings).unwrap_or_else(|| listener::bind(settings.address));
+                match (socket, TrustSource::open(settings)) {
                     (Ok(socket), Ok(trust)) => fresh = Some((socket, trust)),
                     (socket, trust) => {
                         problems.extend(socket.err().map(|error| error.to_string()));
@@ -317,8 +321,8 @@ impl Proxy {
         tracing::info!(listener = %settings.name, %address, pool = %settings.pool, "listening");
         let door = Door::new(settings.name.as_str().into(), trust, keys, self.house());
         let stop = self.draining.child_token();
-        self.background.spawn(listener::accept(socket, Arc::clone(&door), stop.clone()));
-        RunningListener { settings, door, address, stop }
+        let accepting = self.background.spawn(listener::accept(socket, Arc::clone(&door), stop.clone())).abort_handle();
+        RunningListener { settings, door, address, accepting, stop }
     }
 
     fn house(&self) -> listener::House {

@@ -3,6 +3,7 @@
 pub mod admin_client;
 pub mod check;
 pub mod demo;
+mod generate;
 pub mod healthcheck;
 mod output;
 pub mod run;
@@ -29,6 +30,9 @@ enum Command {
     Run {
         #[command(flatten)]
         file: ConfigFile,
+        /// Leave [admin] and [health] to another process that runs from the same file
+        #[arg(long)]
+        without_admin: bool,
     },
     /// Check the configuration and the certificates it names
     Check {
@@ -59,6 +63,15 @@ enum Command {
     /// Print the JSON Schema of the configuration file
     #[command(hide = true)]
     ConfigSchema,
+    /// Print the manual page
+    #[command(hide = true)]
+    Man,
+    /// Print a completion script
+    #[command(hide = true)]
+    Completions {
+        /// The shell it is for
+        shell: clap_complete::Shell,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -71,7 +84,7 @@ struct ConfigFile {
 /// Does what the arguments say. The exit code: 0 fine, 1 failed, 2 usage (by clap).
 pub fn main() -> ExitCode {
     match Arguments::parse().command {
-        Command::Run { file } => run::run(&file.config),
+        Command::Run { file, without_admin } => run::run(&file.config, without_admin),
         Command::Check { file, probe } => check::check(&file.config, probe),
         Command::Demo => run::demo(),
         Command::Status(arguments) => status::run(&arguments),
@@ -82,6 +95,8 @@ pub fn main() -> ExitCode {
         Command::Reload(arguments) => steer::reload(&arguments),
         Command::LogLevel(arguments) => steer::log_level(&arguments),
         Command::Healthcheck(arguments) => healthcheck::run(&arguments),
+        Command::Man => generate::man(),
+        Command::Completions { shell } => generate::completions(shell),
         Command::ConfigSchema => output::print(&format!("{:#}\n", crate::config::json_schema())),
     }
 }

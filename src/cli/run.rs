@@ -13,7 +13,11 @@ use crate::config::{self, Config};
 use crate::{lifecycle, log};
 
 /// Runs the proxy that `file` describes, until it is told to end.
-pub fn run(file: &Path) -> ExitCode {
+pub fn run(file: &Path, without_admin: bool) -> ExitCode {
+    let inherited = match lifecycle::Inherited::take() {
+        Ok(inherited) => inherited,
+        Err(error) => return fail(&error.to_string()),
+    };
     let mut loaded = match config::load(file) {
         Ok(loaded) => loaded,
         Err(found) => {
@@ -26,6 +30,10 @@ pub fn run(file: &Path) -> ExitCode {
     if found.has_errors() {
         return ExitCode::FAILURE;
     }
+    if without_admin {
+        loaded.config.admin = config::Admin::default();
+        loaded.config.health_address = None;
+    }
     let log = match log::start(&loaded.config.log) {
         Ok(log) => log,
         Err(error) => return fail(&error),
@@ -36,7 +44,7 @@ pub fn run(file: &Path) -> ExitCode {
         Err(error) => return fail(&format!("cannot start the runtime: {error}")),
     };
     runtime.block_on(async {
-        let proxy = match Proxy::start(loaded, log).await {
+        let proxy = match Proxy::start(loaded, inherited, log).await {
             Ok(proxy) => proxy,
             Err(problems) => return fail(&problems.join("\n")),
         };

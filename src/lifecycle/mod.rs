@@ -1,17 +1,24 @@
 //! Starting, draining and ending: signals, descriptors and systemd.
 
 mod descriptors;
+mod heartbeat;
 mod signals;
+mod sockets;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sd_notify::NotifyState;
 
 pub use descriptors::raise_limit;
+pub use sockets::Inherited;
 
 use crate::app::Proxy;
 use signals::Signals;
+
+/// What ending takes besides the time to drain.
+const ENDING: Duration = Duration::from_secs(15);
 
 /// Obeys signals until the proxy has ended: SIGTERM or SIGINT drains, a second one ends now, SIGHUP reloads, SIGUSR1
 /// reopens logs.
@@ -21,6 +28,10 @@ use signals::Signals;
 pub async fn serve(proxy: &Arc<Proxy>) -> io::Result<()> {
     let mut signals = Signals::new()?;
     tell_systemd(&[NotifyState::Ready]);
+    if std::env::var_os("NOTIFY_SOCKET").is_some() {
+        // Not part of this future, which runs outside the worker threads that it shall prove alive.
+        tokio::spawn(heartbeat::beat(Arc::clone(proxy)));
+    }
     loop {
         match signals.next().await {
             signals::Signal::Terminate => break,
@@ -34,7 +45,10 @@ pub async fn serve(proxy: &Arc<Proxy>) -> io::Result<()> {
             signals::Signal::Reopen => proxy.reopen_logs(),
         }
     }
-    tell_systemd(&[NotifyState::Stopping]);
+    // Whatever TimeoutStopSec= says, clients get the time that the configuration gives them.
+    let patience = proxy.drain_timeout().saturating_add(ENDING).as_micros();
+    let patience = NotifyState::ExtendTimeoutUsec(u32::try_from(patience).unwrap_or(u32::MAX));
+    tell_systemd(&[NotifyState::Stopping, patience]);
     proxy.drain(signals.termination()).await;
     Ok(())
 }

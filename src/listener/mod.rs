@@ -16,7 +16,7 @@ pub use admission::Admission;
 pub use door::{Door, House, Keys};
 
 /// Connections that may wait in the kernel; the kernel caps it at net.core.somaxconn.
-const BACKLOG: i32 = 4096;
+pub const BACKLOG: i32 = 4096;
 /// Pauses after an accept that failed for want of descriptors or memory.
 const BACK_OFF: Duration = Duration::from_millis(50);
 
