@@ -3,6 +3,7 @@
 mod account;
 mod backend;
 mod connect;
+mod names;
 mod queue;
 #[cfg(test)]
 mod tests;
@@ -41,6 +42,7 @@ pub struct Pool {
     events: mpsc::Sender<Event>,
     /// What operators have asked, by backend name: it holds for a backend that DNS loses and finds again.
     duties: Mutex<HashMap<String, Duty>>,
+    names: names::Names,
 }
 
 /// What [`Pool::admit`] changed, by name.
@@ -72,6 +74,7 @@ impl Pool {
             pool_metrics,
             events,
             duties: Mutex::default(),
+            names: names::Names::default(),
             settings,
         }
     }

@@ -32,6 +32,7 @@ use crate::failure::EndReason;
 use crate::metrics::{ListenerMetrics, Metrics};
 use crate::policy::Policy;
 use crate::pool::{NoBackend, Pool};
+use crate::referral;
 use crate::throttle::LoginThrottle;
 use crate::tls::Handshake;
 use run::{Outcome, Parts, Run};
@@ -47,6 +48,8 @@ pub struct Settings {
     pub limits: Limits,
     /// `[listener.policy]`
     pub policy: Policy,
+    /// `referrals`; `None` is "pass".
+    pub referrals: Option<referral::Mode>,
     /// `[login_throttle]`
     pub throttle: Arc<LoginThrottle>,
     /// `[access_log]`

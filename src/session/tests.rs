@@ -326,6 +326,7 @@ fn settings(pool: Pool) -> Arc<Settings> {
         replay_guard: ReplayGuard::new(),
         limits: Limits::default(),
         policy: Policy::new(&config::Policy::default()).expect("the default policy names no DN"),
+        referrals: None,
         throttle: Arc::new(LoginThrottle::new(&config::LoginThrottle::default())),
         access_log: AccessLog::off(),
         listener: metrics.listener("l"),

@@ -32,6 +32,7 @@ fn client(backends: &[SocketAddr]) -> DuplexStream {
         replay_guard: ReplayGuard::new(),
         limits: Limits::default(),
         policy: Policy::new(&config::Policy::default()).expect("the default policy names no DN"),
+        referrals: None,
         throttle: Arc::new(LoginThrottle::new(&throttle)),
         access_log: AccessLog::off(),
         listener: metrics.listener("l"),

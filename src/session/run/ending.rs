@@ -222,6 +222,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         if let Some(timeout) = limits.operation_timeout {
             while let Some((operation, answer)) = self.state.time_out(timeout, now) {
                 let kind = operation.kind;
+                if let Link::Up(up) = &self.link {
+                    up.upstream.backend().report(self.entry.client.ip(), EventKind::TimedOut);
+                }
                 let id = operation.id;
                 self.answer_all(vec![(operation, answer)], now);
                 if kind == OperationKind::Bind {
