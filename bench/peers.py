@@ -1,5 +1,7 @@
 """The proxies under test: how each is found, configured and started, all doing the same work with one worker thread."""
 
+import contextlib
+import datetime
 import os
 import re
 import shutil
@@ -23,6 +25,7 @@ DEBIAN_PACKAGES = {
 BIND = bytes.fromhex("300c020101600702010304008000")
 BIND_SUCCESS = re.compile(rb"\x61(\x84...)?.\x0a\x01\x00", re.DOTALL)
 START_TIMEOUT = 20
+ACCESS_LOG = "access.log"
 
 
 @dataclass
@@ -40,9 +43,9 @@ class Setup:
 class Peer:
     """A proxy: `program` (None: not a process), whether it speaks TLS, and its command line for a setup."""
 
-    def __init__(self, name, program, command, version, tls=True, debian=True):
+    def __init__(self, name, program, command, version, tls=True, debian=True, logs=False):
         self.name, self.program, self.command, self.version = name, program, command, version
-        self.tls, self.debian = tls, debian
+        self.tls, self.debian, self.logs = tls, debian, logs
 
     def start(self, setup, cores):
         """Starts it on `cores` and returns once a bind through it succeeds."""
@@ -56,6 +59,17 @@ class Peer:
                 raise RuntimeError(f"{self.name} did not serve: {' '.join(command)}\n{(setup.directory / 'log').read_text()[-2000:]}")
             time.sleep(0.02)
         return process
+
+    def check(self, setup, operations):
+        """Raises unless the ended proxy did what its name says: a log that isn't written costs nothing."""
+        if self.logs:
+            path = setup.directory / ACCESS_LOG
+            with contextlib.suppress(FileNotFoundError), path.open("rb") as log:
+                lines = sum(1 for _ in log)
+                if lines >= operations:
+                    return
+                raise RuntimeError(f"the access log has {lines} lines for at least {operations} operations")
+            raise RuntimeError("no access log was written")
 
 
 def stop(process):
@@ -88,18 +102,17 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def known_peers(root):
-    """All peers by name. The first is ours; its variants differ in what they record."""
+def known_peers(root, built=False):
+    """All peers by name, ours first. `built`: our binary was made from the work tree in this run."""
     binary = root / "target/release/ldaps-proxy"
 
-    def ours(name, admin, access_log):
-        return Peer(name, str(binary), lambda setup: ldaps_proxy(binary, setup, admin, access_log),
-                    lambda: our_version(root, binary), debian=False)
+    def ours(name, logs):
+        return Peer(name, str(binary), lambda setup: ldaps_proxy(binary, setup, logs),
+                    lambda: our_version(root, binary, built), debian=False, logs=logs)
 
     peers = [
-        ours("ldaps-proxy", admin=True, access_log=False),
-        ours("ldaps-proxy+log", admin=True, access_log=True),
-        ours("ldaps-proxy-bare", admin=False, access_log=False),
+        ours("ldaps-proxy", logs=False),
+        ours("ldaps-proxy+log", logs=True),
         Peer("haproxy", "haproxy", lambda setup: haproxy(setup, tls=True), haproxy_version),
         Peer("nginx", "nginx", nginx, lambda: first_line(["nginx", "-v"])),
         Peer("stunnel", "stunnel4", stunnel, lambda: first_line(["stunnel4", "-version"], "stunnel ")),
@@ -124,7 +137,7 @@ def install_missing(peers, may_install):
     subprocess.run(line, env={**os.environ, "RUNLEVEL": "1", "DEBIAN_FRONTEND": "noninteractive"}, check=True)
 
 
-def ldaps_proxy(binary, setup, admin, access_log):
+def ldaps_proxy(binary, setup, logs):
     config = f"""
 [runtime]
 workers = 1
@@ -141,10 +154,9 @@ private_key = "{setup.key}"
     if setup.tickets:
         config += 'session_tickets = "all"\n'
     config += f"\n[pools.sink]\nbackends = {setup.backends!r}\n".replace("'", '"')
-    if admin:
-        config += f'\n[admin]\naddress = "127.0.0.1:{free_port()}"\n'
-    if access_log:
-        config += f'\n[access_log]\noutput = "file"\npath = "{setup.directory / "access.log"}"\n'
+    config += f'\n[admin]\naddress = "127.0.0.1:{free_port()}"\n'
+    if logs:
+        config += f'\n[access_log]\noutput = "file"\npath = "{setup.directory / ACCESS_LOG}"\n'
     return [str(binary), "run", "--config", write(setup.directory / "ldaps-proxy.toml", config)]
 
 
@@ -249,6 +261,10 @@ def haproxy_version():
     return first_line(["haproxy", "-v"]).split(" - ")[0]
 
 
-def our_version(root, binary):
-    commit = first_line(["git", "-C", str(root), "describe", "--always", "--dirty"])
-    return f"{first_line([str(binary), '--version'])} ({commit})"
+def our_version(root, binary, built):
+    """Names the commit only of a binary made from it here; of another nothing but its age is known."""
+    version = first_line([str(binary), "--version"])
+    if built:
+        return f"{version} ({first_line(['git', '-C', str(root), 'describe', '--always', '--dirty'])})"
+    made = datetime.datetime.fromtimestamp(binary.stat().st_mtime, datetime.timezone.utc)
+    return f"{version} (not built by this run; file of {made:%Y-%m-%d %H:%M} UTC, commit unknown)"

@@ -55,18 +55,16 @@ def row(by_peer, workload, peers, ours, figure, value, less_is_better):
     return [workload.title, *cells, ratio]
 
 
-def recording(results, workloads, names=("ldaps-proxy-bare", "ldaps-proxy", "ldaps-proxy+log")):
-    """What each of our variants costs in CPU beside the one that records less."""
+def recording(results, workloads, less="ldaps-proxy", more="ldaps-proxy+log"):
+    """What the access log costs in CPU."""
     cpu = FIGURES["cpu"][1]
-    pairs = list(zip(names[1:], names))
     rows = []
     for name, by_peer in results.items():
-        metered = {peer: [cpu(r) if r else None for r in by_peer.get(peer, [])] for peer in names}
-        ratios = [spread(metered[more], metered[less]) for more, less in pairs]
-        if "cpu" in workloads[name].figures and set(ratios) != {"–"}:
-            rows.append([workloads[name].title, *ratios])
-    head = ["workload", *(f"{more} ÷ {less}" for more, less in pairs)]
-    return [table("What recording costs: CPU ratios (min–max)", head, rows)] if rows else []
+        with_log, without = ([cpu(r) if r else None for r in by_peer.get(peer, [])] for peer in (more, less))
+        ratio = spread(with_log, without)
+        if "cpu" in workloads[name].figures and ratio != "–":
+            rows.append([workloads[name].title, ratio])
+    return [table("What the access log costs: CPU ratio (min–max)", ["workload", f"{more} ÷ {less}"], rows)] if rows else []
 
 
 def spread(mine, theirs):

@@ -1,7 +1,11 @@
-"""The tables pair the rounds: a ratio is of two results of the same round."""
+"""What a run may claim: ratios of the same round, and only of proxies that did what their name says."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
+import pytest
+
+from peers import ACCESS_LOG, Peer
 from table import tables
 
 
@@ -36,8 +40,17 @@ def test_a_failed_round_is_left_out_and_a_failed_peer_is_named():
     assert "| ops | 5.00 | 5.50 | failed | – | **0.50** (0.50–0.50) haproxy |" in tables(results, {}, WORKLOADS, PEERS)
 
 
-def test_what_our_variants_record_is_set_beside_each_other():
-    results = {"ops": {"ldaps-proxy-bare": [result(10)], "ldaps-proxy": [result(11)]}}
+def test_the_access_log_is_set_beside_the_same_proxy_without_it():
+    results = {"ops": {"ldaps-proxy": [result(10)], "ldaps-proxy+log": [result(11)]}}
     text = tables(results, {"ops": 4.0}, WORKLOADS, PEERS[:1])
-    assert "| ops | **1.10** (1.10–1.10) | – |" in text
-    assert "| ops | 4.00 | 7.00 |" in text, "the floor"
+    assert "| ops | **1.10** (1.10–1.10) |" in text
+    assert "| ops | 4.00 | 6.00 |" in text, "the floor"
+
+
+@pytest.mark.parametrize("lines, accepted", [(None, False), (0, False), (9, False), (10, True)])
+def test_a_log_that_was_not_written_is_no_measurement(tmp_path, lines, accepted):
+    if lines is not None:
+        (tmp_path / ACCESS_LOG).write_text("{}\n" * lines)
+    logging = Peer("ours+log", None, None, None, logs=True)
+    with nullcontext() if accepted else pytest.raises(RuntimeError):
+        logging.check(SimpleNamespace(directory=tmp_path), operations=10)

@@ -53,7 +53,7 @@ def test_operations_are_counted_by_kind_and_result(proxy, backend):
     def answer(connection, pdu):
         code = {ber.SEARCH_REQUEST: ber.NO_SUCH_OBJECT, ber.BIND_REQUEST: ber.INVALID_CREDENTIALS}.get(pdu.tag, 4711)
         tag = {ber.SEARCH_REQUEST: ber.SEARCH_DONE, ber.BIND_REQUEST: ber.BIND_RESPONSE}.get(pdu.tag, ber.DELETE_RESPONSE)
-        connection.send(ber.result(pdu.message_id, tag, code, "80090308: comment: AcceptSecurityContext error, data 775, v1db1"))
+        connection.send(ber.result(pdu.message_id, tag, code, "80090308: LdapErr: DSID-0C0903A9, comment: AcceptSecurityContext error, data 775, v1db1"))
 
     backend.answer = answer
     with RawClient(proxy.endpoint()) as client:

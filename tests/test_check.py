@@ -55,8 +55,7 @@ WRONG = {
 def test_errors_name_place_and_cure(checked, good, command, before, after, culprit, cure):
     done, found = checked(re.sub(re.escape(before) + "|" + re.escape(before.replace('"', "'")), lambda _: after, good, count=1), command)
     assert done.returncode == 1
-    [(kind, line, _)] = found
-    assert kind == "error"
+    [line] = [line for kind, line, _ in found if kind == "error"]
     assert culprit in line
     assert "^" in done.stderr
     assert cure in done.stderr.replace(after, "")

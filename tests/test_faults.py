@@ -1,6 +1,7 @@
 """Real DCs that die, freeze, come back and change their mind, under load. The bars are the project's promises:
 docs/failures.md has a row for each of these tests."""
 
+import contextlib
 import itertools
 
 import pytest
@@ -8,12 +9,14 @@ import pytest
 from support import ber
 from support.clients import RawClient, ldapsearch
 from support.faults import Load, reading
+from support.host import Host
 from support.samba import ADMINISTRATOR, BASE, USERS
+from support.slapd import ALICE, MANAGER, Slapd
 from support.waiting import eventually
 
-HEALTH = 'health.interval = "200ms"\nhealth.timeout = "500ms"\nhealth.fall = 2\nconnect_timeout = "1s"\nconnect_budget = "3s"'
+HEALTH = 'health.interval = "200ms"\nhealth.timeout = "500ms"\nhealth.fall = 2'
 DETECTION = 2 * 0.2 + 0.5
-BUDGET = 3.0
+BUDGET = 5.0
 SLACK = 5.0
 """What a busy machine may add: these bounds tell a promise kept from one broken, they don't measure."""
 
@@ -71,7 +74,7 @@ def test_both_down_and_back(proxy, dcs):
         for dc in dcs:
             dc.kill()
         assert client.ask(ber.search, BASE)[-1].result_code == ber.UNAVAILABLE
-        assert proxy.http("/readyz")[0] == 503
+        eventually(lambda: proxy.http("/readyz")[0] == 503, "/readyz turns")
         for dc in dcs:
             dc.start()
         proxy.wait_for(UP, 2)
@@ -92,7 +95,7 @@ def test_a_flapping_dc(proxy, dcs):
 
 @pytest.mark.deadline(180)
 def test_no_write_is_executed_twice(start_proxy, dcs):
-    """20 writers add entries while a DC dies. Every success is in a directory, nothing is in both, and what failed with
+    """8 writers add entries while a DC dies. Every success is in a directory, nothing is in both, and what failed with
     "outcome unknown" is in one at most."""
     proxy = start_proxy([dc.backend for dc in dcs], pool=HEALTH + '\nfailover.write_affinity = "0s"')
     names, succeeded = itertools.count(), []
@@ -104,7 +107,7 @@ def test_no_write_is_executed_twice(start_proxy, dcs):
             succeeded.append(name)
         return answer
 
-    with Load(proxy.endpoint(), 20, ADMINISTRATOR, add) as load:
+    with Load(proxy.endpoint(), 8, ADMINISTRATOR, add) as load:
         dcs[0].kill()
         load.wait_for_rounds(2)
         load.stop()
@@ -160,6 +163,29 @@ def _bad_passwords(dc, account):
     return int(attributes.get("badPwdCount", [b"0"])[0])
 
 
+@pytest.mark.deadline(120)
+def test_a_host_that_vanishes(start_proxy, slapd, tmp_path):
+    """Its link is cut: no reset, no refusal, silence. Operations on it are answered by the other host, and when the link
+    is mended it serves again."""
+    with contextlib.ExitStack() as stack:
+        host = Host()
+        stack.callback(host.close)
+        remote = Slapd(tmp_path / "slapd", host)
+        stack.callback(remote.close)
+        remote.start()
+        proxy = start_proxy([remote.backend, slapd.backend], pool=HEALTH)
+        proxy.wait_for(UP, 2)
+        with Load(proxy.endpoint(), 20, MANAGER, reading(ALICE.name, attributes=("uid",))) as load:
+            host.cut()
+            proxy.wait_for(UP, 0, backend=remote.backend, seconds=DETECTION + SLACK)
+            load.wait_for_rounds()
+            host.mend()
+            proxy.wait_for(UP, 1, backend=remote.backend)
+            load.wait_for_rounds()
+            load.assert_unharmed()
+        assert load.longest < DETECTION + BUDGET + SLACK
+
+
 def test_a_query_on_which_samba_hangs_up(proxy, dcs):
     """A filter nested 1,000 deep: the proxy refuses it itself, or at worst one client's query takes no backend out."""
     nested = ber.present("cn")
@@ -198,6 +224,6 @@ def test_a_dc_that_came_back_serves_new_sessions(proxy, dcs):
         return attributes["description"] == [b"dc1"]
 
     clients = [RawClient(proxy.endpoint()).bind(USERS[5]) for _ in range(4)]
-    eventually(reaches_the_first, "a new session lands on the DC that is back")
+    eventually(reaches_the_first, "a new session lands on the DC that is back", seconds=60)
     for client in clients:
         client.close()

@@ -161,8 +161,12 @@ def test_the_backends_unsolicited_notification_arrives(proxy, backend):
         assert client.ask(ber.search)[-1].result_code == ber.SUCCESS
 
 
-def test_requests_before_the_clients_unbind_are_carried_out(proxy, backend):
+@pytest.mark.parametrize("upstream", ["open", "not open yet"])
+def test_requests_before_the_clients_unbind_are_carried_out(proxy, backend, upstream):
+    """As without a proxy: what was sent before the unbind reaches the directory."""
     with RawClient(proxy.endpoint()) as client:
+        if upstream == "open":
+            client.ask(ber.search)
         client.send(ber.delete(1, "cn=x"), ber.unbind(2))
         client.read_to_end()
     assert backend.session().wait_for(ber.DELETE_REQUEST).raw == ber.delete(1, "cn=x")

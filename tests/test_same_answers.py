@@ -7,7 +7,7 @@ from support.clients import RawClient
 
 USERS_DN = f"CN=Users,{samba.BASE}"
 
-VOLATILE = {"currentTime", "highestCommittedUSN", "lastLogon", "logonCount", "badPwdCount", "badPasswordTime"}
+VOLATILE = {"currentTime", "highestCommittedUSN", "lastLogon", "logonCount", "badPwdCount", "badPasswordTime", "lockoutTime"}
 """Attributes that the clock or a logon changes between two requests."""
 
 SAMBA_REQUESTS = [

@@ -88,12 +88,12 @@ def test_between_operations_bound(client, first, second):
     assert search.tag == ber.SEARCH_REQUEST
 
 
-def test_a_backend_that_closes_an_idle_connection_is_an_idle_failover(client, first):
+def test_a_backend_that_closes_an_idle_connection_is_an_idle_failover(client, first, second):
     """Samba closes after 900 s, in good order: the next request opens another upstream."""
     bind(client)
     first.session().close()
-    assert answered_by(client) == str(first)
-    assert [pdu.tag for pdu in pdus(first)] == [ber.BIND_REQUEST, ber.BIND_REQUEST, ber.SEARCH_REQUEST]
+    assert answered_by(client) in (str(first), str(second))
+    assert [pdu.tag for pdu in pdus(first) + pdus(second)] == [ber.BIND_REQUEST, ber.BIND_REQUEST, ber.SEARCH_REQUEST]
 
 
 def test_the_last_bind_is_the_one_replayed(client, first, second):

@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from support import ber
+from support.backend import answer_everything
 from support.clients import RawClient
 from support.samba import ADMINISTRATOR, BASE
 from support.waiting import eventually
@@ -32,8 +33,8 @@ def hold_searches(backend):
 
         if pdu.tag == ber.SEARCH_REQUEST:
             threading.Thread(target=finish, daemon=True).start()
-        elif pdu.tag == ber.DELETE_REQUEST:
-            connection.send(ber.result(pdu.message_id, ber.DELETE_RESPONSE))
+        else:
+            answer_everything(connection, pdu)
 
     backend.answer = answer
     return release
@@ -78,7 +79,7 @@ def test_idle_clients_are_told(proxy):
     assert proxy.wait() == 0
 
 
-def test_new_requests_are_not_taken_while_draining(proxy, backend):
+def test_a_request_that_comes_while_draining(proxy, backend):
     release = hold_searches(backend)
     with RawClient(proxy.endpoint()) as client:
         client.send(ber.search(1))
@@ -89,10 +90,28 @@ def test_new_requests_are_not_taken_while_draining(proxy, backend):
         release.set()
         seen = client.read_to_end()
     assert [pdu.tag for pdu in seen if pdu.message_id == 1] == [ber.SEARCH_ENTRY, ber.SEARCH_DONE]
-    # Either answered as unavailable, or carried out whole: never swallowed into silence, never half.
+    # Carried out whole, or refused and not carried out: what the client is told is what happened.
     answers = [pdu.result_code for pdu in seen if pdu.message_id == 2]
-    assert answers in ([ber.UNAVAILABLE], [], [ber.SUCCESS])
+    assert answers in ([ber.UNAVAILABLE], [ber.SUCCESS])
     assert bool(backend.session().of(ber.DELETE_REQUEST)) == (answers == [ber.SUCCESS])
+    assert proxy.wait() == 0
+
+
+def test_a_client_that_never_pauses_cannot_hold_up_the_drain(proxy, backend):
+    """It always has a request in flight. No new ones are taken: each is answered as unavailable, those in flight as they
+    should be, and the session ends long before the drain's timeout of 30 s."""
+    with RawClient(proxy.endpoint(), seconds=10) as client:
+        first, second = client.next_id(), client.next_id()
+        client.send(ber.search(first), ber.search(second))
+        proxy.terminate()
+        codes = {}
+        while (pdu := client.read()) is not None and pdu.message_id != 0:
+            if pdu.tag == ber.SEARCH_DONE:
+                codes[pdu.message_id] = pdu.result_code
+                client.send(ber.search(client.next_id()))
+        assert pdu.is_notice(ber.UNAVAILABLE)
+    forwarded = {pdu.message_id for pdu in backend.session().of(ber.SEARCH_REQUEST)}
+    assert forwarded == {number for number, code in codes.items() if code == ber.SUCCESS}
     assert proxy.wait() == 0
 
 

@@ -6,6 +6,7 @@ import ssl
 import pytest
 
 from support import ber
+from support.backend import answer_nothing
 from support.clients import Endpoint, RawClient, tool
 from support.samba import USERS
 
@@ -18,12 +19,18 @@ def backend(start_backend):
 
 
 @pytest.fixture
-def cleartext(start_proxy, backend, certificate):
-    """A cleartext listener that offers StartTLS."""
-    return start_proxy([backend], pool='health.probe = "tcp"', listener=f"""protocol = "ldap"
+def start_cleartext(start_proxy, backend, certificate):
+    """Starts a cleartext listener that offers StartTLS, with more lines for it."""
+    return lambda listener="": start_proxy([backend], pool='health.probe = "tcp"', listener=f"""protocol = "ldap"
 tls.certificate = "{certificate.certificate}"
 tls.private_key = "{certificate.private_key}"
+{listener}
 """)
+
+
+@pytest.fixture
+def cleartext(start_cleartext):
+    return start_cleartext()
 
 
 def secure(client, ca):
@@ -57,6 +64,13 @@ def test_upgrade(cleartext, backend):
     assert [pdu.tag for pdu in backend.session().pdus][0] == ber.BIND_REQUEST
 
 
+def test_passwords_in_cleartext_are_refused_and_go_no_further(cleartext, backend):
+    with RawClient(cleartext.endpoint(tls=False)) as client:
+        assert client.ask(ber.bind, "cn=x", "secret")[-1].result_code == ber.CONFIDENTIALITY_REQUIRED
+        assert client.ask(ber.search)[-1].result_code == ber.SUCCESS
+    assert [pdu.tag for pdu in backend.session().pdus] == [ber.SEARCH_REQUEST]
+
+
 def test_with_openldaps_tools(cleartext):
     endpoint = cleartext.endpoint(tls=False)
     done = tool("ldapsearch", Endpoint("127.0.0.1", endpoint.port), "-ZZ", "-LLL", "-b", "", ca=cleartext.ca)
@@ -77,21 +91,29 @@ def test_octets_sent_before_the_handshake_are_discarded(cleartext, backend):
         assert session.of(ber.DELETE_REQUEST) == []
 
 
-@pytest.mark.parametrize("outstanding", [ber.search(7), ber.sasl_bind(7, "GSS-SPNEGO", b"x")], ids=["search", "bind"])
-def test_refused_while_operations_are_outstanding(cleartext, backend, outstanding):
+def test_refused_while_an_operation_is_outstanding(cleartext, backend):
     """RFC 4513 §3.1.1"""
-    backend.answer = lambda connection, pdu: None
+    backend.answer = answer_nothing
     with RawClient(cleartext.endpoint(tls=False)) as client:
-        client.send(outstanding)
-        eventually_received(backend, outstanding)
+        client.send(ber.search(7))
+        backend.session().wait_for(ber.SEARCH_REQUEST)
         client.send(STARTTLS)
         answer = client.read()
-        assert (answer.message_id, answer.result_code) in ((1, ber.OPERATIONS_ERROR), (1, ber.PROTOCOL_ERROR))
+        assert (answer.message_id, answer.result_code) == (1, ber.OPERATIONS_ERROR)
     assert backend.session().of(ber.EXTENDED_REQUEST) == []
 
 
-def eventually_received(backend, octets):
-    backend.session().wait_for(ber.pdu(octets).tag)
+def test_refused_within_a_sasl_bind(start_cleartext, backend):
+    """RFC 4513 §3.1.1"""
+    cleartext = start_cleartext("policy.allow_cleartext_bind = true")
+    backend.answer = lambda connection, pdu: connection.send(
+        ber.result(pdu.message_id, ber.BIND_RESPONSE, ber.SASL_BIND_IN_PROGRESS)
+    )
+    with RawClient(cleartext.endpoint(tls=False)) as client:
+        client.ask(ber.sasl_bind, "GSS-SPNEGO", b"token")
+        assert client.ask(ber.extended, ber.START_TLS)[-1].result_code in (ber.OPERATIONS_ERROR, ber.PROTOCOL_ERROR)
+        assert len(backend.session().of(ber.BIND_REQUEST)) == 1
+    assert backend.session().of(ber.EXTENDED_REQUEST) == []
 
 
 def test_a_second_one_is_refused(cleartext):

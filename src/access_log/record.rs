@@ -29,7 +29,7 @@ pub struct Who<'a> {
 /// What a handshake settled.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TlsFacts {
-    /// "TLSv1.3", "TLSv1.2"
+    /// "1.3", "1.2"
     pub version: &'static str,
     /// The suite's name.
     pub suite: &'static str,

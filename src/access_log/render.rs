@@ -116,7 +116,7 @@ fn session_text(line: &mut String, record: &SessionRecord<'_>) -> fmt::Result {
 fn write_who(line: &mut String, who: &Who<'_>) -> fmt::Result {
     write!(line, "session {} {} on {}", who.session, who.client, who.listener)?;
     if let Some(tls) = who.tls {
-        write!(line, " {} {}", tls.version, tls.suite)?;
+        write!(line, " TLS {} {}", tls.version, tls.suite)?;
         if let Some(name) = &tls.server_name {
             write!(line, " for {name:?}")?;
         }
@@ -168,6 +168,8 @@ impl Display for Milliseconds {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use serde_json::{Value, json};
 
     use super::super::record::{Timing, TlsFacts};
@@ -179,7 +181,7 @@ mod tests {
 
     fn tls() -> TlsFacts {
         TlsFacts {
-            version: "TLSv1.3",
+            version: "1.3",
             suite: "TLS13_AES_256_GCM_SHA384",
             server_name: Some("ldap.example.com".into()),
             client_certificate: None,
@@ -216,6 +218,21 @@ mod tests {
         }
     }
 
+    fn session(tls: &TlsFacts) -> SessionRecord<'_> {
+        SessionRecord {
+            time: SystemTime::UNIX_EPOCH,
+            who: who(tls),
+            backend: None,
+            tunnel: false,
+            operations: 5,
+            failovers: 1,
+            bytes_in: 1,
+            bytes_out: 2,
+            duration: Duration::from_secs(3),
+            ended: EndReason::IdleTimeout,
+        }
+    }
+
     fn search() -> Described {
         Described {
             dn: Some("dc=x".into()),
@@ -238,7 +255,7 @@ mod tests {
         let expected = json!({
             "event": "operation", "time": "2026-11-24T08:19:05.000042Z", "session": 17, "client": "10.0.0.5:40123",
             "listener": "0.0.0.0:636", "bound_as": "cn=app",
-            "tls": {"version": "TLSv1.3", "suite": "TLS13_AES_256_GCM_SHA384", "server_name": "ldap.example.com"},
+            "tls": {"version": "1.3", "suite": "TLS13_AES_256_GCM_SHA384", "server_name": "ldap.example.com"},
             "message_id": 3, "operation": "search", "dn": "dc=x", "scope": "sub", "filter": "(cn=?)",
             "attributes": ["cn"], "backend": "10.0.1.10:389", "result_code": 0, "result": "success", "entries": 2,
             "references": 0, "bytes_in": 60, "bytes_out": 900, "retries": 1, "queue_us": 0, "connect_us": 0,
@@ -251,7 +268,7 @@ mod tests {
     fn an_operation_in_text() {
         let (tls, search) = (tls(), search());
         let line = operation_line(&operation(&tls, &search), LogFormat::Text);
-        let expected = "2026-11-24T08:19:05.000042Z session 17 10.0.0.5:40123 on 0.0.0.0:636 TLSv1.3 \
+        let expected = "2026-11-24T08:19:05.000042Z session 17 10.0.0.5:40123 on 0.0.0.0:636 TLS 1.3 \
             TLS13_AES_256_GCM_SHA384 for \"ldap.example.com\" as \"cn=app\" #3 search \"dc=x\" sub \"(cn=?)\" \
             attributes [\"cn\"]: success (0) from 10.0.1.10:389, 0.812 ms backend 0.700 ms, 60 bytes in, 900 out, \
             2 entries, 1 retries\n";
@@ -285,24 +302,45 @@ mod tests {
     #[test]
     fn a_session_says_why_it_ended() {
         let tls = tls();
-        let record = SessionRecord {
-            time: SystemTime::UNIX_EPOCH,
-            who: who(&tls),
-            backend: None,
-            tunnel: false,
-            operations: 5,
-            failovers: 1,
-            bytes_in: 1,
-            bytes_out: 2,
-            duration: Duration::from_secs(3),
-            ended: EndReason::IdleTimeout,
-        };
+        let record = session(&tls);
         let value = parsed(&session_line(&record, LogFormat::Json));
         assert_eq!((&value["event"], &value["ended"]), (&json!("session"), &json!("idle_timeout")));
         assert_eq!(value["duration_us"], json!(3_000_000));
         let line = String::from_utf8_lossy(&session_line(&record, LogFormat::Text)).into_owned();
         assert!(line.starts_with("1970-01-01T00:00:00.000000Z session 17 "), "{line}");
         assert!(line.contains(" ended: idle_timeout, after 3.000 s, 5 operations"), "{line}");
+    }
+
+    #[test]
+    fn the_reference_has_every_field_and_no_other() {
+        let full = Described {
+            dn: Some(String::new()),
+            scope: Some("sub"),
+            filter: Some(String::new()),
+            attributes: vec![String::new()],
+            size_limit: 1,
+            time_limit: 1,
+            mechanism: Some(String::new()),
+            oid: Some(String::new()),
+            abandons: Some(1),
+            controls: vec![String::new()],
+        };
+        let tls = tls();
+        let record =
+            OperationRecord { sub_code: Some("52e"), refusal: Some(Refusal::NoBackend), ..operation(&tls, &full) };
+        let told =
+            [parsed(&operation_line(&record, LogFormat::Json)), parsed(&session_line(&session(&tls), LogFormat::Json))];
+        let told: BTreeSet<_> =
+            told.iter().filter_map(Value::as_object).flat_map(|line| line.keys()).cloned().collect();
+        let reference = include_str!("../../docs/access-log.md");
+        let rows = reference.lines().filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned()));
+        assert_eq!(rows.collect::<BTreeSet<_>>(), told);
+        let example = reference.lines().find(|line| line.starts_with("{\"event\"")).expect("an example");
+        let search = search();
+        assert_eq!(
+            parsed(&[example.as_bytes(), b"\n"].concat()),
+            parsed(&operation_line(&operation(&tls, &search), LogFormat::Json))
+        );
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::health;
 use crate::listener::{self, Door, Keys};
 use crate::policy::Policy;
 use crate::pool::{Event, Pool, keep_warm};
+use crate::referral;
 use crate::session::{self, Command, ReplayGuard};
 use crate::throttle::LoginThrottle;
 use crate::tls::{CertificateInfo, ServerTls, UnixTime};
@@ -292,6 +293,9 @@ impl Proxy {
     fn keys(&self, config: &Config, planned: &PlannedListener, parts: &Parts) -> Keys {
         let settings = &planned.settings;
         let pool = &parts.pools[&settings.pool];
+        if settings.referrals != config::Referrals::Pass {
+            pool.pool.want_names();
+        }
         Keys {
             tls: planned.tls.clone(),
             implicit_tls: settings.protocol == ListenerProtocol::Ldaps,
@@ -301,6 +305,7 @@ impl Proxy {
                 replay_guard: Arc::clone(&pool.replay_guard),
                 limits: config.limits.clone(),
                 policy: planned.policy.clone(),
+                referrals: referrals(settings),
                 throttle: Arc::clone(&parts.throttle),
                 access_log: parts.access_log.clone(),
                 metrics: Arc::clone(self.metrics()),
@@ -381,5 +386,16 @@ impl Proxy {
             }
         };
         self.metrics().listener(door.name()).trust_list_stale(stale);
+    }
+}
+
+fn referrals(settings: &config::Listener) -> Option<referral::Mode> {
+    match settings.referrals {
+        config::Referrals::Pass => None,
+        config::Referrals::Rewrite => {
+            let public_name = settings.public_name.clone().expect("the configuration asks for it where it is needed");
+            Some(referral::Mode::Rewrite { public_name })
+        }
+        config::Referrals::Drop => Some(referral::Mode::Drop),
     }
 }

@@ -3,10 +3,18 @@
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
 
 use crate::config::{self, Diagnostic, Diagnostics, ListenerProtocol, Loaded, Severity};
+use crate::discovery::Discovery;
+use crate::health;
+use crate::metrics::Metrics;
+use crate::pool::Pool;
 use crate::tls::{self, UnixTime};
 use crate::trust::TrustSource;
+use crate::upstream::Connector;
 
 /// Prints everything found in the file, and in the files it names, to standard error, and a summary of a good one to
 /// standard output. With `probe` it also resolves names and asks every backend. Warnings don't change the exit code.
@@ -76,7 +84,43 @@ fn summary(loaded: &Loaded) -> String {
     text
 }
 
-/// What is wrong with reaching the backends.
-fn ask_backends(_loaded: &Loaded) -> Vec<Diagnostic> {
-    Vec::new()
+/// What is wrong with reaching the backends: names that don't resolve, servers that don't answer as they should.
+fn ask_backends(loaded: &Loaded) -> Vec<Diagnostic> {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return vec![loaded.report("pools", Severity::Error, error.to_string(), "")],
+    };
+    runtime.block_on(async {
+        let mut found = Vec::new();
+        for settings in loaded.config.pools.values() {
+            ask_pool(loaded, settings, &mut found).await;
+        }
+        found
+    })
+}
+
+async fn ask_pool(loaded: &Loaded, settings: &Arc<config::Pool>, found: &mut Vec<Diagnostic>) {
+    let name = &settings.name;
+    let mut wrong = |message: String, help: &str| {
+        found.push(loaded.report(&format!("pools.{name}.backends"), Severity::Error, message, help));
+    };
+    let mut discovery = Discovery::new(settings);
+    for failure in discovery.refresh().await {
+        wrong(format!("{} does not resolve: {}", failure.name, failure.reason), "");
+    }
+    let connector = match Connector::new(settings) {
+        Ok(connector) => connector,
+        Err(finding) => return wrong(finding.message, &finding.help),
+    };
+    let (events, _nobody) = mpsc::channel(1);
+    let pool = Arc::new(Pool::new(Arc::clone(settings), connector, Metrics::new(), events));
+    pool.admit(&discovery.endpoints());
+    for backend in pool.backends().iter() {
+        match health::ask_once(&pool, backend).await {
+            Ok(()) => println!("  {} of pool {name} answers", backend.name()),
+            Err(reason) => {
+                wrong(format!("{}: {reason}", backend.name()), "see that it runs and that this host may reach it");
+            }
+        }
+    }
 }

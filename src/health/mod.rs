@@ -74,6 +74,25 @@ pub async fn watch(pool: Arc<Pool>, mut events: mpsc::Receiver<Event>, on_change
     }
 }
 
+/// Asks one backend every question the pool's health settings hold, once: what `check --probe` shows.
+///
+/// # Errors
+/// The first failure, in words.
+pub async fn ask_once(pool: &Arc<Pool>, backend: &Arc<Backend>) -> Result<(), String> {
+    let health = &pool.settings().health;
+    for (depth, probe) in [(Depth::Cheap, Some(&health.cheap)), (Depth::Deep, health.deep.as_ref())] {
+        let Some(probe) = probe else { continue };
+        let account = Arc::new(ServiceAccount::new(&pool.settings().name, probe, pool.metrics().clone()));
+        let mut prober = Prober::new(Arc::clone(pool), Arc::clone(backend), probe.clone(), account, depth);
+        match tokio::time::timeout(probe.timeout, prober.probe()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(failure)) => return Err(failure.to_string()),
+            Err(_) => return Err(format!("no answer to the {} probe within {:?}", probe.kind.as_str(), probe.timeout)),
+        }
+    }
+    Ok(())
+}
+
 struct Watcher<F> {
     pool: Arc<Pool>,
     accounts: Accounts,

@@ -12,6 +12,7 @@ use super::conversation::Conversation;
 use super::judgement::{Depth, Failure};
 use super::request::Search;
 use crate::config::{self, ProbeKind};
+use crate::ldap::dn::Dn;
 use crate::pool::{Backend, Pool};
 
 /// Asks. Dropping [`Prober::probe`]'s future, as a timeout does, also drops the connection it asked on.
@@ -74,10 +75,28 @@ impl Prober {
         }
         let mut conversation = self.connect().await?;
         self.read_root_dse(&mut conversation).await?;
+        if self.pool.wants_names() {
+            self.learn_names(&mut conversation).await?;
+        }
         match self.depth {
             Depth::Cheap => self.kept = Some(conversation),
             Depth::Deep => conversation.unbind().await,
         }
+        Ok(())
+    }
+
+    /// Asks for the names under which references may speak of this server.
+    async fn learn_names(&self, conversation: &mut Conversation) -> Result<(), Failure> {
+        let mut root = None;
+        let search = Search::root_dse(["dnsHostName".to_owned(), "defaultNamingContext".to_owned()]);
+        conversation.search(&search, usize::MAX, |entry| root = Some(entry)).await?;
+        let value = |name: &str| {
+            let attributes = &root.as_ref()?.attributes;
+            let attribute = attributes.iter().find(|attribute| attribute.atype.eq_ignore_ascii_case(name))?;
+            String::from_utf8(attribute.vals.first()?.clone()).ok()
+        };
+        let domain = value("defaultNamingContext").and_then(|dn| Dn::parse(&dn)?.domain());
+        self.pool.learn_names(value("dnsHostName"), domain);
         Ok(())
     }
 

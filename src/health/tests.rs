@@ -38,6 +38,8 @@ struct Script {
     synchronized: &'static str,
     /// Takes requests and never answers, as a stopped process does.
     silent: bool,
+    /// Closes each connection after an answer.
+    closes: bool,
     connections: usize,
     /// Every request, `operation messageID` on `connection`.
     seen: Vec<(usize, OperationKind, u32)>,
@@ -52,6 +54,7 @@ impl Dc {
             search: ResultCode::SUCCESS,
             synchronized: "TRUE",
             silent: false,
+            closes: false,
             connections: 0,
             seen: Vec::new(),
         }));
@@ -76,10 +79,26 @@ impl Dc {
         self.script.lock().unwrap().clone()
     }
 
+    async fn until(&self, is_so: impl Fn(&Script) -> bool) {
+        in_time(async {
+            while !is_so(&self.seen()) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await;
+    }
+
     /// Closes the listener and every connection.
     async fn kill(self) {
         self.task.abort();
         let _ = self.task.await;
+    }
+}
+
+impl Script {
+    /// The requests on the nth connection, in order. The first one is the cheap probe's.
+    fn on(&self, connection: usize) -> Vec<(OperationKind, u32)> {
+        self.seen.iter().filter(|(on, ..)| *on == connection).map(|(_, kind, id)| (*kind, *id)).collect()
     }
 }
 
@@ -107,6 +126,9 @@ async fn serve(mut stream: TcpStream, script: Arc<Mutex<Script>>) {
             _ => return,
         };
         stream.write_all(&answer).await.unwrap();
+        if told.closes {
+            return;
+        }
     }
 }
 
@@ -271,6 +293,17 @@ async fn a_directory_that_goes_and_comes_back() {
     assert!(watched.change().await.is_return());
 }
 
+/// Closed for its age, or by a restart that is already over: the next probe connects anew, and that is no failure.
+#[tokio::test]
+async fn a_kept_connection_that_was_closed_is_no_failure() {
+    let dc = Dc::start().await;
+    dc.tell(|script| script.closes = true);
+    let watched = Watched::start(cheap(often(ProbeKind::RootDse)), &[dc.address]);
+    watched.probes(|probes| probes.len() == 10).await;
+    assert!(watched.pool.backends()[0].account().probes.iter().all(|probe| probe.failure.is_none()));
+    assert!(dc.seen().connections >= 10);
+}
+
 #[tokio::test]
 async fn a_tcp_probe_asks_nothing() {
     let dc = Dc::start().await;
@@ -287,16 +320,14 @@ async fn the_deep_probe_connects_anew_binds_and_searches() {
     let health = config::Health { cheap: once(ProbeKind::RootDse), deep: Some(deep), panic_mode: false };
     let mut watched = Watched::start(health, &[dc.address]);
     assert_eq!(watched.change().await.verdict.health, Health::Up);
-    watched.probes(|probes| probes.iter().filter(|probe| probe.kind == ProbeKind::Search).count() > 2).await;
-    let seen = dc.seen().seen;
-    let deep: Vec<_> =
-        seen.iter().filter(|(connection, ..)| *connection == 3).map(|(_, kind, id)| (*kind, *id)).collect();
     let expected = [(OperationKind::Bind, 1), (OperationKind::Search, 2), (OperationKind::Unbind, 3)];
-    assert_eq!(deep, expected);
-    dc.tell(|script| script.search = ResultCode::NO_SUCH_OBJECT);
+    dc.until(|script| (2..5).all(|connection| script.on(connection) == expected)).await;
     // One entry of one is enough, whatever comes after it.
-    watched.probes(|probes| probes.iter().all(|probe| probe.kind == ProbeKind::Search)).await;
+    let before = dc.seen().connections;
+    dc.tell(|script| script.search = ResultCode::NO_SUCH_OBJECT);
+    dc.until(|script| script.connections > before + 3).await;
     assert_eq!(watched.pool.backends()[0].health(), Health::Up);
+    assert!(watched.pool.backends()[0].account().probes.iter().all(|probe| probe.failure.is_none()));
 }
 
 #[tokio::test]
@@ -345,12 +376,7 @@ async fn a_refused_account_stops_its_probe_and_changes_no_state() {
     // A corrected password is tried, and probing goes on as before.
     dc.tell(|script| script.bind = ResultCode::SUCCESS);
     std::fs::write(secrets.path().join("password"), "corrected").unwrap();
-    in_time(async {
-        while binds(&dc) < 3 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    })
-    .await;
+    dc.until(|_| binds(&dc) >= 3).await;
     assert!(watched.metrics.render().contains("ldaps_proxy_probe_account_refused{pool=\"p\"} 0"));
 }
 

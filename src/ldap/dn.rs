@@ -130,7 +130,7 @@ fn unescape(text: &str) -> Option<String> {
         match octet {
             b'\\' => octets.push(escaped(&mut rest)?),
             b'#' if octets.is_empty() => return None,
-            0 | b'"' | b'+' | b';' | b'<' | b'>' => return None,
+            b'"' | b'+' | b';' | b'<' | b'>' => return None,
             octet => octets.push(octet),
         }
     }

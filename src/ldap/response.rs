@@ -112,6 +112,23 @@ impl<'a> Response<'a> {
             .any(|field| field.tag == 0x8A && field.content == oid::NOTICE_OF_DISCONNECTION.as_bytes())
     }
 
+    /// Whether it refers the client elsewhere (§4.1.10, §4.5.3).
+    pub fn has_references(&self) -> bool {
+        match self.kind {
+            ResponseKind::Reference => true,
+            kind if kind.is_final() => {
+                let mut fields = self.content();
+                (0..3).all(|_| fields.element().is_some()) && fields.peek() == Some(0xA3)
+            }
+            _ => false,
+        }
+    }
+
+    /// The envelope.
+    pub const fn envelope(&self) -> &Envelope {
+        &self.envelope
+    }
+
     /// The controls.
     pub fn controls(&self) -> Controls<'a> {
         Controls::after(self.pdu, &self.envelope)

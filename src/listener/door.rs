@@ -173,9 +173,11 @@ impl Door {
                 Session::new(Arc::clone(&keys.session), entry(Some(&handshake)), stream, StartTls::Established);
             let door = Arc::clone(&self);
             let active = keys.session.metrics.session();
+            // Boxed: the task would keep room for the session twice, before and while it is served.
+            let serving = Box::pin(session.serve());
             self.house.connections.spawn(async move {
-                let served = session.serve().await;
-                door.ended(&keys, client, served.reason(), active, place);
+                let reason = serving.await.reason();
+                door.ended(&keys, client, reason, active, place);
             });
         } else {
             listener.connection(Outcome::Accepted);
@@ -195,7 +197,7 @@ impl Door {
     }
 
     async fn serve_cleartext(&self, keys: &Keys, session: Session<TcpStream>, client: SocketAddr) -> EndReason {
-        match session.serve().await {
+        match Box::pin(session.serve()).await {
             Served::Ended(reason) => reason,
             Served::StartTls(session) => {
                 let tls = keys.tls.as_ref().expect("StartTLS is offered only with a certificate");
@@ -203,7 +205,7 @@ impl Door {
                 let Some((stream, handshake)) = self.handshake(keys, tls, tcp, client).await else {
                     return EndReason::HandshakeFailed;
                 };
-                session.on_tls(stream, &handshake).serve().await.reason()
+                Box::pin(session.on_tls(stream, &handshake).serve()).await.reason()
             }
         }
     }

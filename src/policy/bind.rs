@@ -60,8 +60,8 @@ impl Policy {
     fn judge_name(&self, name: &LoginName) -> Result<(), Refused> {
         let any = |patterns: &[super::Pattern]| patterns.iter().any(|pattern| pattern.matches(name));
         let allowed = self.bind_names.as_deref().is_none_or(any);
-        let denied = any(&self.denied_bind_names) || !self.denied_bind_names.is_empty() && name.account().is_none();
-        if allowed && !denied {
+        let unclear = name.account().is_none() && !self.denied_bind_names.is_empty();
+        if allowed && !unclear && !any(&self.denied_bind_names) {
             return Ok(());
         }
         Err(unwilling(Refusal::BindName, "this listener does not let that name bind"))

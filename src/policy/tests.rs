@@ -75,8 +75,10 @@ fn judge(policy: &Policy, pdu: &[u8], standing: Standing) -> Result<(), Refused>
     policy.judge(&Request::new(pdu, envelope).unwrap(), standing)
 }
 
-/// Judges each PDU; `None` is "passes".
-fn check(policy: &Policy, standing: Standing, cases: &[(Vec<u8>, Option<(u32, Refusal)>)]) {
+/// A request and why it is refused: code and reason; `None` is "passes".
+type Case = (Vec<u8>, Option<(u32, Refusal)>);
+
+fn check(policy: &Policy, standing: Standing, cases: &[Case]) {
     for (pdu, expected) in cases {
         let refused = judge(policy, pdu, standing).err();
         let seen = refused.as_ref().map(|refused| (refused.code.0, refused.reason));

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::Health;
 use crate::config::ProbeKind;
 
-/// As many probes as tell what is going on.
+/// As many probes as tell what is going on; the newest of each kind is always among them.
 const PROBES_KEPT: usize = 10;
 /// A backend that returns is given its whole weight after this long: Samba's workers and caches start empty.
 const SLOW_START: Duration = Duration::from_secs(30);
@@ -75,9 +75,13 @@ impl Ledger {
     }
 
     pub(super) fn keep(&self, probe: ProbeRecord) {
-        let mut entries = self.entries();
-        entries.probes.truncate(PROBES_KEPT - 1);
-        entries.probes.push_front(probe);
+        let probes = &mut self.entries().probes;
+        probes.push_front(probe);
+        if probes.len() > PROBES_KEPT {
+            let has_newer = |index: &usize| probes.range(..index).any(|newer| newer.kind == probes[*index].kind);
+            let oldest = (0..probes.len()).rev().find(has_newer);
+            probes.remove(oldest.unwrap_or(PROBES_KEPT));
+        }
     }
 
     pub(super) fn judged(&self, before: Health, now: Health, reason: String) {
@@ -165,18 +169,17 @@ mod tests {
     }
 
     #[test]
-    fn probes_are_bounded_and_newest_first() {
+    fn probes_are_bounded_newest_first_and_the_newest_of_each_kind_stays() {
         let ledger = Ledger::new(SystemTime::UNIX_EPOCH);
+        let at = |second| SystemTime::UNIX_EPOCH + Duration::from_secs(second);
         for second in 0..50 {
-            ledger.keep(ProbeRecord {
-                at: SystemTime::UNIX_EPOCH + Duration::from_secs(second),
-                kind: ProbeKind::Tcp,
-                duration: Duration::ZERO,
-                failure: None,
-            });
+            // The deep probe runs seldom: the cheap one must not push it out.
+            let kind = if second < 2 { ProbeKind::Search } else { ProbeKind::RootDse };
+            ledger.keep(ProbeRecord { at: at(second), kind, duration: Duration::ZERO, failure: None });
         }
         let probes = ledger.account().probes;
         assert_eq!(probes.len(), PROBES_KEPT);
-        assert_eq!(probes[0].at, SystemTime::UNIX_EPOCH + Duration::from_secs(49));
+        assert_eq!(probes[0].at, at(49));
+        assert_eq!((probes[8].at, probes[9].at), (at(41), at(1)));
     }
 }

@@ -94,6 +94,15 @@ pub struct Endpoint {
     pub max_sessions: usize,
 }
 
+/// What a pool's backends ring, each for one task that waits.
+#[derive(Debug, Default)]
+pub(super) struct Bells {
+    /// A session may find a seat that it didn't find before.
+    pub seats: Notify,
+    /// A backend may want warm upstreams.
+    pub stock: Notify,
+}
+
 /// A configured or discovered server.
 pub struct Backend {
     name: String,
@@ -110,8 +119,7 @@ pub struct Backend {
     pub(super) stock: Stock,
     metrics: BackendMetrics,
     events: mpsc::Sender<Event>,
-    /// The pool's: rung when a session may find a seat that it didn't find before.
-    news: OnceLock<Arc<Notify>>,
+    bells: OnceLock<Arc<Bells>>,
 }
 
 impl Backend {
@@ -134,7 +142,7 @@ impl Backend {
             stock: Stock::default(),
             metrics,
             events,
-            news: OnceLock::new(),
+            bells: OnceLock::new(),
         }
     }
 
@@ -273,8 +281,9 @@ impl Backend {
         }
     }
 
-    pub(super) fn belong(&self, news: &Arc<Notify>) {
-        let _ = self.news.set(Arc::clone(news));
+    /// Takes the bells of its pool, once and for all.
+    pub(super) fn hang(&self, bells: &Arc<Bells>) {
+        let _ = self.bells.set(Arc::clone(bells));
     }
 
     /// The sixteenths of its weight it has after coming back: 16 for all but those that have just been down.
@@ -303,9 +312,11 @@ impl Backend {
         Some(Seat { _counted: self.metrics.session(), backend: Arc::clone(self) })
     }
 
+    /// Its state has changed.
     fn tell_news(&self) {
-        if let Some(news) = self.news.get() {
-            news.notify_one();
+        if let Some(bells) = self.bells.get() {
+            bells.seats.notify_one();
+            bells.stock.notify_one();
         }
     }
 }
@@ -333,8 +344,10 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         self.backend.sessions.fetch_sub(1, Ordering::Relaxed);
-        if self.backend.max_sessions() != 0 {
-            self.backend.tell_news();
+        if self.backend.max_sessions() != 0
+            && let Some(bells) = self.backend.bells.get()
+        {
+            bells.seats.notify_one();
         }
     }
 }

@@ -8,6 +8,7 @@ use tokio::time::{Instant, timeout_at};
 use super::{Backend, Duty, EventKind, Pool, Seat, Standing};
 use crate::balance::Draw;
 use crate::config::FailoverMode;
+use crate::failure::FailoverKind;
 use crate::upstream::Upstream;
 
 /// No upstream could be opened.
@@ -81,6 +82,9 @@ impl Pool {
                     }
                 }
             };
+            if !attempts.is_empty() {
+                self.metrics.failovers.count(FailoverKind::Connect);
+            }
             let backend = Arc::clone(seat.backend());
             match self.open(seat, client, deadline).await {
                 Ok(upstream) => return Ok(upstream),
@@ -96,7 +100,7 @@ impl Pool {
     async fn open(&self, seat: Seat, client: SocketAddr, deadline: Instant) -> Result<Upstream, String> {
         let backend = Arc::clone(seat.backend());
         if let Some(stream) = backend.stock.take() {
-            self.taken_warm.notify_one();
+            self.bells.stock.notify_one();
             return Ok(Upstream::new(stream, seat));
         }
         let started = Instant::now();

@@ -3,6 +3,7 @@
 mod account;
 mod backend;
 mod connect;
+mod names;
 mod queue;
 #[cfg(test)]
 mod tests;
@@ -11,7 +12,7 @@ mod warm;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
 pub use account::{Account, ProbeRecord};
 pub use backend::{Backend, Duty, Endpoint, Event, EventKind, Health, Seat, Standing};
@@ -22,6 +23,7 @@ use crate::balance;
 use crate::config;
 use crate::metrics::{Metrics, PoolMetrics};
 use crate::upstream::Connector;
+use backend::Bells;
 use queue::Queue;
 
 /// The backends of a pool at one moment, in configuration order.
@@ -34,12 +36,13 @@ pub struct Pool {
     policy: Box<dyn balance::Policy>,
     connector: Connector,
     queue: Queue,
-    taken_warm: Notify,
+    bells: Arc<Bells>,
     metrics: Arc<Metrics>,
     pool_metrics: PoolMetrics,
     events: mpsc::Sender<Event>,
     /// What operators have asked, by backend name: it holds for a backend that DNS loses and finds again.
     duties: Mutex<HashMap<String, Duty>>,
+    names: names::Names,
 }
 
 /// What [`Pool::admit`] changed, by name.
@@ -60,16 +63,18 @@ impl Pool {
         events: mpsc::Sender<Event>,
     ) -> Self {
         let pool_metrics = metrics.pool(&settings.name);
+        let bells = Arc::<Bells>::default();
         Self {
             backends: watch::Sender::default(),
             policy: balance::policy(settings.balance),
             connector,
-            queue: Queue::new(settings.queue, settings.queue_timeout, pool_metrics.clone()),
-            taken_warm: Notify::new(),
+            queue: Queue::new(settings.queue, settings.queue_timeout, Arc::clone(&bells), pool_metrics.clone()),
+            bells,
             metrics,
             pool_metrics,
             events,
             duties: Mutex::default(),
+            names: names::Names::default(),
             settings,
         }
     }
@@ -152,11 +157,12 @@ impl Pool {
     /// Replaces the set of backends. Sessions on a backend that is gone keep it until they end.
     pub fn set_backends(&self, backends: Vec<Arc<Backend>>) {
         for backend in &backends {
-            backend.belong(self.queue.news());
+            backend.hang(&self.bells);
         }
         self.pool_metrics.backends(backends.len());
         self.backends.send_replace(Arc::new(backends));
-        self.queue.news().notify_one();
+        self.bells.seats.notify_one();
+        self.bells.stock.notify_one();
     }
 
     /// Takes over from `before`, the same pool under older settings, what operators asked and what probes found.

@@ -4,10 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Mutex, Notify, Semaphore};
+use tokio::sync::{Mutex, Semaphore};
 use tokio::time::{Instant, timeout};
 
 use super::Shortage;
+use super::backend::Bells;
 use crate::metrics::PoolMetrics;
 
 pub(super) struct Queue {
@@ -17,20 +18,14 @@ pub(super) struct Queue {
     timeout: Duration,
     /// Whoever holds it is next; tokio's mutex is fair.
     turn: Mutex<()>,
-    news: Arc<Notify>,
+    bells: Arc<Bells>,
     metrics: PoolMetrics,
 }
 
 impl Queue {
-    pub(super) fn new(capacity: usize, timeout: Duration, metrics: PoolMetrics) -> Self {
+    pub(super) fn new(capacity: usize, timeout: Duration, bells: Arc<Bells>, metrics: PoolMetrics) -> Self {
         let capacity = capacity.min(Semaphore::MAX_PERMITS);
-        let news = Arc::default();
-        Self { places: Semaphore::new(capacity), capacity, timeout, turn: Mutex::default(), news, metrics }
-    }
-
-    /// Rung when asking again may be worthwhile.
-    pub(super) fn news(&self) -> &Arc<Notify> {
-        &self.news
+        Self { places: Semaphore::new(capacity), capacity, timeout, turn: Mutex::default(), bells, metrics }
     }
 
     /// Whether a newcomer overtakes nobody.
@@ -54,8 +49,8 @@ impl Queue {
             if let Some(given) = ask() {
                 return given;
             }
-            // News that came since `ask` is kept as a permit, so none is missed.
-            self.news.notified().await;
+            // A bell that has rung since `ask` has left a permit, so none is missed.
+            self.bells.seats.notified().await;
         }
     }
 }
@@ -68,7 +63,7 @@ mod tests {
     use crate::metrics::Metrics;
 
     fn queue(capacity: usize) -> Arc<Queue> {
-        Arc::new(Queue::new(capacity, Duration::from_secs(2), Metrics::new().pool("p")))
+        Arc::new(Queue::new(capacity, Duration::from_secs(2), Arc::default(), Metrics::new().pool("p")))
     }
 
     #[tokio::test(start_paused = true)]
@@ -91,7 +86,7 @@ mod tests {
         assert!(!queue.is_empty());
         for _ in 0..5 {
             seats.fetch_add(1, Ordering::SeqCst);
-            queue.news().notify_one();
+            queue.bells.seats.notify_one();
             tokio::task::yield_now().await;
         }
         for waiter in waiters {

@@ -73,7 +73,7 @@ pub async fn keep_warm(pool: Arc<Pool>) {
         if !more {
             tokio::select! {
                 () = sleep(ROUND) => {}
-                () = pool.taken_warm.notified() => {}
+                () = pool.bells.stock.notified() => {}
             }
         }
     }
@@ -96,5 +96,54 @@ async fn top_up(pool: &Pool, backend: &Backend) -> bool {
         }
         // The probes will see it as well.
         Ok(Err(_)) | Err(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::time::advance;
+
+    use super::*;
+
+    async fn connection() -> (Stream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (Stream::Plain(near), listener.accept().await.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn what_the_backend_has_closed_is_not_given_out() {
+        let stock = Stock::default();
+        let (mut closed, far) = connection().await;
+        drop(far);
+        while closed.is_fresh() {
+            tokio::task::yield_now().await;
+        }
+        let (open, _far) = connection().await;
+        let Stream::Plain(tcp) = &open else { unreachable!() };
+        let expected = tcp.local_addr().unwrap();
+        stock.put(closed);
+        stock.put(open);
+        let Some(Stream::Plain(given)) = stock.take() else { panic!("one is open") };
+        assert_eq!(given.local_addr().unwrap(), expected);
+        assert!(stock.take().is_none());
+    }
+
+    /// Samba closes a connection without a first request after 120 s.
+    #[tokio::test(start_paused = true)]
+    async fn each_is_renewed_and_thrown_away_in_time() {
+        let stock = Stock::default();
+        let (stream, _far) = connection().await;
+        stock.put(stream);
+        assert_eq!(stock.count(), 1);
+        advance(RENEWED_AFTER).await;
+        assert_eq!((stock.count(), stock.lock().len()), (0, 1), "still good, but a new one is wanted");
+        let (stream, _far) = connection().await;
+        stock.put(stream);
+        advance(THROWN_AWAY_AFTER - RENEWED_AFTER).await;
+        assert_eq!((stock.count(), stock.lock().len()), (1, 1));
+        advance(THROWN_AWAY_AFTER).await;
+        assert!(stock.take().is_none());
     }
 }

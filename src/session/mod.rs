@@ -13,8 +13,12 @@ mod run;
 mod state;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod throttle_tests;
 
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -30,6 +34,7 @@ use crate::failure::EndReason;
 use crate::metrics::{ListenerMetrics, Metrics};
 use crate::policy::Policy;
 use crate::pool::{NoBackend, Pool};
+use crate::referral;
 use crate::throttle::LoginThrottle;
 use crate::tls::Handshake;
 use run::{Outcome, Parts, Run};
@@ -45,6 +50,8 @@ pub struct Settings {
     pub limits: Limits,
     /// `[listener.policy]`
     pub policy: Policy,
+    /// `referrals`; `None` is "pass".
+    pub referrals: Option<referral::Mode>,
     /// `[login_throttle]`
     pub throttle: Arc<LoginThrottle>,
     /// `[access_log]`
@@ -123,14 +130,33 @@ impl Session<()> {
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
     /// Serves the client until it, the proxy or an operator ends the session, or the client starts TLS.
-    pub async fn serve(self) -> Served<T> {
-        let mut run = Run::new(Arc::clone(&self.settings), self.parts);
-        match (&mut run).await {
-            Outcome::Ended(reason) => {
-                run.close_account(reason);
-                Served::Ended(reason)
-            }
-            Outcome::StartTls => Served::StartTls(Box::new(Self { settings: self.settings, parts: run.into_parts() })),
+    pub fn serve(self) -> Serving<T> {
+        Serving { run: Some(Run::new(self.settings, self.parts)) }
+    }
+}
+
+/// A session at work. A type of its own, because what an async function makes of it takes three times the memory.
+pub struct Serving<T> {
+    /// Until it is over.
+    run: Option<Run<T>>,
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Future for Serving<T> {
+    type Output = Served<T>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Served<T>> {
+        let run = self.run.as_mut().expect("a future that was ready isn't polled again");
+        let outcome = ready!(Pin::new(&mut *run).poll(cx));
+        if let Outcome::Ended(reason) = outcome {
+            run.close_account(reason);
         }
+        let run = self.run.take().expect("it was there a moment ago");
+        Poll::Ready(match outcome {
+            Outcome::Ended(reason) => Served::Ended(reason),
+            Outcome::StartTls => {
+                let (settings, parts) = run.into_parts();
+                Served::StartTls(Box::new(Session { settings, parts }))
+            }
+        })
     }
 }

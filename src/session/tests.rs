@@ -326,6 +326,7 @@ fn settings(pool: Pool) -> Arc<Settings> {
         replay_guard: ReplayGuard::new(),
         limits: Limits::default(),
         policy: Policy::new(&config::Policy::default()).expect("the default policy names no DN"),
+        referrals: None,
         throttle: Arc::new(LoginThrottle::new(&config::LoginThrottle::default())),
         access_log: AccessLog::off(),
         listener: metrics.listener("l"),
@@ -400,4 +401,12 @@ proptest! {
         let played = runtime.block_on(async { timeout(Duration::from_secs(20), play([a, b], reactions)).await });
         prop_assert!(played.is_ok(), "somebody waits for ever");
     }
+}
+
+/// What every idle session costs beside its TLS state. An async block that holds a session twice is how it grows unseen.
+#[test]
+fn a_session_at_work_is_one_small_allocation() {
+    type Client = tokio_rustls::server::TlsStream<TcpStream>;
+    let own = size_of::<Serving<Client>>() - size_of::<Client>();
+    assert!(own <= 768, "{own} octets");
 }

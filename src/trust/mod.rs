@@ -108,6 +108,8 @@ fn canonical(network: IpNet) -> IpNet {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -182,7 +184,7 @@ mod tests {
     fn network() -> impl Strategy<Value = IpNet> {
         prop_oneof![
             (0_u32..=0xFF, 20_u8..=32).prop_map(|(low, length)| Ipv4Net::new_assert(
-                std::net::Ipv4Addr::from(0x0A00_0000 | low << 4),
+                Ipv4Addr::from(0x0A00_0000 | low << 4),
                 length
             )
             .into()),

@@ -15,12 +15,14 @@ class FakeBackend:
     only connect leave no trace: see `sessions`.
     """
 
-    def __init__(self, answer=None, address="127.0.0.1"):
+    def __init__(self, answer=None, address="127.0.0.1", port=0):
         self.answer = answer or answer_everything
         self.connections = []
         self._lock = threading.Lock()
-        self._listener = socket.create_server((address, 0), backlog=128)
-        self.host, self.port = self._listener.getsockname()
+        self._family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self.host, self.port = address, port
+        self._listen()
+        self.port = self._listener.getsockname()[1]
         self._spawn(self._accept, self._listener)
 
     def __enter__(self):
@@ -30,7 +32,7 @@ class FakeBackend:
         self.close()
 
     def __str__(self):
-        return f"{self.host}:{self.port}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def sessions(self):
         """Connections that sent at least one octet, oldest first."""
@@ -57,7 +59,7 @@ class FakeBackend:
 
     def listen_again(self):
         """Listens on the same port as before."""
-        self._listener = socket.create_server((self.host, self.port), backlog=128)
+        self._listen()
         self._spawn(self._accept, self._listener)
 
     def die(self):
@@ -74,6 +76,9 @@ class FakeBackend:
             connections = list(self.connections)
         for connection in connections:
             connection.close()
+
+    def _listen(self):
+        self._listener = socket.create_server((self.host, self.port), family=self._family, backlog=128)
 
     def _accept(self, listener):
         while True:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 
 from . import ber
 from .clients import RawClient
@@ -57,7 +58,8 @@ class Load:
     def assert_unharmed(self):
         """Nothing failed, nobody was dropped."""
         self.stop()
-        assert (self.failed, self.dropped) == ([], []), f"of {self.done} operations"
+        harm = Counter(map(str, self.failed)) + Counter(self.dropped)
+        assert not harm, f"beside {self.done} operations that succeeded: {harm.most_common(5)}"
 
     def _work(self, number):
         try:

@@ -110,9 +110,11 @@ class Proxy:
 
     def wait_for(self, name, value, seconds=20, **labels):
         """Waits until the series of `name` with at least these labels add up to `value`."""
-        eventually(
-            lambda: self.metrics().sum(name, **labels) == value, f"{name}{labels} is {value}", seconds
-        )
+        def adds_up():
+            series = self.metrics().get(name, **labels)
+            return series and sum(series.values()) == value
+
+        eventually(adds_up, f"{name}{labels} is {value}", seconds)
 
     def accepts(self, listener="ldaps"):
         """Whether a TCP connect to the listener succeeds now."""

@@ -4,6 +4,7 @@ One domain is provisioned per run; each `DomainController` is a copy of it on an
 replicate: the domain's `description` tells which one answered.
 """
 
+import json
 import shutil
 import signal
 from pathlib import Path
@@ -18,7 +19,6 @@ REALM, BASE = "CORP.EXAMPLE.COM", "dc=corp,dc=example,dc=com"
 ADMINISTRATOR = Account("Administrator@corp.example.com", "Passw0rd!")
 USERS = tuple(Account(f"user{number:02}@corp.example.com", f"Secret-{number:02}!") for number in range(1, 21))
 HOST_NAME = "dc1.corp.example.com"
-SERVICE_NAMES = (HOST_NAME, PROXY_NAME)
 LDAP, GLOBAL_CATALOG, KERBEROS, KPASSWD = 389, 3268, 88, 464
 
 
@@ -31,7 +31,9 @@ def provision(directory):
         f"--adminpass={ADMINISTRATOR.password}", f"--targetdir={template}",
     ], seconds=180)
     _configure(template, "127.0.0.1")
-    run(["/usr/bin/python3", "-I", "-c", _POPULATE, _settings(template)], seconds=120)
+    contents = {"users": USERS, "services": [f"ldap/{name}" for name in (HOST_NAME, PROXY_NAME)]}
+    populate = Path(__file__).with_name("populate.py")
+    run(["/usr/bin/python3", "-I", populate, _settings(template)], input=json.dumps(contents), seconds=120)
     return template
 
 
@@ -146,25 +148,4 @@ _SMB_CONF = """\
 [sysvol]
     path = {directory}/state/sysvol
     read only = no
-"""
-
-_POPULATE = f"""
-import sys
-import ldb
-from samba.auth import system_session
-from samba.param import LoadParm
-from samba.samdb import SamDB
-
-settings = LoadParm(sys.argv[1])
-directory = SamDB(url=settings.private_path("sam.ldb"), session_info=system_session(), lp=settings)
-directory.transaction_start()
-for name, password in {[tuple(user) for user in USERS]!r}:
-    directory.newuser(name.partition("@")[0], password, givenname=name[:6], surname="Müller")
-directory.newgroup("staff")
-directory.add_remove_group_members("staff", [name.partition("@")[0] for name, _ in {[tuple(user) for user in USERS[:10]]!r}])
-# What clients ask a Kerberos ticket for; the provision leaves it out.
-machine = directory.search(expression="(sAMAccountName=DC1$)", attrs=[])[0]
-machine["servicePrincipalName"] = ldb.MessageElement({[f"ldap/{name}" for name in SERVICE_NAMES]!r}, ldb.FLAG_MOD_ADD, "servicePrincipalName")
-directory.modify(machine)
-directory.transaction_commit()
 """

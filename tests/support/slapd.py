@@ -19,16 +19,16 @@ PHOTO = bytes(range(256)) * 4096
 
 
 class Slapd:
-    """Loads the tree with slapadd, starts slapd on an ephemeral port of `address`."""
+    """Loads the tree with slapadd, starts slapd on an ephemeral port of 127.0.0.1, or on port 389 of `host`."""
 
-    def __init__(self, directory):
+    def __init__(self, directory, host=None):
         self.directory = Path(directory)
         (self.directory / "data").mkdir(parents=True)
         self._settings = self.directory / "slapd.conf"
         self._settings.write_text(_SLAPD_CONF.format(directory=self.directory, base=BASE, manager=MANAGER))
         run(["slapadd", "-q", "-f", self._settings], input=_tree(), seconds=120)
-        host, port = net.closed_port()
-        self.endpoint = Endpoint(host, port)
+        self.endpoint = Endpoint(host.address, 389) if host else Endpoint(*net.closed_port())
+        self._prefix = host.prefix if host else []
         self._process = None
 
     @property
@@ -38,7 +38,7 @@ class Slapd:
     def start(self):
         if self._process is None:
             self._process = Process(
-                ["slapd", "-d", "0", "-h", self.endpoint.url, "-f", self._settings], directory=self.directory
+                [*self._prefix, "slapd", "-d", "0", "-h", self.endpoint.url, "-f", self._settings], directory=self.directory
             )
             eventually(self._answers, f"slapd answers on {self.backend}")
         return self

@@ -74,6 +74,13 @@ impl<T> Run<T> {
         for (mut operation, answer) in answers {
             self.settings.metrics.refusals.count(answer.reason);
             self.count(answer.kind, answer.code);
+            // A login that no directory has judged costs its name nothing. One that timed out may have been judged.
+            if answer.kind == OperationKind::Bind
+                && let Some(attempt) = self.attempt.take()
+                && answer.reason != Refusal::OperationTimeout
+            {
+                self.settings.throttle.settle(attempt, answer.code, now.into_std());
+            }
             let pdu = answer.pdu();
             operation.delivered_octets += pdu.len() as u64;
             self.count_sent(pdu.len());

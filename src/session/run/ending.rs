@@ -30,7 +30,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         let backend = Arc::clone(up.upstream.backend());
         let in_flight = self.state.operations().awaited();
         backend.report(self.entry.client.ip(), EventKind::Lost { in_flight });
-        self.attempt = None;
         let cut = matches!(up.passing, Passing::ToClient(_));
         drop(up);
         let loss = self.state.lose(self.to_upstream.taken(), self.to_upstream.waiting(), now);
@@ -223,6 +222,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         if let Some(timeout) = limits.operation_timeout {
             while let Some((operation, answer)) = self.state.time_out(timeout, now) {
                 let kind = operation.kind;
+                if let Link::Up(up) = &self.link {
+                    up.upstream.backend().report(self.entry.client.ip(), EventKind::TimedOut);
+                }
                 let id = operation.id;
                 self.answer_all(vec![(operation, answer)], now);
                 if kind == OperationKind::Bind {

@@ -181,8 +181,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
     }
 
     /// Takes the session off its transport.
-    pub(super) fn into_parts(self) -> Parts<T> {
-        Parts { client: self.client, state: self.state, entry: self.entry }
+    pub(super) fn into_parts(self) -> (Arc<Settings>, Parts<T>) {
+        (self.settings, Parts { client: self.client, state: self.state, entry: self.entry })
     }
 
     fn turn(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Outcome> {

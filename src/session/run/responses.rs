@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::{Link, Moved, Passing, Run};
 use crate::failure::EndReason;
 use crate::ldap::{self, Response, ResponseKind};
+use crate::referral::{Outcome, Referrals};
 use crate::session::state::{Ending, Layer, ResponseVerdict};
 
 /// A response longer than this passes to the client as it arrives; a shorter one waits until it is whole, so that a
@@ -101,10 +102,20 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             };
             match verdict {
                 ResponseVerdict::Forward(settled) => {
+                    let treated = response.as_ref().map_or(Outcome::Unchanged, |response| self.treat(response));
                     if let (Some(settled), Some(response)) = (settled, &response) {
                         self.settle(settled, response, up.upstream.backend(), now);
                     }
+                    if treated == Outcome::Unchanged {
+                        at += envelope.length;
+                        continue;
+                    }
+                    self.deliver(cx, &octets[run..at]);
                     at += envelope.length;
+                    run = at;
+                    if let Outcome::Replaced(pdu) = treated {
+                        self.deliver(cx, &pdu);
+                    }
                 }
                 ResponseVerdict::Ignore => {
                     self.deliver(cx, &octets[run..at]);
@@ -131,6 +142,17 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             self.lose(now);
         } else if let Some(reason) = ending {
             self.end(Ending::silent(reason));
+        }
+    }
+
+    /// Rewrites or drops references to the pool's own servers, where the listener says so.
+    fn treat(&self, response: &Response<'_>) -> Outcome {
+        match &self.settings.referrals {
+            Some(mode) if response.has_references() => {
+                let (hosts, domains) = self.settings.pool.own_names();
+                Referrals::new(mode.clone(), hosts, domains).apply(response.pdu(), response.envelope())
+            }
+            _ => Outcome::Unchanged,
         }
     }
 
