@@ -14,7 +14,7 @@ class Docker:
     """Starts dockerd; what it keeps is in `directory`. Closing removes its containers, then ends it."""
 
     def __init__(self, directory):
-        directory = Path(directory)
+        self._directory = directory = Path(directory)
         self._host = f"unix://{directory}/docker.sock"
         self._daemon = Process(
             ["dockerd", "--host", self._host, "--data-root", directory / "data", "--exec-root", directory / "exec",
@@ -27,6 +27,10 @@ class Docker:
         if containers := self.run("ps", "--all", "--quiet").stdout.split():
             self.run("rm", "--force", *containers)
         self._daemon.close()
+        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+            mounted = line.split()[4]
+            if mounted.startswith(f"{self._directory}/"):
+                run(["umount", "--lazy", mounted])
 
     def run(self, *arguments, check=True, seconds=120):
         return self._client("/usr/bin/docker", *arguments, check=check, seconds=seconds)
