@@ -14,7 +14,8 @@ from support.certs import Authority
 from support.proxy import BINARY, Proxy, config
 from support.slapd import Slapd
 
-PROGRAMS = ("samba", "samba-tool", "slapd", "slapadd", "ldapsearch", "openssl", "setpriv", "unshare", "kinit")
+PROGRAMS = ("samba", "samba-tool", "slapd", "slapadd", "ldapsearch", "openssl", "setpriv", "unshare", "kinit", "debootstrap",
+            "systemd-nspawn", "dockerd", "docker-compose", "dpkg-shlibdeps")
 
 
 def pytest_sessionstart(session):

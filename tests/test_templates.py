@@ -1,0 +1,140 @@
+"""Templates for clouds and clusters: linted, their schemas obeyed, and every configuration in them read by `check`.
+
+Nothing here runs in a cloud or a cluster. What `check` says goes for this binary, so a renamed key can't survive in a template.
+"""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+import yaml
+
+from support.container import REPOSITORY
+from support.process import run
+from support.proxy import check
+
+AWS = sorted((REPOSITORY / "docker" / "aws").glob("*.yaml"))
+KUBERNETES = sorted((REPOSITORY / "docker" / "kubernetes").glob("*.yaml"))
+LINTERS = ("cfn-lint==1.51.0", "kubernetes-validate==1.37.0")
+PARAMETERS = {
+    "MyTrustedNetwork": "10.0.0.0/16", "VPCNetwork": "10.0.0.0/16", "SimpleADPriIP": "10.0.1.10", "SimpleADSecIP": "10.0.2.10",
+    "AWS::Region": "eu-west-1", "AWS::StackName": "ldap", "AWS::Partition": "aws", "AWS::StackId": "arn:aws:cloudformation:s",
+    "LDAPSCertificateARN": "arn:aws:secretsmanager:eu-west-1:1:secret:ldap", "PackageBucket": "bucket", "PackageKey": "key.deb",
+}
+
+
+@pytest.fixture(scope="module")
+def linters():
+    """The folder of the linters' commands; installed into target/ the first time, of these versions and no other."""
+    folder = REPOSITORY / "target" / "linters"
+    made_of = folder / "made-of"
+    if not made_of.exists() or made_of.read_text() != repr(LINTERS):
+        shutil.rmtree(folder, ignore_errors=True)
+        run(["/usr/bin/python3", "-m", "venv", folder], seconds=120)
+        run([folder / "bin" / "pip", "install", "--quiet", *LINTERS], seconds=300)
+        made_of.write_text(repr(LINTERS))
+    return folder / "bin"
+
+
+@pytest.mark.deadline(500)
+@pytest.mark.parametrize("template", AWS, ids=lambda path: path.stem)
+def test_cloudformation_is_clean(linters, template):
+    found = run([linters / "cfn-lint", "--include-checks", "I", "--", template], check=False)
+    assert (found.returncode, found.stdout) == (0, ""), found.stdout + found.stderr
+
+
+@pytest.mark.deadline(500)
+def test_kubernetes_schemas_are_obeyed(linters):
+    for manifest in KUBERNETES:
+        documents = [document for document in yaml.safe_load_all(manifest.read_text())]
+        kinds = {document["kind"] for document in documents}
+        assert kinds >= {"Deployment", "Service", "ConfigMap", "PodDisruptionBudget", "HorizontalPodAutoscaler", "NetworkPolicy"}
+        # What is no part of Kubernetes has no schema there.
+        own = "---\n".join(yaml.safe_dump(document) for document in documents if document["kind"] != "Certificate")
+        subprocess.run([linters / "kubernetes-validate", "--strict", "-"], input=own, text=True, check=True, timeout=60)
+
+
+def test_kubernetes_parts_fit_together():
+    """Labels, names and ports that one part says and another relies on."""
+    [manifest] = KUBERNETES
+    parts = {document["kind"]: document for document in yaml.safe_load_all(manifest.read_text())}
+    pod = parts["Deployment"]["spec"]["template"]
+    [container] = pod["spec"]["containers"]
+    labels = pod["metadata"]["labels"]
+    for selector in (
+        parts["Deployment"]["spec"]["selector"]["matchLabels"], parts["Service"]["spec"]["selector"],
+        parts["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"], parts["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"],
+    ):
+        assert selector.items() <= labels.items()
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    settings = parts["ConfigMap"]["data"]["ldaps-proxy.toml"]
+    assert all(f":{port}\"" in settings for port in ports.values())
+    assert {port["targetPort"] for port in parts["Service"]["spec"]["ports"]} <= set(ports)
+    mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert {"/etc/ldaps-proxy", "/tls", "/run/ldaps-proxy"} == mounted
+    volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
+    assert volumes["tls"]["secret"]["secretName"] == parts["Certificate"]["spec"]["secretName"]
+    assert volumes["config"]["configMap"]["name"] == parts["ConfigMap"]["metadata"]["name"]
+    patience = container["lifecycle"]["preStop"]["sleep"]["seconds"] + 30
+    assert pod["spec"]["terminationGracePeriodSeconds"] > patience
+
+
+def configurations():
+    """Every configuration in a template: `(where, text)`."""
+    for template in AWS:
+        text = substituted(template.read_text())
+        if script := re.search(r"<<'?TOML'?\n(.*?)\n +TOML\n", text, re.DOTALL):
+            yield template.stem, script[1].replace("$vpc_networks", '["10.0.0.0/16"]')
+        else:
+            yield template.stem, re.search(r"Name: CONFIG\n +Value: !Sub \|\n(.*?)\n +Secrets:", text, re.DOTALL)[1]
+    for manifest in KUBERNETES:
+        parts = {document["kind"]: document for document in yaml.safe_load_all(manifest.read_text())}
+        yield "kubernetes", parts["ConfigMap"]["data"]["ldaps-proxy.toml"]
+    for file in sorted((REPOSITORY / "docker").glob("*.toml")):
+        yield file.stem, file.read_text()
+    yield "package", (REPOSITORY / "packaging" / "ldaps-proxy.toml").read_text()
+
+
+def substituted(text):
+    """The text after Fn::Sub, for parameters of these values."""
+    return re.sub(r"\$\{([\w:]+)\}", lambda match: PARAMETERS.get(match[1], match[0]), text)
+
+
+def test_there_are_configurations():
+    assert {where for where, _ in configurations()} == {
+        "auto-scaling", "one-instance", "fargate", "kubernetes", "sidecar-application", "sidecar-directory", "package",
+    }
+
+
+@pytest.mark.parametrize(("where", "text"), configurations(), ids=lambda value: value if "\n" not in value else "")
+def test_configurations_are_right(where, text, certificate, authority, tmp_path):
+    """No error and no warning but what a test's own certificate brings."""
+    (tmp_path / "certs").mkdir()
+    for source, names in (
+        (certificate.certificate, ("certificate.pem",)), (certificate.private_key, ("private_key.pem",)),
+        (authority.ca, ("certificate_chain.pem", "directory_ca.pem")),
+    ):
+        for name in names:
+            shutil.copy(source, tmp_path / "certs" / name)
+    (tmp_path / "certs" / "private_key.pem").chmod(0o600)
+    text = text.replace("/tls/tls.crt", "certs/certificate.pem").replace("/tls/tls.key", "certs/private_key.pem")
+    file = tmp_path / "ldaps-proxy.toml"
+    file.write_text(text)
+    found = check(file)
+    assert found.returncode == 0, found.stderr
+    assert "error" not in found.stderr
+
+
+@pytest.mark.parametrize("template", [path for path in AWS if "UserData" in path.read_text()], ids=lambda path: path.stem)
+def test_boot_scripts_are_shell(template):
+    """The script and the script in it parse."""
+    text = substituted(template.read_text())
+    script = re.search(r"Fn::Base64: !Sub \|\n(.*?)\n\n?  \w", text + "\n  End", re.DOTALL)[1]
+    margin = re.match(" +", script)[0]
+    script = "\n".join(line.removeprefix(margin) for line in script.split("\n"))
+    inner = re.search(r"<<'SCRIPT'\n(.*?)\nSCRIPT\n", script, re.DOTALL)[1]
+    for part in (script, inner):
+        parsed = subprocess.run(["bash", "-n"], input=part, text=True, capture_output=True)
+        assert (parsed.returncode, parsed.stderr) == (0, ""), parsed.stderr
+    assert "${" not in script, "every parameter is substituted"
