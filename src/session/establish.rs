@@ -11,6 +11,7 @@ use tokio_util::bytes::BytesMut;
 
 use super::operations::KeptRequest;
 use super::replay::{Permit, ReplayGuard};
+use crate::config::ProbeKind;
 use crate::ldap::{self, Request, Response, ResultCode};
 use crate::pool::{Backend, EventKind, Health, NoBackend, Pool};
 use crate::upstream::{Stream, Upstream, read_pdu};
@@ -49,15 +50,17 @@ impl Establish {
         let Some(credential) = credential else { return Ok(pool.connect(client, lost).await?) };
         let deadline = Instant::now() + pool.settings().connect_budget;
         let mut attempts = Vec::new();
+        // That a port is open says nothing about binds.
+        let probed = pool.settings().health.cheap.kind != ProbeKind::Tcp;
         // Who waits for another session's trial waits no longer than for a backend of its own.
-        let Some(permit) = patiently(deadline, || pool.is_usable(), guard.permit(&credential)).await else {
+        let Some(permit) = patiently(deadline, || probed && pool.is_usable(), guard.permit(&credential)).await else {
             return Err(NoBackend::unreachable(attempts).into());
         };
         let permit = permit.map_err(|_| EstablishError::ReplayRefused(None))?;
         loop {
             let mut upstream = pool.connect(client, lost).await?;
             let backend = Arc::clone(upstream.backend());
-            let works = || matches!(backend.health(), Health::Up | Health::Degraded);
+            let works = || probed && matches!(backend.health(), Health::Up | Health::Degraded);
             let failure = match patiently(deadline, works, bind(&mut upstream.stream, &credential)).await {
                 Some(Ok(ResultCode::SUCCESS)) => {
                     if let Permit::First(trial) = permit {
