@@ -170,10 +170,14 @@ fn depth_exceeds(filter: &[u8], limit: usize) -> bool {
     const AND: u8 = 0xA0;
     const OR: u8 = 0xA1;
     const NOT: u8 = 0xA2;
+    let nests = |tag| matches!(tag, AND | OR | NOT);
+    if !filter.first().is_some_and(|tag| nests(*tag)) {
+        return false;
+    }
     let mut open = vec![Reader::new(filter)];
     while let Some(level) = open.last_mut() {
         match level.element() {
-            Some(element) if matches!(element.tag, AND | OR | NOT) => {
+            Some(element) if nests(element.tag) => {
                 if open.len() > limit {
                     return true;
                 }

@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     fn kept() -> Option<KeptRequest> {
-        Some(KeptRequest::new(b"bind"))
+        Some(KeptRequest::secret(b"bind"))
     }
 
     fn after(method: Method, code: u32) -> BindState {
@@ -204,7 +204,7 @@ mod tests {
     fn credentials_do_not_print() {
         let mut state = BindState::default();
         state.request(1, Method::Simple);
-        state.response(ResultCode::SUCCESS, Some(KeptRequest::new(b"hunter2")), Instant::now());
+        state.response(ResultCode::SUCCESS, Some(KeptRequest::secret(b"hunter2")), Instant::now());
         assert!(!format!("{state:?}").contains("hunter2") && !format!("{state:?}").contains("104, 117"));
     }
 }

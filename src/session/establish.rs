@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::{Instant, timeout_at};
@@ -11,7 +12,7 @@ use tokio_util::bytes::BytesMut;
 use super::operations::KeptRequest;
 use super::replay::{Permit, ReplayGuard};
 use crate::ldap::{self, Request, Response, ResultCode};
-use crate::pool::{Backend, EventKind, NoBackend, Pool};
+use crate::pool::{Backend, EventKind, Health, NoBackend, Pool};
 use crate::upstream::{Stream, Upstream, read_pdu};
 
 /// What to open an upstream for.
@@ -41,36 +42,40 @@ impl From<NoBackend> for EstablishError {
 }
 
 impl Establish {
-    /// Opens the upstream. Takes little longer than the pool's connect budget, whatever the backends do.
+    /// Opens the upstream. Takes little longer than the pool's connect budget, unless probes say that the backend works
+    /// and is only slow: the survivor of two, to which all sessions of the other come at once.
     pub(super) async fn run(self) -> Result<Upstream, EstablishError> {
         let Self { pool, guard, client, mut lost, credential } = self;
         let Some(credential) = credential else { return Ok(pool.connect(client, lost).await?) };
         let deadline = Instant::now() + pool.settings().connect_budget;
         let mut attempts = Vec::new();
         // Who waits for another session's trial waits no longer than for a backend of its own.
-        let Ok(permit) = timeout_at(deadline, guard.permit(&credential)).await else {
+        let Some(permit) = patiently(deadline, || pool.is_usable(), guard.permit(&credential)).await else {
             return Err(NoBackend::unreachable(attempts).into());
         };
         let permit = permit.map_err(|_| EstablishError::ReplayRefused(None))?;
         loop {
             let mut upstream = pool.connect(client, lost).await?;
             let backend = Arc::clone(upstream.backend());
-            let failure = match timeout_at(deadline, bind(&mut upstream.stream, &credential)).await {
-                Ok(Ok(ResultCode::SUCCESS)) => {
+            let works = || matches!(backend.health(), Health::Up | Health::Degraded);
+            let failure = match patiently(deadline, works, bind(&mut upstream.stream, &credential)).await {
+                Some(Ok(ResultCode::SUCCESS)) => {
                     if let Permit::First(trial) = permit {
                         trial.accepted();
                     }
                     return Ok(upstream);
                 }
-                Ok(Ok(code @ (ResultCode::BUSY | ResultCode::UNAVAILABLE))) => format!("the bind was answered {code}"),
-                Ok(Ok(code)) => {
+                Some(Ok(code @ (ResultCode::BUSY | ResultCode::UNAVAILABLE))) => {
+                    format!("the bind was answered {code}")
+                }
+                Some(Ok(code)) => {
                     if let Permit::First(trial) = permit {
                         trial.refused();
                     }
                     return Err(EstablishError::ReplayRefused(Some(code)));
                 }
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => "the bind was not answered in time".to_owned(),
+                Some(Err(error)) => error.to_string(),
+                None => "the bind was not answered in time".to_owned(),
             };
             backend.report(client.ip(), EventKind::Lost { in_flight: 1 });
             attempts.push((backend.name().to_owned(), failure));
@@ -78,6 +83,20 @@ impl Establish {
                 return Err(NoBackend::unreachable(attempts).into());
             }
             lost = Some(backend);
+        }
+    }
+}
+
+/// Waits until `deadline`, and beyond it as long as `hope` remains.
+async fn patiently<F: Future>(deadline: Instant, hope: impl Fn() -> bool, future: F) -> Option<F::Output> {
+    let last = deadline + MOST_PATIENCE;
+    let mut future = std::pin::pin!(future);
+    let mut until = deadline;
+    loop {
+        match timeout_at(until, future.as_mut()).await {
+            Ok(output) => return Some(output),
+            Err(_) if until < last && hope() => until += Duration::from_secs(1),
+            Err(_) => return None,
         }
     }
 }
@@ -99,5 +118,7 @@ async fn bind(stream: &mut Stream, request: &KeptRequest) -> io::Result<ResultCo
     }
 }
 
+/// How long a bind may be waited for beyond the connect budget.
+const MOST_PATIENCE: Duration = Duration::from_secs(25);
 /// Octets a bind's response may have.
 const MOST_BIND_RESPONSE: usize = 64 * 1024;

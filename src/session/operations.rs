@@ -12,25 +12,38 @@ use crate::access_log::Described;
 use crate::failure::{FailoverKind, Refusal};
 use crate::ldap::{MessageId, OperationKind};
 
-/// A request's octets, kept to be sent again. Wiped when dropped and never printed: they may hold a password.
+/// A request's octets, kept to be sent again, and never printed.
 #[derive(Clone)]
-pub struct KeptRequest(Zeroizing<Box<[u8]>>);
+pub enum KeptRequest {
+    /// It holds a password: wiped when dropped.
+    Secret(Zeroizing<Box<[u8]>>),
+    /// It doesn't: wiping every search would cost as much as framing it.
+    Plain(Box<[u8]>),
+}
 
 impl KeptRequest {
-    /// Keeps a copy of `pdu`.
-    pub fn new(pdu: &[u8]) -> Self {
-        Self(Zeroizing::new(pdu.into()))
+    /// Keeps a copy of a bind.
+    pub fn secret(pdu: &[u8]) -> Self {
+        Self::Secret(Zeroizing::new(pdu.into()))
+    }
+
+    /// Keeps a copy of a search or a compare.
+    pub fn plain(pdu: &[u8]) -> Self {
+        Self::Plain(pdu.into())
     }
 
     /// The request.
     pub fn pdu(&self) -> &[u8] {
-        &self.0
+        match self {
+            Self::Secret(pdu) => pdu,
+            Self::Plain(pdu) => pdu,
+        }
     }
 }
 
 impl fmt::Debug for KeptRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "KeptRequest({} octets)", self.0.len())
+        write!(f, "KeptRequest({} octets)", self.pdu().len())
     }
 }
 
@@ -286,7 +299,7 @@ mod tests {
         Operation {
             position,
             writes: kind.may_write(),
-            kept: Some(KeptRequest::new(&[0; 10])),
+            kept: Some(KeptRequest::secret(&[0; 10])),
             ..Operation::ended(id, kind, Instant::now(), 10, None)
         }
     }

@@ -168,7 +168,7 @@ mod tests {
         content.extend(password);
         let mut pdu = vec![0x30, (5 + content.len()) as u8, 0x02, 0x01, id, 0x60, content.len() as u8];
         pdu.extend(content);
-        KeptRequest::new(&pdu)
+        KeptRequest::secret(&pdu)
     }
 
     #[tokio::test(start_paused = true)]

@@ -581,7 +581,10 @@ impl State {
             return None;
         }
         self.kept_octets += length;
-        Some(KeptRequest::new(request.pdu()))
+        Some(match request.kind() {
+            OperationKind::Bind => KeptRequest::secret(request.pdu()),
+            _ => KeptRequest::plain(request.pdu()),
+        })
     }
 
     fn release(&mut self, operation: &Operation) {
