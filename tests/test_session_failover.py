@@ -378,8 +378,9 @@ def answer_with_open_cookie(connection, pdu):
 
 def test_a_finished_paging_ties_to_nothing(client, first, second):
     pages = iter([b"more", b""])
+    # A probe's search asks for no pages.
     first.answer = lambda connection, pdu: connection.send(
-        ber.result(pdu.message_id, ber.SEARCH_DONE, controls=[_paging(next(pages))])
+        ber.result(pdu.message_id, ber.SEARCH_DONE, controls=[_paging(next(pages))] if pdu.controls else ())
     )
     for cookie in (b"", b"more"):
         client.ask(ber.search, "dc=x", controls=[_paging(cookie)])

@@ -18,7 +18,7 @@ use crate::lifecycle::Inherited;
 use crate::listener::Admission;
 use crate::log::LogLevel;
 use crate::metrics::Metrics;
-use crate::session::{Command, Registry};
+use crate::session::{Command, Memory, Registry};
 pub use control::Vitals;
 use parts::Parts;
 
@@ -28,6 +28,7 @@ pub struct Proxy {
     metrics: Arc<Metrics>,
     registry: Arc<Registry>,
     admission: Arc<Admission>,
+    memory: Arc<Memory>,
     failures: Arc<RecentFailures>,
     log: LogLevel,
     inherited: Inherited,
@@ -81,12 +82,14 @@ impl Proxy {
         }
         let metrics = Metrics::new();
         let admission = Admission::new(&config.limits, Arc::clone(&metrics));
+        let memory = Memory::new(config.limits.buffer_memory, Arc::clone(&metrics));
         let config = Arc::new(config);
         let proxy = Arc::new(Self {
             started: SystemTime::now(),
             metrics,
             registry: Arc::default(),
             admission,
+            memory,
             failures: Arc::default(),
             log,
             inherited,

@@ -247,6 +247,7 @@ impl Proxy {
     pub(super) fn carry_out(self: &Arc<Self>, plan: Plan) {
         let Plan { config, tls, pools, listeners, throttle, access_log } = plan;
         self.admission.resize(config.limits.max_connections);
+        self.memory.resize(config.limits.buffer_memory);
         let mut state = self.state();
         let before = std::mem::take(&mut state.parts);
         let mut parts = Parts {
@@ -306,6 +307,7 @@ impl Proxy {
                 limits: config.limits.clone(),
                 policy: planned.policy.clone(),
                 referrals: referrals(settings),
+                memory: Arc::clone(&self.memory),
                 throttle: Arc::clone(&parts.throttle),
                 access_log: parts.access_log.clone(),
                 metrics: Arc::clone(self.metrics()),

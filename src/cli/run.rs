@@ -39,6 +39,10 @@ pub fn run(file: &Path, without_admin: bool) -> ExitCode {
         Err(error) => return fail(&error),
     };
     fit_descriptors(&mut loaded.config);
+    // Passwords kept for replay and private keys must not end in a core dump.
+    if let Err(error) = nix::sys::prctl::set_dumpable(false) {
+        tracing::warn!(%error, "core dumps stay possible");
+    }
     let runtime = match runtime(&loaded.config) {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("cannot start the runtime: {error}")),

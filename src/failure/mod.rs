@@ -233,6 +233,8 @@ closed_list! {
         ProtocolError = "protocol_error",
         /// The client passed a size limit.
         RequestSize = "request_size",
+        /// `limits.buffer_memory` is used up, and this session held much of it.
+        BufferMemory = "buffer_memory",
         /// `limits.first_request_timeout`
         FirstRequestTimeout = "first_request_timeout",
         /// `limits.request_timeout`

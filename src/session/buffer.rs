@@ -32,6 +32,11 @@ impl Inbox {
         &self.buffer[self.start..]
     }
 
+    /// Octets of memory it takes.
+    pub fn capacity(&self) -> usize {
+        self.buffer.capacity()
+    }
+
     /// Whether nothing is left to deal with.
     pub fn is_empty(&self) -> bool {
         self.start == self.buffer.len()
@@ -102,6 +107,11 @@ impl Outbox {
     /// Octets that wait.
     pub fn len(&self) -> usize {
         self.buffer.len() - self.start
+    }
+
+    /// Octets of memory it takes.
+    pub fn capacity(&self) -> usize {
+        self.buffer.capacity()
     }
 
     /// Whether nothing waits.

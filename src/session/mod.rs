@@ -5,6 +5,7 @@
 mod bind;
 mod buffer;
 mod establish;
+mod memory;
 mod operations;
 mod pins;
 mod registry;
@@ -24,6 +25,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
+pub use memory::Memory;
 pub use registry::{Command, Entry, Facts, Handle, Registry};
 pub use replay::ReplayGuard;
 pub use state::StartTls;
@@ -56,6 +58,8 @@ pub struct Settings {
     pub throttle: Arc<LoginThrottle>,
     /// `[access_log]`
     pub access_log: AccessLog,
+    /// `limits.buffer_memory`
+    pub memory: Arc<Memory>,
     /// The process's metrics.
     pub metrics: Arc<Metrics>,
     /// The listener's metrics.

@@ -327,6 +327,7 @@ fn settings(pool: Pool) -> Arc<Settings> {
         limits: Limits::default(),
         policy: Policy::new(&config::Policy::default()).expect("the default policy names no DN"),
         referrals: None,
+        memory: Memory::new(1 << 30, Arc::clone(&metrics)),
         throttle: Arc::new(LoginThrottle::new(&config::LoginThrottle::default())),
         access_log: AccessLog::off(),
         listener: metrics.listener("l"),

@@ -33,6 +33,7 @@ fn client(backends: &[SocketAddr]) -> DuplexStream {
         limits: Limits::default(),
         policy: Policy::new(&config::Policy::default()).expect("the default policy names no DN"),
         referrals: None,
+        memory: Memory::new(1 << 30, Arc::clone(&metrics)),
         throttle: Arc::new(LoginThrottle::new(&throttle)),
         access_log: AccessLog::off(),
         listener: metrics.listener("l"),

@@ -10,9 +10,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::{Link, Moved, Outcome, Passing, Phase, Run};
-use crate::failure::{EndReason, FailoverKind};
+use crate::failure::{EndReason, FailoverKind, Refusal};
 use crate::ldap::{MessageId, OperationKind, ResultCode, reply};
 use crate::pool::EventKind;
+use crate::session::buffer::Inbox;
 use crate::session::registry::Command;
 use crate::session::state::{Ending, Layer};
 
@@ -184,6 +185,20 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         self.entry.in_flight.store(awaited, Ordering::Relaxed);
         if let Link::Up(up) = &mut self.link {
             up.in_flight.set(awaited);
+        }
+    }
+
+    /// Ends the session if its buffers are large while all sessions' together are too large.
+    pub(super) fn keep_to_memory(&mut self) {
+        let from_upstream = if let Link::Up(up) = &self.link { up.inbox.capacity() } else { 0 };
+        let held =
+            self.from_client.capacity() + self.to_client.capacity() + self.to_upstream.capacity() + from_upstream;
+        if !self.memory.hold(held) && self.phase == Phase::Serving {
+            self.settings.metrics.refusals.count(Refusal::BufferMemory);
+            let text = "the proxy's buffers are full (limits.buffer_memory): send smaller requests, read faster, or retry later";
+            self.end(Ending::told(EndReason::BufferMemory, ResultCode::BUSY, text));
+            self.from_client = Inbox::default();
+            self.to_upstream.restart(Vec::new());
         }
     }
 

@@ -20,6 +20,7 @@ use tokio::time::{Instant, Sleep};
 use super::Settings;
 use super::buffer::{Inbox, Outbox};
 use super::establish::EstablishError;
+use super::memory::Part;
 use super::registry::Entry;
 use super::state::State;
 use crate::failure::{EndReason, FailoverKind};
@@ -66,6 +67,7 @@ pub(super) struct Run<T> {
     /// The login that awaits its result.
     attempt: Option<Attempt>,
     account: Account,
+    memory: Part,
     phase: Phase,
     client_ended: bool,
     clock: Clock,
@@ -150,6 +152,7 @@ enum Moved {
 impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
     pub(super) fn new(settings: Arc<Settings>, parts: Parts<T>) -> Self {
         let now = Instant::now();
+        let memory = settings.memory.part();
         let timer = Box::pin(tokio::time::sleep_until(now + settings.limits.first_request_timeout));
         Self {
             settings,
@@ -165,6 +168,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             moving: None,
             attempt: None,
             account: Account::default(),
+            memory,
             phase: Phase::Serving,
             client_ended: false,
             clock: Clock {
@@ -222,6 +226,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Future for Run<T> {
             if let Poll::Ready(outcome) = this.turn(cx, now) {
                 return Poll::Ready(outcome);
             }
+            this.keep_to_memory();
             let next = this.keep_time(cx, now);
             if this.phase != phase {
                 continue;
