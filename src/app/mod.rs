@@ -15,7 +15,7 @@ use crate::admin::{self, Admin};
 use crate::config::{Config, Loaded};
 use crate::failure::RecentFailures;
 use crate::lifecycle::Inherited;
-use crate::listener::Admission;
+use crate::listener::{Addresses, Admission};
 use crate::log::LogLevel;
 use crate::metrics::Metrics;
 use crate::session::{Command, Memory, Registry};
@@ -28,6 +28,7 @@ pub struct Proxy {
     metrics: Arc<Metrics>,
     registry: Arc<Registry>,
     admission: Arc<Admission>,
+    addresses: Arc<Addresses>,
     memory: Arc<Memory>,
     failures: Arc<RecentFailures>,
     log: LogLevel,
@@ -82,6 +83,7 @@ impl Proxy {
         }
         let metrics = Metrics::new();
         let admission = Admission::new(&config.limits, Arc::clone(&metrics));
+        let addresses = Addresses::new(&config.limits);
         let memory = Memory::new(config.limits.buffer_memory, Arc::clone(&metrics));
         let config = Arc::new(config);
         let proxy = Arc::new(Self {
@@ -89,6 +91,7 @@ impl Proxy {
             metrics,
             registry: Arc::default(),
             admission,
+            addresses,
             memory,
             failures: Arc::default(),
             log,

@@ -247,6 +247,7 @@ impl Proxy {
     pub(super) fn carry_out(self: &Arc<Self>, plan: Plan) {
         let Plan { config, tls, pools, listeners, throttle, access_log } = plan;
         self.admission.resize(config.limits.max_connections);
+        self.addresses.change(&config.limits);
         self.memory.resize(config.limits.buffer_memory);
         let mut state = self.state();
         let before = std::mem::take(&mut state.parts);
@@ -335,6 +336,7 @@ impl Proxy {
     fn house(&self) -> listener::House {
         listener::House {
             admission: Arc::clone(&self.admission),
+            addresses: Arc::clone(&self.addresses),
             registry: Arc::clone(&self.registry),
             failures: Arc::clone(&self.failures),
             connections: self.connections.clone(),

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::addresses::{Addresses, Guest};
 use super::admission::{Admission, Place};
 use crate::failure::{EndReason, Outcome, RecentFailures};
 use crate::metrics::Held;
@@ -36,6 +37,8 @@ pub struct Door {
 pub struct House {
     /// How many may be inside.
     pub admission: Arc<Admission>,
+    /// How much each address may take.
+    pub addresses: Arc<Addresses>,
     /// Who is inside.
     pub registry: Arc<Registry>,
     /// What went wrong lately.
@@ -140,13 +143,29 @@ impl Door {
 
     /// Reads the PROXY header where one is due, and judges the client it names.
     async fn greet(&self, keys: &Keys, mut tcp: TcpStream, peer: SocketAddr, announced: bool) -> Option<Arrival> {
-        if !announced {
-            return Some(Arrival { tcp, client: peer, vpc_endpoint: None });
+        let (client, vpc_endpoint) =
+            if announced { self.announced_client(keys, &mut tcp, peer).await? } else { (peer, None) };
+        match self.house.addresses.enter(client.ip(), Instant::now()) {
+            Ok(guest) => Some(Arrival { tcp, client, vpc_endpoint, guest }),
+            Err(outcome) => {
+                keys.session.listener.connection(outcome);
+                self.refused(client, outcome, "the address has as many connections as it may (limits.…_per_address)");
+                None
+            }
         }
-        match proxy_protocol::read_header(&mut tcp, keys.session.limits.handshake_timeout).await {
+    }
+
+    /// The client that the balancer's header names, if it may enter.
+    async fn announced_client(
+        &self,
+        keys: &Keys,
+        tcp: &mut TcpStream,
+        peer: SocketAddr,
+    ) -> Option<(SocketAddr, Option<String>)> {
+        match proxy_protocol::read_header(tcp, keys.session.limits.handshake_timeout).await {
             Ok(header) => {
                 let client = header.source.unwrap_or(peer);
-                self.is_trusted(keys, client).then_some(Arrival { tcp, client, vpc_endpoint: header.vpc_endpoint })
+                self.is_trusted(keys, client).then_some((client, header.vpc_endpoint))
             }
             Err(error) => {
                 keys.session.listener.connection(Outcome::ProxyHeader);
@@ -158,7 +177,8 @@ impl Door {
 
     /// Makes the handshake, then leaves the session to a task of its own, so that what the handshake needed is freed.
     async fn begin(self: Arc<Self>, keys: Arc<Keys>, arrival: Arrival, place: Place) {
-        let Arrival { tcp, client, vpc_endpoint } = arrival;
+        let Arrival { tcp, client, vpc_endpoint, guest } = arrival;
+        let place = (place, guest);
         let entry = |handshake: Option<&Handshake>| {
             let entry = self.house.registry.enter(client, Arc::clone(&self.name));
             entry.describe(handshake, vpc_endpoint.as_deref());
@@ -246,7 +266,7 @@ impl Door {
         None
     }
 
-    fn ended(&self, keys: &Keys, client: SocketAddr, reason: EndReason, active: Held, place: Place) {
+    fn ended(&self, keys: &Keys, client: SocketAddr, reason: EndReason, active: Held, place: (Place, Option<Guest>)) {
         drop((active, place));
         keys.session.metrics.sessions_ended.count(reason);
         tracing::debug!(listener = %self.name, %client, reason = reason.as_str(), "session ended");
@@ -258,4 +278,5 @@ struct Arrival {
     tcp: TcpStream,
     client: SocketAddr,
     vpc_endpoint: Option<String>,
+    guest: Option<Guest>,
 }

@@ -1,5 +1,6 @@
 //! Accepting connections: bind, limits, back-off.
 
+mod addresses;
 mod admission;
 mod door;
 
@@ -12,6 +13,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+pub use addresses::Addresses;
 pub use admission::Admission;
 pub use door::{Door, House, Keys};
 
