@@ -24,6 +24,8 @@ pub(super) struct Prober {
     depth: Depth,
     /// The cheap probe's connection between two questions: connecting each time would fill the backend's log.
     kept: Option<Conversation>,
+    /// The server has been asked for its names.
+    knows_names: bool,
 }
 
 impl Prober {
@@ -34,7 +36,7 @@ impl Prober {
         account: Arc<ServiceAccount>,
         depth: Depth,
     ) -> Self {
-        Self { pool, backend, settings, account, depth, kept: None }
+        Self { pool, backend, settings, account, depth, kept: None, knows_names: false }
     }
 
     pub(super) fn settings(&self) -> &config::Probe {
@@ -65,6 +67,7 @@ impl Prober {
         if let Some(mut conversation) = self.kept.take() {
             match self.read_root_dse(&mut conversation).await {
                 Ok(()) => {
+                    self.learn_names(&mut conversation).await?;
                     self.kept = Some(conversation);
                     return Ok(());
                 }
@@ -75,9 +78,7 @@ impl Prober {
         }
         let mut conversation = self.connect().await?;
         self.read_root_dse(&mut conversation).await?;
-        if self.pool.wants_names() {
-            self.learn_names(&mut conversation).await?;
-        }
+        self.learn_names(&mut conversation).await?;
         match self.depth {
             Depth::Cheap => self.kept = Some(conversation),
             Depth::Deep => conversation.unbind().await,
@@ -85,8 +86,11 @@ impl Prober {
         Ok(())
     }
 
-    /// Asks for the names under which references may speak of this server.
-    async fn learn_names(&self, conversation: &mut Conversation) -> Result<(), Failure> {
+    /// Asks, once, for the names under which references may speak of this server, if a listener treats references.
+    async fn learn_names(&mut self, conversation: &mut Conversation) -> Result<(), Failure> {
+        if self.knows_names || !self.pool.wants_names() {
+            return Ok(());
+        }
         let mut root = None;
         let search = Search::root_dse(["dnsHostName".to_owned(), "defaultNamingContext".to_owned()]);
         conversation.search(&search, usize::MAX, |entry| root = Some(entry)).await?;
@@ -97,6 +101,7 @@ impl Prober {
         };
         let domain = value("defaultNamingContext").and_then(|dn| Dn::parse(&dn)?.domain());
         self.pool.learn_names(value("dnsHostName"), domain);
+        self.knows_names = true;
         Ok(())
     }
 
