@@ -7,6 +7,7 @@ use sd_notify::NotifyState;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::tell_systemd;
+use super::workers::Workers;
 use crate::app::{Proxy, Vitals};
 
 /// How old the line in `systemctl status` may get.
@@ -15,16 +16,20 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 const BEATS: u32 = 3;
 
 /// Beats until the process ends. Run it as a task of its own: then a beat proves that the runtime still runs tasks and
-/// timers. [`Proxy::vitals`] adds that the state isn't locked for good and that every listener still accepts.
+/// timers. It adds that no worker thread hangs, that the state isn't locked for good and that every listener accepts.
 pub(super) async fn beat(proxy: Arc<Proxy>) {
     let every = interval_for(sd_notify::watchdog_enabled());
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut workers = Workers::new();
     let mut shown = String::new();
     loop {
         ticks.tick().await;
         let Vitals { alive, status } = proxy.vitals();
-        if alive {
+        let stuck = workers.stuck();
+        if stuck > 0 {
+            tracing::error!(stuck, "worker threads hang: the watchdog isn't told that all is well");
+        } else if alive {
             tell_systemd(&[NotifyState::Watchdog]);
         }
         if status != shown {

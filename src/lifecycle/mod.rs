@@ -4,6 +4,7 @@ mod descriptors;
 mod heartbeat;
 mod signals;
 mod sockets;
+mod workers;
 
 use std::io;
 use std::sync::Arc;
