@@ -47,9 +47,17 @@ enum Choice {
     Nobody,
 }
 
+/// Why one backend could not be connected to.
+struct OpenFailure {
+    reason: String,
+    /// Whether nothing came back at all, rather than a refusal.
+    unanswered: bool,
+}
+
 impl Pool {
-    /// Opens an upstream for `client`: the best backend first, then the next, each at most once, until the connect
-    /// budget is used up. Backends that are down are tried last, drained and disabled ones never. `lost` is the backend
+    /// Opens an upstream for `client`: the best backend first, then the next, until the connect budget is used up. Each is
+    /// tried once; one that is up but left a connect unanswered is tried again when no other is left. Backends that are
+    /// down are tried last, drained and disabled ones never. `lost` is the backend
     /// that has just failed this session, tried after its equals.
     ///
     /// Waits up to `queue_timeout` where all usable backends are at their `max_sessions`, which the budget isn't charged for.
@@ -59,12 +67,18 @@ impl Pool {
     pub async fn connect(&self, client: SocketAddr, lost: Option<Arc<Backend>>) -> Result<Upstream, NoBackend> {
         let mut deadline = Instant::now() + self.settings.connect_budget;
         let mut tried = Vec::new();
+        let mut overrun: Vec<Arc<Backend>> = Vec::new();
         let mut attempts = Vec::new();
         loop {
             // Whoever waits already comes first.
             let choice = if self.queue.is_empty() { self.choose(&tried, client, lost.as_ref()) } else { Choice::Full };
             let seat = match choice {
                 Choice::Seat(seat) => seat,
+                Choice::Nobody if !overrun.is_empty() => {
+                    tried.retain(|backend| !is_among(&overrun, backend));
+                    overrun.clear();
+                    continue;
+                }
                 Choice::Nobody => return Err(NoBackend::unreachable(attempts)),
                 Choice::Full => {
                     let queued = Instant::now();
@@ -88,7 +102,13 @@ impl Pool {
             let backend = Arc::clone(seat.backend());
             match self.open(seat, client, deadline).await {
                 Ok(upstream) => return Ok(upstream),
-                Err(failure) => attempts.push((backend.name().to_owned(), failure)),
+                Err(failure) => {
+                    // All sessions of another may be coming to it at once, and Samba's accept queue holds ten.
+                    if failure.unanswered && backend.standing() == Standing::Good {
+                        overrun.push(Arc::clone(&backend));
+                    }
+                    attempts.push((backend.name().to_owned(), failure.reason));
+                }
             }
             tried.push(backend);
             if self.settings.failover.mode == FailoverMode::None || Instant::now() >= deadline {
@@ -97,7 +117,7 @@ impl Pool {
         }
     }
 
-    async fn open(&self, seat: Seat, client: SocketAddr, deadline: Instant) -> Result<Upstream, String> {
+    async fn open(&self, seat: Seat, client: SocketAddr, deadline: Instant) -> Result<Upstream, OpenFailure> {
         let backend = Arc::clone(seat.backend());
         if let Some(stream) = backend.stock.take() {
             self.bells.stock.notify_one();
@@ -105,24 +125,26 @@ impl Pool {
         }
         let started = Instant::now();
         let patience = started + self.settings.connect_timeout;
-        let failure = match timeout_at(patience.min(deadline), self.connector.open(&backend, client)).await {
+        let (reason, unanswered) = match timeout_at(patience.min(deadline), self.connector.open(&backend, client)).await
+        {
             Ok(Ok(stream)) => {
                 backend.report(client.ip(), EventKind::Connected(started.elapsed()));
                 return Ok(Upstream::new(stream, seat));
             }
-            Ok(Err(error)) => error.to_string(),
+            Ok(Err(error)) => (error.to_string(), false),
             // Others had used up the budget: what was left is no measure of this backend.
-            Err(_) if deadline < patience => return Err("the connect budget was used up".to_owned()),
-            Err(_) => format!("no connection within {:?}", self.settings.connect_timeout),
+            Err(_) if deadline < patience => {
+                return Err(OpenFailure { reason: "the connect budget was used up".to_owned(), unanswered: true });
+            }
+            Err(_) => (format!("no connection within {:?}", self.settings.connect_timeout), true),
         };
         backend.report(client.ip(), EventKind::ConnectFailed);
-        Err(failure)
+        Err(OpenFailure { reason, unanswered })
     }
 
     /// The best seat at a backend that isn't in `tried`.
     fn choose(&self, tried: &[Arc<Backend>], client: SocketAddr, lost: Option<&Arc<Backend>>) -> Choice {
         let backends = self.backends();
-        let is_among = |those: &[Arc<Backend>], one: &Arc<Backend>| those.iter().any(|other| Arc::ptr_eq(other, one));
         let enabled = || backends.iter().filter(|backend| backend.duty() == Duty::Enabled);
         let panic = self.settings.health.panic_mode && enabled().all(|backend| backend.standing() != Standing::Good);
         let rank = |backend: &Arc<Backend>| {
@@ -156,6 +178,10 @@ impl Pool {
             equals.iter().zip(ramps).map(|(backend, ramp)| backend.candidate(starting.then_some(ramp))).collect();
         self.policy.choose(&candidates, Draw { client: client.ip(), random: fastrand::u64(..) })
     }
+}
+
+fn is_among(those: &[Arc<Backend>], one: &Arc<Backend>) -> bool {
+    those.iter().any(|other| Arc::ptr_eq(other, one))
 }
 
 #[cfg(test)]
