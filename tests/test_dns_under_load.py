@@ -6,7 +6,7 @@ import pytest
 
 from support import ber
 from support.clients import RawClient
-from support.zone import NameServer
+from support.dns import NameServer
 from support.waiting import eventually
 
 SERVICE = "_ldap._tcp.Default-First-Site-Name._sites.dc._msdcs.corp.example.com"
@@ -31,12 +31,11 @@ def found_by_name(start_proxy, dns):
 
 def offer(dns, *backends):
     """DNS names these, in this order of priority."""
-    for number, backend in enumerate(backends):
-        dns.set_addresses(f"dc{backend.port}.corp.example.com", backend.host)
-    dns.set_services(
-        SERVICE, *((number, 100, backend.port, f"dc{backend.port}.corp.example.com")
-                   for number, backend in enumerate(backends))
-    )
+    names = {backend: f"dc{backend.port}.corp.example.com" for backend in backends}
+    services = [f"{number} 100 {backend.port} {name}." for number, (backend, name) in enumerate(names.items())]
+    addresses = {(name, "A"): [backend.host] for backend, name in names.items()}
+    # Names that were there stay: a target may be looked up after the SRV record that named it has changed.
+    dns.records = {**dns.records, **addresses, (SERVICE.lower(), "SRV"): services}
 
 
 def wait_until_up(proxy, backend):

@@ -7,19 +7,21 @@ import threading
 import dns.flags
 import dns.message
 import dns.rcode
+import dns.rdatatype
 import dns.rrset
 
 
 class NameServer:
-    """Answers from `records`, `{(name, type): [text]}`, which may be changed at any time; other names don't exist.
+    """Answers from `records`, `{(name, type): [text]}` with names in lower case; other names don't exist.
 
-    `ttl` is that of every answer. While `silent`, questions are read and not answered. `asked` are the questions so far.
+    A test may replace `records` at any time. `ttl` is that of every answer. While `silent`, questions are read and not
+    answered; while it `fails`, the answer is SERVFAIL. `asked` are the questions so far.
     """
 
     def __init__(self, records=None, ttl=0):
         self.records = records or {}
         self.ttl = ttl
-        self.silent = False
+        self.silent = self.fails = False
         self.asked = []
         self._tcp = socket.create_server(("127.0.0.1", 0))
         self.address = self._tcp.getsockname()
@@ -74,7 +76,9 @@ class NameServer:
             return None
         answer = dns.message.make_response(query)
         answer.flags |= dns.flags.AA | dns.flags.RA
-        if found := self.records.get((name, kind)):
+        if self.fails:
+            answer.set_rcode(dns.rcode.SERVFAIL)
+        elif found := self.records.get((name, kind)):
             answer.answer.append(dns.rrset.from_text_list(question.name, self.ttl, "IN", kind, found))
         elif not any(known == name for known, _ in self.records):
             answer.set_rcode(dns.rcode.NXDOMAIN)
