@@ -78,8 +78,9 @@ def test_nothing_is_left_behind(start_proxy, sink):
     eventually(lambda: descriptors(proxy) <= before + 2, "the descriptors are back")
     left.append(memory(proxy))
     print(f"resident after each crowd, and after the cycles: {left} kB")
-    # The allocator keeps pages for the next crowd; what grows from crowd to crowd would be a leak.
-    assert left[1] < left[0] * 1.05 + 1024 and left[2] < left[0] * 1.05 + 1024, left
+    # The allocator keeps pages, for a crowd that overlaps itself more some more of them; 3 kB left of each of 9,000
+    # sessions, or 3 kB of each of 2,000 cycles, would show.
+    assert left[1] < left[0] * 1.25 and left[2] < left[1] * 1.05, left
     metrics = proxy.metrics()
     assert metrics.sum("ldaps_proxy_backend_sessions") == 0
     assert metrics.sum("ldaps_proxy_limit_used", limit="connections") == 0
