@@ -54,7 +54,11 @@ def memory(proxy):
 
 @pytest.mark.deadline(300)
 def test_nothing_is_left_behind(start_proxy, sink):
-    proxy = start_proxy([sink], pool='health.probe = "tcp"', trusted=["127.0.0.0/8"], extra="[limits]\nmax_connections = 9500")
+    # With an arena for each thread, glibc's resident size wanders by a quarter from crowd to crowd; with one by 0.6 %.
+    proxy = start_proxy(
+        [sink], pool='health.probe = "tcp"', trusted=["127.0.0.0/8"], extra="[limits]\nmax_connections = 9500",
+        env={"MALLOC_ARENA_MAX": "1"},
+    )
     visitors = Visitors(proxy)
     visitors.enter(0).close()
     proxy.wait_for("ldaps_proxy_sessions_active", 0)
@@ -78,9 +82,9 @@ def test_nothing_is_left_behind(start_proxy, sink):
     eventually(lambda: descriptors(proxy) <= before + 2, "the descriptors are back")
     left.append(memory(proxy))
     print(f"resident after each crowd, and after the cycles: {left} kB")
-    # The allocator keeps pages, for a crowd that overlaps itself more some more of them; 3 kB left of each of 9,000
-    # sessions, or 3 kB of each of 2,000 cycles, would show.
-    assert left[1] < left[0] * 1.25 and left[2] < left[1] * 1.05, left
+    # The allocator keeps pages for the next crowd; what grows from crowd to crowd is a leak: 2 % is 240 octets
+    # left of each of 9,000 sessions, or 1 kB of each of 2,000 cycles.
+    assert left[1] < left[0] * 1.02 and left[2] < left[1] * 1.02, left
     metrics = proxy.metrics()
     assert metrics.sum("ldaps_proxy_backend_sessions") == 0
     assert metrics.sum("ldaps_proxy_limit_used", limit="connections") == 0
