@@ -1,19 +1,25 @@
 """What the documentation says is tested, is."""
 
 import re
+import textwrap
 from pathlib import Path
 
+from support.process import run
+from support.proxy import check
+
 HERE = Path(__file__).parent
-SOURCES = (
-    "policy/mod.rs", "policy/bind.rs", "session/operations.rs", "session/state.rs", "session/run/requests.rs",
-    "session/run/ending.rs", "throttle/mod.rs",
-)
+SOURCE = HERE.parent / "src"
+# Where answers to clients come from.
+ROOMS = ("policy/**/*.rs", "session/**/*.rs", "throttle/mod.rs", "ldap/frame.rs", "referral.rs")
 # Literals that look like diagnostics and are none a client reads by itself.
 OTHERS = (
     "is not a DN: write one",                                   # `check`
     "cannot be read",                                           # the beginning of the one for `undecodable`
     "the session's bind was refused by another backend",        # the log
     "an attempt that is not settled counts",                    # the compiler
+    "the bind was answered",                                    # the log, as the two below
+    "the bind was not answered in time",
+    "the backend answered the bind with something else",
 )
 
 
@@ -31,9 +37,27 @@ def test_every_failure_has_its_test():
 def test_every_diagnostic_is_in_the_runbook():
     runbook = (HERE.parent / "docs" / "runbook.md").read_text().partition("\n## What clients read\n")[2]
     rows = {row.split(" | ")[0].removeprefix("| ") for row in runbook.splitlines() if row.startswith("| ")}
-    said = {text for source in SOURCES for text in diagnostics(HERE.parent / "src" / source)}
-    assert len(said) > 30
+    sources = [file for room in ROOMS for file in SOURCE.glob(room) if "tests" not in file.stem]
+    said = {text for file in sources for text in diagnostics(file)}
+    assert len(said) > 40
     assert said <= rows, said - rows
+
+
+def test_the_steps_of_the_readme_lead_to_a_good_configuration(tmp_path):
+    """Its certificate, made by its command, beside its configuration: `check` has nothing to say."""
+    readme = (HERE.parent / "README.md").read_text()
+    make, configuration = block(readme, "sh", "openssl req"), block(readme, "toml", "[[listener]]")
+    (tmp_path / "certs").mkdir()
+    run(["sh", "-ec", make], cwd=tmp_path / "certs")
+    (tmp_path / "ldaps-proxy.toml").write_text(configuration)
+    done = check(tmp_path / "ldaps-proxy.toml")
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+
+
+def block(text, language, beginning):
+    """The fenced block of a language that begins so, without its indentation."""
+    [found] = re.findall(rf"^( *)```{language}\n(\1{re.escape(beginning)}.*?\n)\1```", text, re.DOTALL | re.MULTILINE)
+    return textwrap.dedent(found[1])
 
 
 def diagnostics(source):
