@@ -1,8 +1,8 @@
 """The end of the process: nothing in flight is lost, idle clients are told, nobody waits for ever."""
 
-from contextlib import suppress
 import signal
 import threading
+from contextlib import suppress
 
 import pytest
 
