@@ -52,6 +52,17 @@ def test_new_connections_of_one_address_have_a_rate(start):
         refused(proxy, "rate_limited")
 
 
+def test_an_operation_that_takes_too_long_is_answered_and_abandoned(start_proxy, start_backend):
+    """The answer comes when its time is over, not when something else happens on the connection."""
+    backend = start_backend()
+    backend.answer = lambda connection, pdu: None
+    proxy = start_proxy([backend], pool=TCP, extra='[limits]\noperation_timeout = "200ms"')
+    with RawClient(proxy.endpoint(), seconds=10) as client:
+        client.send(ber.search(7))
+        assert [pdu.result_code for pdu in client.read_result(7)] == [3]
+        backend.session().wait_for(ber.ABANDON_REQUEST)
+
+
 def test_read_only(start):
     proxy = start(listener="policy.read_only = true")
     with RawClient(proxy.endpoint()) as client:

@@ -33,6 +33,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         backend.report(self.entry.client.ip(), EventKind::Lost { in_flight });
         let cut = matches!(up.passing, Passing::ToClient(_));
         drop(up);
+        self.clock.upstream_stuck = None;
         let loss = self.state.lose(self.to_upstream.taken(), self.to_upstream.waiting(), now);
         self.to_upstream.restart(loss.resend);
         for kind in loss.kinds {
@@ -202,8 +203,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         }
     }
 
-    /// Ends or answers what has taken too long; returns when to look again.
-    pub(super) fn keep_time(&mut self, cx: &mut Context<'_>, now: Instant) -> Instant {
+    /// Ends or answers what has taken too long; returns whether there was any, and when to look again.
+    pub(super) fn keep_time(&mut self, cx: &mut Context<'_>, now: Instant) -> (Moved, Instant) {
+        let mut moved = Moved::No;
         let limits = Arc::clone(&self.settings);
         let limits = &limits.limits;
         let mut next = now + Duration::from_secs(3600);
@@ -217,8 +219,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             let closing = self.clock.closing.get_or_insert(now + limits.write_timeout);
             if due(*closing) {
                 self.phase = Phase::Over(self.phase.reason());
+                moved = Moved::Yes;
             }
-            return next;
+            return (moved, next);
         }
         let busy = self.state.operations().awaited() > 0;
         if !self.clock.first_request && due(self.clock.began + limits.first_request_timeout) {
@@ -230,12 +233,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             self.end(Ending::silent(EndReason::WriteTimeout));
         } else if self.clock.upstream_stuck.is_some_and(|since| due(since + limits.write_timeout)) {
             self.lose(now);
+            moved = Moved::Yes;
         } else if !busy && due(self.clock.active + limits.idle_timeout) {
             let text = "closed for being idle (limits.idle_timeout): reconnect when needed";
             self.end(Ending::told(EndReason::IdleTimeout, ResultCode::UNAVAILABLE, text));
         }
         if let Some(timeout) = limits.operation_timeout {
             while let Some((operation, answer)) = self.state.time_out(timeout, now) {
+                moved = Moved::Yes;
                 let kind = operation.kind;
                 if let Link::Up(up) = &self.link {
                     up.upstream.backend().report(self.entry.client.ip(), EventKind::TimedOut);
@@ -260,7 +265,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         if let Some(expiry) = self.state.credential_expiry() {
             due(expiry);
         }
-        next
+        (moved, next)
     }
 }
 

@@ -222,13 +222,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Future for Run<T> {
         this.entry.wake_by(cx.waker());
         loop {
             let now = Instant::now();
-            let phase = this.phase;
             if let Poll::Ready(outcome) = this.turn(cx, now) {
                 return Poll::Ready(outcome);
             }
+            let was_serving = this.phase == Phase::Serving;
             this.keep_to_memory();
-            let next = this.keep_time(cx, now);
-            if this.phase != phase {
+            let (moved, next) = this.keep_time(cx, now);
+            // What was ended, answered or lost is carried out now: nothing else may wake this session for long.
+            if moved == Moved::Yes || was_serving && this.phase != Phase::Serving {
                 continue;
             }
             // Deadlines mostly move away: the timer is set anew only when it has fired or would fire too late.
