@@ -1,11 +1,10 @@
 //! The requests probes send.
 
 use ldap3_proto::proto::{LdapDerefAliases, LdapOp, LdapSearchRequest};
-use ldap3_proto::{LdapCodec, LdapFilter, LdapMsg, LdapSearchScope};
-use tokio_util::bytes::BytesMut;
-use tokio_util::codec::Encoder as _;
+use ldap3_proto::{LdapFilter, LdapSearchScope};
 use zeroize::Zeroizing;
 
+use crate::ldap::reply::encode;
 use crate::ldap::{MessageId, ber};
 
 /// What a probe looks for.
@@ -82,19 +81,12 @@ fn element(tag: u8, content: &[&[u8]]) -> Zeroizing<Vec<u8>> {
     element
 }
 
-fn encode(id: MessageId, op: LdapOp) -> Vec<u8> {
-    let msgid = i32::try_from(id).expect("probes count messageIDs below 2^31");
-    let mut out = BytesMut::new();
-    LdapCodec::default()
-        .encode(LdapMsg { msgid, op, ctrl: Vec::new() }, &mut out)
-        .expect("encoding into memory cannot fail");
-    out.to_vec()
-}
-
 #[cfg(test)]
 mod tests {
     use ldap3_proto::proto::{LdapBindCred, LdapBindRequest};
+    use ldap3_proto::{LdapCodec, LdapMsg};
     use proptest::prelude::*;
+    use tokio_util::bytes::BytesMut;
     use tokio_util::codec::Decoder as _;
 
     use super::*;

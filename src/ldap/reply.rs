@@ -60,8 +60,10 @@ fn ldap_result(code: ResultCode, diagnostic: &str) -> LdapResult {
     LdapResult { code, matcheddn: String::new(), message: diagnostic.to_owned(), referral: Vec::new() }
 }
 
-fn encode(id: MessageId, op: LdapOp) -> Vec<u8> {
-    let msgid = i32::try_from(id).expect("the framer lets only messageIDs below 2^31 pass");
+/// The PDU of a message without controls.
+pub(crate) fn encode(id: MessageId, op: LdapOp) -> Vec<u8> {
+    let msgid =
+        i32::try_from(id).expect("the framer lets only messageIDs below 2^31 pass, and probes count no further");
     let mut out = BytesMut::new();
     LdapCodec::default()
         .encode(LdapMsg { msgid, op, ctrl: Vec::new() }, &mut out)

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use tokio::time::Instant;
 
 use super::Run;
-use crate::access_log::{Described, OperationRecord, SessionRecord, Timing, Who};
+use crate::access_log::{OperationRecord, SessionRecord, Timing, Who};
 use crate::failure::{EndReason, Refusal};
 use crate::ldap::{OperationKind, Request, Response, ResultCode};
 use crate::pool::Backend;
@@ -15,13 +15,6 @@ use crate::session::operations::Operation;
 use crate::session::registry::Facts;
 use crate::session::state::{Answer, Settled};
 use crate::throttle::SubCode;
-
-/// A session's totals.
-#[derive(Debug, Default)]
-pub(super) struct Account {
-    /// Times it went on with another backend.
-    pub failovers: u64,
-}
 
 /// How an operation ended, for its record.
 #[derive(Default)]
@@ -64,8 +57,8 @@ impl<T> Run<T> {
     }
 
     /// Sends, counts and logs a final response by the proxy to a request that never became an operation.
-    pub(super) fn answer(&mut self, answer: Answer, described: Option<Box<Described>>, length: usize, now: Instant) {
-        let operation = Operation::ended(answer.id, answer.kind, answer.started, length, described);
+    pub(super) fn answer(&mut self, answer: Answer, request: &Request<'_>, now: Instant) {
+        let operation = self.record_of(request, answer.started);
         self.answer_all(vec![(operation, answer)], now);
     }
 
@@ -92,16 +85,16 @@ impl<T> Run<T> {
         self.clock.active = now;
     }
 
-    /// Counts and logs a request that has no response: an unbind, or an abandon of nothing.
-    pub(super) fn unanswerable(&mut self, request: &Request<'_>, described: Option<Box<Described>>, now: Instant) {
+    /// Counts and logs a request that has no response: an unbind or an abandon.
+    pub(super) fn unanswerable(&mut self, request: &Request<'_>, now: Instant) {
         self.count(request.kind(), ResultCode::SUCCESS);
-        let operation = Operation::ended(request.message_id(), request.kind(), now, request.pdu().len(), described);
-        self.log_operation(&operation, End::default(), now);
+        self.log_operation(&self.record_of(request, now), End::default(), now);
     }
 
-    /// Counts and logs an abandon that is forwarded.
-    pub(super) fn abandoned(&mut self, request: &Request<'_>, described: Option<Box<Described>>, now: Instant) {
-        self.unanswerable(request, described, now);
+    /// A request as an operation that ends as it begins, for its record.
+    fn record_of(&self, request: &Request<'_>, started: Instant) -> Operation {
+        let described = self.settings.access_log.describe(request);
+        Operation::ended(request.message_id(), request.kind(), started, request.pdu().len(), described)
     }
 
     /// Logs what will never be answered, and the session itself.
@@ -120,7 +113,7 @@ impl<T> Run<T> {
             backend: facts.last_backend.as_deref().map(Backend::name),
             tunnel: facts.tunnel,
             operations: self.entry.operations.load(Ordering::Relaxed),
-            failovers: self.account.failovers,
+            failovers: self.failovers,
             bytes_in: self.entry.received.load(Ordering::Relaxed),
             bytes_out: self.entry.sent.load(Ordering::Relaxed),
             duration: now - self.clock.began,

@@ -129,8 +129,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
                 Phase::Serving => return Poll::Pending,
                 Phase::Unbinding => {
                     let moved = [self.open(cx, now), self.flush_upstream(cx, now)];
-                    let gone = matches!(self.link, Link::Down) && self.to_upstream.is_empty();
-                    if !gone && !self.to_upstream.is_empty() {
+                    if !self.to_upstream.is_empty() {
                         if moved.contains(&Moved::Yes) {
                             continue;
                         }

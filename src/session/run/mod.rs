@@ -28,7 +28,6 @@ use crate::metrics::Share;
 use crate::pool::Backend;
 use crate::throttle::Attempt;
 use crate::upstream::Upstream;
-use account::Account;
 
 /// Turns of the loop before other sessions get theirs.
 const TURNS: usize = 32;
@@ -66,7 +65,8 @@ pub(super) struct Run<T> {
     moving: Option<FailoverKind>,
     /// The login that awaits its result.
     attempt: Option<Attempt>,
-    account: Account,
+    /// Times it went on with another backend.
+    failovers: u64,
     memory: Part,
     phase: Phase,
     client_ended: bool,
@@ -167,7 +167,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             lost: None,
             moving: None,
             attempt: None,
-            account: Account::default(),
+            failovers: 0,
             memory,
             phase: Phase::Serving,
             client_ended: false,

@@ -182,34 +182,27 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
     }
 
     fn begin(&mut self, request: &Request<'_>, position: u64, now: Instant) {
-        let described = self.settings.access_log.describe(request);
         if request.kind() == OperationKind::Abandon {
-            self.abandoned(request, described, now);
+            self.unanswerable(request, now);
         } else {
+            let described = self.settings.access_log.describe(request);
             self.state.begin(request, position, described, now);
         }
     }
 
     fn carry_out(&mut self, verdict: RequestVerdict, request: &Request<'_>, cx: &mut Context<'_>, now: Instant) {
         match verdict {
-            RequestVerdict::Answer(answer) => {
-                let described = self.settings.access_log.describe(request);
-                self.answer(answer, described, request.pdu().len(), now);
-            }
+            RequestVerdict::Answer(answer) => self.answer(answer, request, now),
             RequestVerdict::End(ending) => self.end(ending),
             RequestVerdict::StartTls(id) => self.begin_start_tls(id),
             RequestVerdict::Unbind => {
-                let described = self.settings.access_log.describe(request);
-                self.unanswerable(request, described, now);
+                self.unanswerable(request, now);
                 if !matches!(self.link, Link::Down) || !self.to_upstream.is_empty() {
                     self.forward(cx, request.pdu());
                 }
                 self.phase = Phase::Unbinding;
             }
-            RequestVerdict::Ignore => {
-                let described = self.settings.access_log.describe(request);
-                self.unanswerable(request, described, now);
-            }
+            RequestVerdict::Ignore => self.unanswerable(request, now),
             RequestVerdict::Forward | RequestVerdict::Hold => {}
         }
     }
@@ -272,7 +265,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
                 if let Some(kind) = self.moving.take() {
                     let kind = if self.state.credential().is_some() { FailoverKind::BindReplay } else { kind };
                     self.settings.metrics.failovers.count(kind);
-                    self.account.failovers += 1;
+                    self.failovers += 1;
                 }
                 let backend = Arc::clone(upstream.backend());
                 let in_flight = backend.metrics().operations_in_flight();
@@ -321,6 +314,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         }
         self.clock.active = now;
     }
+
     /// From here on octets pass unread, if the policy lets them.
     fn become_tunnel(&mut self) {
         if !self.settings.policy.allows_tunnels() {
