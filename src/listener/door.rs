@@ -18,7 +18,7 @@ use crate::failure::{EndReason, Outcome, RecentFailures};
 use crate::metrics::Held;
 use crate::proxy_protocol;
 use crate::session::{self, Registry, Served, Session, StartTls};
-use crate::tls::{Handshake, HandshakeFailure, ServerTls};
+use crate::tls::{Handshake, HandshakeFailure, ServerStream, ServerTls};
 use crate::trust::{LogLimiter, TrustSource, Verdict};
 
 /// A listener's rules, applied to each connection it accepts.
@@ -236,7 +236,7 @@ impl Door {
         tls: &ServerTls,
         tcp: TcpStream,
         client: SocketAddr,
-    ) -> Option<(tokio_rustls::server::TlsStream<TcpStream>, Handshake)> {
+    ) -> Option<(ServerStream<TcpStream>, Handshake)> {
         let listener = &keys.session.listener;
         let patience = keys.session.limits.handshake_timeout;
         let started = Instant::now();
@@ -248,8 +248,7 @@ impl Door {
         let made = timeout(patience.saturating_sub(started.elapsed()), tls.accept(tcp)).await;
         drop(turn);
         let (outcome, failure) = match made {
-            Ok(Ok(stream)) => {
-                let handshake = Handshake::from(stream.get_ref().1);
+            Ok(Ok((stream, handshake))) => {
                 listener.handshake(handshake.version, handshake.suite, handshake.resumed, started.elapsed());
                 return Some((stream, handshake));
             }

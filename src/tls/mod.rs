@@ -20,6 +20,7 @@ mod resolver;
 mod server;
 #[cfg(test)]
 mod server_tests;
+mod stream;
 #[cfg(test)]
 mod testing;
 mod tickets;
@@ -33,5 +34,6 @@ pub use handshake::Handshake;
 pub use lint::{EXPIRY_WARNING, lint};
 pub use rustls_pki_types::UnixTime;
 pub use server::{Loaded, ServerTls};
+pub use stream::ServerStream;
 pub use upstream::UpstreamTls;
 pub use watch::FileWatcher;

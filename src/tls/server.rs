@@ -1,5 +1,6 @@
 //! The server side: a `[tls]` table turned into what handshakes need, and swapped as a whole when its files change.
 
+use std::future::poll_fn;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,19 +12,20 @@ use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{Acceptor, ClientHello, NoServerSessionStorage, ProducesTickets};
 use rustls::sign::CertifiedKey;
-use rustls::{CipherSuite, ServerConfig, ServerConnection};
+use rustls::{CipherSuite, ServerConfig};
 use rustls_pki_types::UnixTime;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::server::TlsStream;
-use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
 use super::certificate::{CertificateInfo, names};
+use super::handshake::Handshake;
 use super::import::Import;
 use super::lint::{expiry, judge_files, loose_mode};
 use super::pem::PemFile;
-use super::resolver::{Certificates, Entry};
+use super::resolver::{self, Certificates, Entry};
+use super::stream::ServerStream;
 use super::tickets::TicketKeys;
 use super::{Finding, client_auth, policy};
+use crate::buffer::Inbox;
 use crate::config::{CertificateFiles, ClientCertificates, SessionTickets, Tls, TlsPolicy};
 
 /// What a listener offers its clients; certificates and settings can be swapped while it serves.
@@ -85,15 +87,28 @@ impl ServerTls {
     ///
     /// # Errors
     /// [`super::HandshakeFailure`] explains them.
-    pub async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(&self, io: IO) -> io::Result<TlsStream<IO>> {
-        let limit = |connection: &mut ServerConnection| connection.set_buffer_limit(Some(BUFFER_LIMIT));
+    pub async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        mut io: IO,
+    ) -> io::Result<(ServerStream<IO>, Handshake)> {
         let state = self.current.load_full();
-        let Some(without_tickets) = &state.without_tickets else {
-            return TlsAcceptor::from(Arc::clone(&state.config)).accept_with(io, limit).await;
+        let mut received = Inbox::default();
+        let config = match &state.without_tickets {
+            Some(without_tickets) if begins_as_gnutls(&mut io, &mut received).await? => without_tickets,
+            _ => &state.config,
         };
-        let start = LazyConfigAcceptor::new(Acceptor::default(), io).await?;
-        let config = if is_gnutls(&start.client_hello()) { without_tickets } else { &state.config };
-        start.into_stream_with(Arc::clone(config), limit).await
+        let mut stream = ServerStream::new(Arc::clone(config), io, received)?;
+        let mut server_name = None;
+        poll_fn(|cx| {
+            let polled = stream.poll_handshake(cx);
+            if let Some(asked) = resolver::take_asked() {
+                server_name = asked;
+            }
+            polled
+        })
+        .await?;
+        let handshake = Handshake::new(stream.connection(), server_name);
+        Ok((stream, handshake))
     }
 
     /// The current configuration, for those who drive rustls themselves; with `session_tickets = "all"` it sends tickets
@@ -176,6 +191,29 @@ impl State {
         });
         let settings = settings.clone();
         Ok((Self { settings, config: Arc::new(config), without_tickets, certificates }, findings))
+    }
+}
+
+/// Reads the ClientHello and tells whether the client is built on GnuTLS. What rustls can't read as one is left to the
+/// handshake to refuse.
+async fn begins_as_gnutls<IO: AsyncRead + Unpin>(io: &mut IO, received: &mut Inbox) -> io::Result<bool> {
+    let mut acceptor = Acceptor::default();
+    loop {
+        let seen = received.unread().len();
+        if poll_fn(|cx| received.poll_fill(cx, io)).await? == 0 {
+            return Ok(false);
+        }
+        let mut fresh = &received.unread()[seen..];
+        while !fresh.is_empty() {
+            if acceptor.read_tls(&mut fresh).is_err() {
+                return Ok(false);
+            }
+            match acceptor.accept() {
+                Ok(Some(accepted)) => return Ok(is_gnutls(&accepted.client_hello())),
+                Ok(None) => {}
+                Err(_) => return Ok(false),
+            }
+        }
     }
 }
 
@@ -287,7 +325,3 @@ pub(super) fn files(settings: &Tls) -> Vec<PathBuf> {
 fn placed(index: usize, finding: Finding) -> Finding {
     Finding { additional: index.checked_sub(1), ..finding }
 }
-
-/// Bytes of plaintext, and of records, that may wait in a connection for a slow client, each; one full record and what
-/// is read from a backend at a time fit.
-const BUFFER_LIMIT: usize = 36 * 1024;

@@ -318,7 +318,7 @@ async fn what_isn_t_our_tls_is_told_apart() {
         let (mut near, far) = tokio::io::duplex(4096);
         near.write_all(&bytes).await.unwrap();
         near.shutdown().await.unwrap();
-        let failure = HandshakeFailure::from(&server.accept(far).await.unwrap_err());
+        let failure = HandshakeFailure::from(&server.accept(far).await.err().unwrap());
         assert_eq!(failure.reason, expected, "{bytes:x?}: {failure}");
     }
 }

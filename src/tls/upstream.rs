@@ -239,9 +239,9 @@ mod tests {
         let tcp = TcpStream::connect(listener.local_addr()?).await?;
         let (accepted, _) = listener.accept().await?;
         let backend = async {
-            let mut stream = backend.accept(accepted).await?;
+            let (mut stream, handshake) = backend.accept(accepted).await?;
             stream.write_all(b"!").await?;
-            io::Result::Ok(Handshake::from(stream.get_ref().1))
+            io::Result::Ok(handshake)
         };
         let client = async {
             let mut stream = upstream.connect(host, tcp).await?;
