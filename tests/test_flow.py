@@ -161,6 +161,18 @@ def test_the_backends_unsolicited_notification_arrives(proxy, backend):
         assert client.ask(ber.search)[-1].result_code == ber.SUCCESS
 
 
+@pytest.mark.parametrize("code", [ber.SUCCESS, ber.INVALID_CREDENTIALS])
+def test_a_diagnostic_decides_nothing(start_proxy, backend, code):
+    """RFC 4511 §4.1.9: the result code says whether a login failed, whatever Active Directory's text for a failed one."""
+    proxy = start_proxy([backend], pool='health.probe = "tcp"', extra="[login_throttle]\nfailures_per_name = 1")
+    backend.answer = lambda connection, pdu: connection.send(
+        ber.result(pdu.message_id, ber.BIND_RESPONSE, code, "80090308: LdapErr: DSID-0C0903A9, comment: x, data 52e, v1db1")
+    )
+    with RawClient(proxy.endpoint()) as client:
+        codes = [client.ask(ber.bind, "cn=x", "secret")[-1].result_code for _ in range(2)]
+    assert codes == [code, ber.SUCCESS if code == ber.SUCCESS else ber.UNWILLING_TO_PERFORM]
+
+
 @pytest.mark.parametrize("upstream", ["open", "not open yet"])
 def test_requests_before_the_clients_unbind_are_carried_out(proxy, backend, upstream):
     """As without a proxy: what was sent before the unbind reaches the directory."""
