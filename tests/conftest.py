@@ -111,12 +111,13 @@ def start_backend():
 @pytest.fixture
 def start_proxy(certificate, authority, tmp_path_factory):
     """Starts proxies that end with the test: `start_proxy(backends, trusted=…, listener=…, pool=…, extra=…)`, or a
-    whole configuration with `start_proxy(text=…)`. `ready` and `env` are `Proxy`'s."""
+    whole configuration with `start_proxy(text=…)`. `ready`, `env` and `under` are `Proxy`'s."""
     with ExitStack() as stack:
 
-        def start(backends=(), *, text=None, ready=True, env=None, **tables):
+        def start(backends=(), *, text=None, ready=True, env=None, under=(), **tables):
             text = text or config(certificate, backends, **tables)
-            return stack.enter_context(Proxy(text, tmp_path_factory.mktemp("proxy"), ca=authority.ca, ready=ready, env=env))
+            proxy = Proxy(text, tmp_path_factory.mktemp("proxy"), ca=authority.ca, ready=ready, env=env, under=under)
+            return stack.enter_context(proxy)
 
         yield start
 

@@ -96,13 +96,6 @@ impl Parts {
         let lists = self.listeners.values().filter_map(|listener| listener.settings.trusted_networks_file.clone());
         self.tls.iter().flat_map(|(_, server)| server.files()).chain(lists).collect()
     }
-
-    /// Ends accepting; sessions go on.
-    pub fn stop_listening(&self) {
-        for listener in self.listeners.values() {
-            listener.stop.cancel();
-        }
-    }
 }
 
 impl Proxy {

@@ -671,14 +671,16 @@ pub struct Admin {
 }
 
 /// `[shutdown]`
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shutdown {
+    /// `delay`: from the moment `/readyz` turns to the one the listeners close.
+    pub delay: Duration,
     /// `drain_timeout`
     pub drain_timeout: Duration,
 }
 
 impl Default for Shutdown {
     fn default() -> Self {
-        Self { drain_timeout: Duration::from_secs(30) }
+        Self { delay: Duration::ZERO, drain_timeout: Duration::from_secs(30) }
     }
 }
