@@ -246,7 +246,7 @@ impl Proxy {
     /// Puts a plan in the place of what is running. Cannot fail.
     pub(super) fn carry_out(self: &Arc<Self>, plan: Plan) {
         let Plan { config, tls, pools, listeners, throttle, access_log } = plan;
-        self.admission.resize(config.limits.max_connections);
+        self.admission.change(&config.limits);
         self.addresses.change(&config.limits);
         self.memory.resize(config.limits.buffer_memory);
         let mut state = self.state();
