@@ -35,7 +35,7 @@ impl Control for Controller {
         let backends = state.parts.pools.iter().flat_map(|(pool, running)| {
             running.pool.backends().iter().map(|backend| show_backend(pool, backend)).collect::<Vec<_>>()
         });
-        let certificates = state.parts.tls.iter().flat_map(|(_, server)| server.certificates());
+        let certificates = state.parts.tls.certificates();
         Snapshot {
             started: unix(proxy.started),
             draining: proxy.leaving.is_cancelled(),
@@ -43,6 +43,7 @@ impl Control for Controller {
             listeners: listeners.collect(),
             backends: backends.collect(),
             certificates: certificates
+                .into_iter()
                 .map(|certificate| model::Certificate {
                     name: certificate.name,
                     subject: certificate.subject,

@@ -240,9 +240,9 @@ impl Door {
         let listener = &keys.session.listener;
         let patience = keys.session.limits.handshake_timeout;
         let started = Instant::now();
-        let Some(turn) = self.house.admission.handshake(patience).await else {
+        let Some(turn) = self.house.admission.handshake(client.ip(), patience).await else {
             listener.connection(Outcome::HandshakeLimit);
-            self.refused(client, Outcome::HandshakeLimit, "limits.handshakes are under way and none ended in time");
+            self.refused(client, Outcome::HandshakeLimit, "no turn for its handshake came in time (limits.handshakes)");
             return None;
         };
         let made = timeout(patience.saturating_sub(started.elapsed()), tls.accept(tcp)).await;

@@ -17,6 +17,7 @@ mod lint;
 mod pem;
 mod policy;
 mod resolver;
+mod served;
 mod server;
 #[cfg(test)]
 mod server_tests;
@@ -33,6 +34,7 @@ pub use finding::{Finding, Severity};
 pub use handshake::Handshake;
 pub use lint::{EXPIRY_WARNING, lint};
 pub use rustls_pki_types::UnixTime;
+pub use served::{Served, remind_of_expiry};
 pub use server::{Loaded, ServerTls};
 pub use stream::ServerStream;
 pub use upstream::UpstreamTls;

@@ -28,7 +28,7 @@ use super::{Finding, client_auth, policy};
 use crate::buffer::Inbox;
 use crate::config::{CertificateFiles, ClientCertificates, SessionTickets, Tls, TlsPolicy};
 
-/// What a listener offers its clients; certificates and settings can be swapped while it serves.
+/// What a listener offers its clients; certificates can be swapped while it serves.
 ///
 /// Handshakes under way, and sessions, go on with what they began with.
 #[derive(Debug)]
@@ -60,6 +60,18 @@ impl ServerTls {
                 "check the machine's random source",
             )]
         })?;
+        Self::with(settings, own_tickets, now)
+    }
+
+    /// One with the same settings, from their files as they are now; it resumes the sessions that this one began.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn renewed(&self, now: UnixTime) -> Result<Loaded, Vec<Finding>> {
+        Self::with(&self.current.load().settings, Arc::clone(&self.own_tickets), now)
+    }
+
+    fn with(settings: &Tls, own_tickets: Arc<dyn ProducesTickets>, now: UnixTime) -> Result<Loaded, Vec<Finding>> {
         let (state, findings) = State::load(settings, &own_tickets, now)?;
         Ok(Loaded { server: Self { current: ArcSwap::from_pointee(state), own_tickets }, findings })
     }
@@ -69,16 +81,7 @@ impl ServerTls {
     /// # Errors
     /// As [`Self::load`]; then nothing has changed.
     pub fn reload(&self, now: UnixTime) -> Result<Vec<Finding>, Vec<Finding>> {
-        let settings = self.current.load().settings.clone();
-        self.replace(&settings, now)
-    }
-
-    /// The same with new settings.
-    ///
-    /// # Errors
-    /// As [`Self::load`]; then nothing has changed.
-    pub fn replace(&self, settings: &Tls, now: UnixTime) -> Result<Vec<Finding>, Vec<Finding>> {
-        let (state, findings) = State::load(settings, &self.own_tickets, now)?;
+        let (state, findings) = State::load(&self.current.load().settings, &self.own_tickets, now)?;
         self.current.store(Arc::new(state));
         Ok(findings)
     }
@@ -278,14 +281,13 @@ fn tickets(
     findings: &mut Vec<Finding>,
 ) -> Option<Arc<dyn ProducesTickets>> {
     let file = settings.ticket_key_file.as_deref();
-    let off = match (&settings.client_certificates, settings.session_tickets) {
-        (_, SessionTickets::Off) => Some("session_tickets is \"off\""),
-        (ClientCertificates::Off, _) => None,
-        _ => Some("client_certificates are asked for, which every handshake must check anew"),
-    };
-    if let Some(reason) = off {
+    if settings.session_tickets == SessionTickets::Off {
+        return None;
+    }
+    if settings.client_certificates != ClientCertificates::Off {
         if file.is_some() {
-            let message = format!("no session is resumed, since {reason}");
+            let message =
+                "no session is resumed, since client_certificates are asked for, which every handshake must check anew";
             findings.push(Finding::warning("ticket_key_file", message, "remove this key"));
         }
         return None;

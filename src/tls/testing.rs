@@ -31,7 +31,12 @@ impl Authority {
     }
 
     pub(super) fn intermediate(&self, name: &str) -> Self {
-        let (params, key) = authority_params(name);
+        self.intermediate_with(name, |_| {})
+    }
+
+    pub(super) fn intermediate_with(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Self {
+        let (mut params, key) = authority_params(name);
+        change(&mut params);
         let pem = params.signed_by(&key, &self.issuer).unwrap().pem();
         Self { pem, issuer: Issuer::new(params, key) }
     }
