@@ -134,6 +134,14 @@ pub struct BindRequest<'a> {
     pub authentication: Authentication<'a>,
 }
 
+impl BindRequest<'_> {
+    /// Whether it names nobody. AD takes any password with no name (RFC 4513 §5.1.1 wants none), and Samba reads names up to
+    /// the first NUL.
+    pub const fn is_nameless(&self) -> bool {
+        matches!(self.name, [] | [0, ..])
+    }
+}
+
 /// A BindRequest's AuthenticationChoice. Never printed: it holds secrets.
 #[derive(Clone, Copy)]
 pub enum Authentication<'a> {
