@@ -317,6 +317,15 @@ impl State {
         });
     }
 
+    /// Takes up a bind that goes no further than the proxy: it leaves the session anonymous all the same (RFC 4513 §4).
+    /// Returns whether the upstream has to be left, because it has an identity, or half of one.
+    pub fn refuse_bind(&mut self) -> bool {
+        let bound = !matches!(self.bind.identity(), Identity::Anonymous) || self.bind.is_stateful();
+        self.bind.fail();
+        self.pins.clear();
+        bound
+    }
+
     /// Takes up one whole response.
     pub fn response(&mut self, response: &Response<'_>, now: Instant) -> ResponseVerdict {
         let id = response.message_id();
@@ -441,15 +450,15 @@ impl State {
         loss.answers
     }
 
-    /// The session stops: everything in flight is answered, and a write that may have happened is told from one that
-    /// hasn't.
-    pub fn stop(&mut self, taken: u64, diagnostic: &'static str) -> Vec<(Operation, Answer)> {
+    /// The upstream is given up: everything in flight is answered, and a write that may have happened is told from one
+    /// that hasn't.
+    pub fn stop(&mut self, taken: u64, reason: Refusal, diagnostic: &'static str) -> Vec<(Operation, Answer)> {
         let mut loss = Loss::default();
         for (operation, fate) in self.operations.lose(taken) {
             match fate {
                 Fate::Forget => {}
                 Fate::Fail(kind, reason @ Refusal::OutcomeUnknown, text) => loss.fail(operation, kind, reason, text),
-                _ => loss.fail(operation, FailoverKind::Exhausted, Refusal::Draining, diagnostic),
+                _ => loss.fail(operation, FailoverKind::Exhausted, reason, diagnostic),
             }
         }
         self.kept_octets = 0;
