@@ -191,3 +191,29 @@ def test_end_inside_a_pdu(proxy, backend, kind):
     assert session.closed.wait(10)
     assert session.of(ber.DELETE_REQUEST) == []
     assert bytes(session.received).startswith(ber.search(1))
+
+
+def test_the_proxys_own_words_wait_for_the_end_of_a_long_response(proxy, backend):
+    """A long entry passes as it arrives; an answer of the proxy's own to another request must not land inside it."""
+    entry, done = ber.entry(1, "cn=long", {"x": [MEGABYTE]}), ber.result(1, ber.SEARCH_DONE)
+    backend.answer = lambda connection, pdu: connection.send(entry[:100_000])
+    with RawClient(proxy.endpoint()) as client:
+        client.send(ber.search(1))
+        assert client.read_octets(50_000) == entry[:50_000]
+        client.send(ber.bind(2, "cn=x", ""))
+        proxy.wait_for("ldaps_proxy_refusals_total", 1, reason="unauthenticated")
+        backend.session().send(entry[100_000:], done)
+        assert client.read_octets(len(entry) - 50_000) == entry[50_000:]
+        assert sorted((pdu.message_id, pdu.result_code) for pdu in (client.read(), client.read())) == [(1, 0), (2, 53)]
+
+
+def test_a_session_that_ends_inside_a_long_response_ends_without_a_word(proxy, backend):
+    entry = ber.entry(1, "cn=long", {"x": [MEGABYTE]})
+    backend.answer = lambda connection, pdu: connection.send(entry[:100_000])
+    with RawClient(proxy.endpoint()) as client:
+        client.send(ber.search(1))
+        received = client.read_octets(50_000)
+        client.send(b"\x30\x80")
+        while data := client.socket.recv(1 << 16):
+            received += data
+        assert entry.startswith(received)

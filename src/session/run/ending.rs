@@ -112,6 +112,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         if !self.state.refuse_bind() {
             return;
         }
+        if self.is_inside_a_response() {
+            return self.end(Ending::silent(EndReason::Policy));
+        }
         self.link = Link::Down;
         self.entry.set_facts(|facts| (facts.backend, facts.bind_name) = (None, None));
         let answers = self.state.stop(self.to_upstream.taken(), Refusal::ProtocolError, BIND_TOO_EARLY);
@@ -133,6 +136,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         }
         if let Some((code, text)) = &ending.notice
             && self.state.layer() != Layer::Opaque
+            && !self.is_inside_a_response()
         {
             self.to_client.queue(&reply::notice_of_disconnection(*code, text));
         }
@@ -209,8 +213,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
     /// Ends the session if its buffers are large while all sessions' together are too large.
     pub(super) fn keep_to_memory(&mut self) {
         let from_upstream = if let Link::Up(up) = &self.link { up.inbox.capacity() } else { 0 };
-        let held =
-            self.from_client.capacity() + self.to_client.capacity() + self.to_upstream.capacity() + from_upstream;
+        let ours = self.from_client.capacity() + self.to_client.capacity() + self.to_upstream.capacity();
+        let held = ours + self.held_words.capacity() + from_upstream;
         if !self.memory.hold(held) && self.phase == Phase::Serving {
             self.settings.metrics.refusals.count(Refusal::BufferMemory);
             let text = "the proxy's buffers are full (limits.buffer_memory): send smaller requests, read faster, or retry later";
