@@ -89,13 +89,14 @@ def never_reading(endpoint, count=20):
 
 def pipelined_flood(endpoint, lanes=2):
     """Clients that send searches without ever reading."""
-    context, requests = trusting(), b"".join(ber.search(number, "dc=x") for number in range(1, 400))
+    context = trusting()
+    batches = [b"".join(ber.search(number, "dc=x") for number in range(start, start + 400)) for start in range(1, 40_000, 400)]
 
     def flood():
         with tls(endpoint, context) as client:
             client.settimeout(0.5)
-            while True:  # until the proxy takes no more, or ends it
-                client.sendall(requests)
+            for batch in batches:  # until the proxy takes no more
+                client.sendall(batch)
 
     return over_and_over(flood, lanes)
 
