@@ -58,6 +58,8 @@ pub(super) struct Run<T> {
     to_client: Outbox,
     /// Octets of our own answers among those that wait for the client.
     own_words: usize,
+    /// Our own answers that wait for the end of the response that is passing: inside it they would be taken for it.
+    held_words: Vec<u8>,
     link: Link,
     to_upstream: Outbox,
     lost: Option<Arc<Backend>>,
@@ -162,6 +164,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             from_client: Inbox::default(),
             to_client: Outbox::default(),
             own_words: 0,
+            held_words: Vec::new(),
             link: Link::Down,
             to_upstream: Outbox::default(),
             lost: None,
