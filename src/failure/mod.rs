@@ -3,11 +3,10 @@
 //! Each value is a label of a metric, a word in the access log and a heading of the runbook, so the texts are part of
 //! the contract: add, never rename.
 
-mod recent;
-
 use std::fmt;
 
 pub use recent::{RecentFailure, RecentFailures};
+pub use sub_code::SubCode;
 
 /// A closed list whose values are metric labels.
 pub trait ClosedList: Copy + 'static {
@@ -67,6 +66,9 @@ macro_rules! closed_list {
         }
     };
 }
+
+mod recent;
+mod sub_code;
 
 closed_list! {
     /// What became of a connection a listener accepted from the kernel; each is counted exactly once.
@@ -300,7 +302,10 @@ mod tests {
         for (index, value) in L::ALL.iter().enumerate() {
             assert_eq!(value.index(), index);
             let text = value.as_str();
-            assert!(!text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{text:?}");
+            assert!(
+                !text.is_empty() && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_')),
+                "{text:?}"
+            );
         }
     }
 
@@ -312,6 +317,7 @@ mod tests {
         check::<FailoverKind>();
         check::<EndReason>();
         check::<ReloadOutcome>();
+        check::<SubCode>();
         check::<Limit>();
     }
 }

@@ -8,20 +8,19 @@ use tokio::time::Instant;
 
 use super::Run;
 use crate::access_log::{OperationRecord, SessionRecord, Timing, Who};
-use crate::failure::{EndReason, Refusal};
+use crate::failure::{EndReason, Refusal, SubCode};
 use crate::ldap::{OperationKind, Request, Response, ResultCode};
 use crate::pool::Backend;
 use crate::session::operations::Operation;
 use crate::session::registry::Facts;
 use crate::session::state::{Answer, Settled};
-use crate::throttle::SubCode;
 
 /// How an operation ended, for its record.
 #[derive(Default)]
 struct End<'a> {
     backend: Option<&'a str>,
     code: Option<ResultCode>,
-    sub_code: Option<&'a str>,
+    sub_code: Option<SubCode>,
     refusal: Option<Refusal>,
 }
 
@@ -45,8 +44,8 @@ impl<T> Run<T> {
                 }
                 ResultCode::INVALID_CREDENTIALS => {
                     let diagnostic = response.result().map_or(&b""[..], |result| result.diagnostic);
-                    let reason = SubCode::of(diagnostic).as_str();
-                    self.settings.metrics.bind_failed(reason);
+                    let reason = SubCode::of(diagnostic);
+                    self.settings.metrics.bind_failures.count(reason);
                     sub_code = Some(reason);
                 }
                 _ => {}

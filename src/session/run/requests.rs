@@ -182,6 +182,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
     }
 
     fn begin(&mut self, request: &Request<'_>, position: u64, now: Instant) {
+        if !request.is_readable() {
+            self.settings.metrics.undecoded_requests.inc();
+        }
         if request.kind() == OperationKind::Abandon {
             self.unanswerable(request, now);
         } else {
