@@ -223,7 +223,7 @@ impl Door {
                 let tls = keys.tls.as_ref().expect("StartTLS is offered only with a certificate");
                 let (tcp, session) = session.off_transport();
                 let Some((stream, handshake)) = self.handshake(keys, tls, tcp, client).await else {
-                    return EndReason::HandshakeFailed;
+                    return session.handshake_failed();
                 };
                 Box::pin(session.on_tls(stream, &handshake).serve()).await.reason()
             }

@@ -23,6 +23,8 @@ const MOST_KEPT: usize = 1 << 20;
 #[derive(Debug)]
 pub struct State {
     operations: Operations,
+    /// Operations nobody awaited when their upstream was lost, until they are written down.
+    forgotten: Vec<Operation>,
     bind: BindState,
     pins: Pins,
     layer: Layer,
@@ -66,7 +68,7 @@ pub enum RequestVerdict {
     /// Nobody answers it.
     Ignore,
     /// The client starts TLS: answer success, then handshake.
-    StartTls(MessageId),
+    StartTls,
     /// The client says goodbye.
     Unbind,
     /// The session ends with this notice.
@@ -172,6 +174,7 @@ impl State {
     pub fn new(failover: Failover, offers_start_tls: StartTls) -> Self {
         Self {
             operations: Operations::default(),
+            forgotten: Vec::new(),
             bind: BindState::default(),
             pins: Pins::default(),
             layer: Layer::default(),
@@ -243,7 +246,7 @@ impl State {
         let start_tls = request.extended_name() == Some(oid::START_TLS.as_bytes());
         if start_tls && self.bind.awaiting().is_some() {
             // RFC 4513 §3.1.1: not while a bind is under way. Nothing would be gained by waiting.
-            return self.judge_start_tls(id, |code, reason, diagnostic| {
+            return self.judge_start_tls(|code, reason, diagnostic| {
                 Some(RequestVerdict::Answer(Answer::to(request, code, reason, diagnostic.into(), now)))
             });
         }
@@ -276,7 +279,7 @@ impl State {
             );
         }
         if start_tls {
-            return self.judge_start_tls(id, answer);
+            return self.judge_start_tls(answer);
         }
         if request.search().is_some_and(|search| search.filter_is_deeper_than(limits.filter_depth)) {
             return answer(
@@ -369,7 +372,7 @@ impl State {
         for (mut operation, fate) in self.operations.lose(taken) {
             self.release(&operation);
             match fate {
-                Fate::Forget => {}
+                Fate::Forget => self.forgotten.push(operation),
                 Fate::Fail(kind, reason, diagnostic) => {
                     loss.fail(operation, kind, reason, diagnostic);
                 }
@@ -417,8 +420,12 @@ impl State {
         diagnostic: &'static str,
     ) -> Vec<(Operation, Answer)> {
         let mut loss = Loss::default();
-        for operation in self.operations.take_awaited() {
-            loss.fail(operation, FailoverKind::Exhausted, reason, diagnostic);
+        for operation in self.operations.take_all() {
+            if operation.abandoned {
+                self.forgotten.push(operation);
+            } else {
+                loss.fail(operation, FailoverKind::Exhausted, reason, diagnostic);
+            }
         }
         for (_, answer) in &mut loss.answers {
             answer.code = code;
@@ -436,7 +443,7 @@ impl State {
         let mut loss = Loss::default();
         for (operation, fate) in self.operations.lose(taken) {
             match fate {
-                Fate::Forget => {}
+                Fate::Forget => self.forgotten.push(operation),
                 Fate::Fail(kind, reason @ Refusal::OutcomeUnknown, text) => loss.fail(operation, kind, reason, text),
                 _ => loss.fail(operation, FailoverKind::Exhausted, Refusal::Draining, diagnostic),
             }
@@ -466,14 +473,20 @@ impl State {
         Some((operation, answer))
     }
 
-    /// An upstream stands: what waited for it is about to leave.
-    pub fn upstream_opened(&mut self, now: Instant) {
-        self.operations.upstream_opened(0, now);
+    /// An upstream stands, or none could be opened: what waited for it, at most since `since`, is about to leave or to be
+    /// answered. `queued` of that time was spent waiting for a seat.
+    pub fn upstream_awaited(&mut self, since: Instant, queued: Duration, now: Instant) {
+        self.operations.upstream_awaited(since, queued, now);
+    }
+
+    /// What nobody awaited any more when its upstream was lost.
+    pub fn take_forgotten(&mut self) -> Vec<Operation> {
+        std::mem::take(&mut self.forgotten)
     }
 
     /// What nobody will answer any more.
     pub fn take_unfinished(&mut self) -> impl Iterator<Item = Operation> + use<> {
-        self.operations.take_all()
+        self.take_forgotten().into_iter().chain(self.operations.take_all())
     }
 
     /// Why the session can't move to another backend now, if it can't.
@@ -538,7 +551,6 @@ impl State {
 
     fn judge_start_tls(
         &self,
-        id: MessageId,
         answer: impl Fn(ResultCode, Refusal, &'static str) -> Option<RequestVerdict>,
     ) -> Option<RequestVerdict> {
         match self.offers_start_tls {
@@ -555,7 +567,7 @@ impl State {
                 Refusal::StartTls,
                 "StartTLS must wait until no operation and no SASL bind is in progress",
             ),
-            StartTls::Offered => Some(RequestVerdict::StartTls(id)),
+            StartTls::Offered => Some(RequestVerdict::StartTls),
         }
     }
 
