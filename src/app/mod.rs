@@ -13,7 +13,6 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, Admin};
 use crate::config::{Config, Loaded};
-use crate::failure::RecentFailures;
 use crate::lifecycle::Inherited;
 use crate::listener::{Addresses, Admission};
 use crate::log::LogLevel;
@@ -30,7 +29,6 @@ pub struct Proxy {
     admission: Arc<Admission>,
     addresses: Arc<Addresses>,
     memory: Arc<Memory>,
-    failures: Arc<RecentFailures>,
     log: LogLevel,
     inherited: Inherited,
     state: Mutex<State>,
@@ -93,7 +91,6 @@ impl Proxy {
             admission,
             addresses,
             memory,
-            failures: Arc::default(),
             log,
             inherited,
             state: Mutex::new(State {

@@ -269,6 +269,28 @@ closed_list! {
 }
 
 closed_list! {
+    /// What else went wrong, beside refusals and connections: a word of the list of recent failures.
+    Trouble {
+        /// A backend fails its probes, or was ejected for what real traffic met there.
+        BackendDown = "backend_down",
+        /// A backend answers, but its deep probe fails or is too slow.
+        BackendDegraded = "backend_degraded",
+        /// An upstream was lost while operations were in flight on it.
+        UpstreamLost = "upstream_lost",
+        /// A backend answered a client's bind with invalidCredentials; the sub-code says why.
+        BindRefused = "bind_refused",
+        /// A name could not be resolved; the last good answer stays in force.
+        LookupFailed = "lookup_failed",
+        /// The account of a pool's probes is refused, and its probe stands still.
+        ProbeAccountRefused = "probe_account_refused",
+        /// A listener's list of trusted networks could not be read; the last good one stays in force.
+        TrustListStale = "trust_list_stale",
+        /// A reload found an error and changed nothing.
+        ReloadRejected = "reload_rejected",
+    }
+}
+
+closed_list! {
     /// What became of a reload of configuration and certificates.
     ReloadOutcome {
         /// Everything was taken over.
@@ -310,6 +332,18 @@ mod tests {
     }
 
     #[test]
+    fn the_runbook_has_every_trouble() {
+        let runbook = include_str!("../../docs/runbook.md");
+        let section = runbook.split("\n## ").find(|section| section.starts_with("Recent failures\n"));
+        let rows: Vec<_> = section.expect("a section").lines().filter(|line| line.starts_with("| `")).collect();
+        assert_eq!(rows.len(), Trouble::ALL.len());
+        for (row, trouble) in rows.iter().zip(Trouble::ALL) {
+            let begin = format!("| `{trouble}` | {} | ", trouble.meaning());
+            assert!(row.starts_with(&begin), "{row} doesn't start with {begin}");
+        }
+    }
+
+    #[test]
     fn every_list_is_indexed_by_position_and_its_texts_are_labels() {
         check::<Outcome>();
         check::<HandshakeFailureReason>();
@@ -318,6 +352,7 @@ mod tests {
         check::<EndReason>();
         check::<ReloadOutcome>();
         check::<SubCode>();
+        check::<Trouble>();
         check::<Limit>();
     }
 }

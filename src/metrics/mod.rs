@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use prometheus::{IntCounter, IntGauge, IntGaugeVec, Registry, TextEncoder};
 
-use crate::failure::{ClosedList as _, EndReason, FailoverKind, Limit, Refusal, ReloadOutcome, SubCode};
+use crate::failure::{
+    ClosedList as _, EndReason, FailoverKind, Limit, RecentFailures, Refusal, ReloadOutcome, SubCode,
+};
 
 use families::{counter, counters, gauge, gauge_of, gauges};
 
@@ -46,6 +48,8 @@ pub struct Metrics {
     pub access_log_records: IntCounter,
     /// `ldaps_proxy_access_log_dropped_total`
     pub access_log_dropped: IntCounter,
+    /// What went wrong lately, in words: no metric, but met in the same places.
+    pub failures: Arc<RecentFailures>,
     registry: Registry,
     sessions_active: IntGauge,
     certificate_expiry: IntGaugeVec,
@@ -70,6 +74,7 @@ impl Metrics {
             allowed: gauge_of(&allowed, &[limit.as_str()]),
             used: gauge_of(&used, &[limit.as_str()]),
         };
+        let failures = Arc::<RecentFailures>::default();
         Arc::new(Self {
             operations: Operations::new(&counters(&registry, names::OPERATIONS)),
             failovers: Counters::new(&counters(&registry, names::FAILOVERS), &[]),
@@ -86,7 +91,8 @@ impl Metrics {
             last_reload_successful,
             limits: Limit::ALL.iter().map(limit_gauges).collect(),
             listeners: listener::ListenerFamilies::new(&registry),
-            pools: backend::PoolFamilies::new(&registry),
+            pools: backend::PoolFamilies::new(&registry, Arc::clone(&failures)),
+            failures,
             process: process::ProcessMetrics::new(&registry),
             registry,
         })

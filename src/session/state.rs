@@ -154,6 +154,8 @@ pub struct Settled {
     pub operation: Operation,
     /// Its result code; `None` where the backend's result can't be read.
     pub code: Option<ResultCode>,
+    /// The name of a simple bind that has been refused for its name or password.
+    pub refused_name: Option<Box<str>>,
 }
 
 /// What becomes of a session whose upstream is lost.
@@ -323,8 +325,12 @@ impl State {
         operation.delivered_octets += response.pdu().len() as u64;
         let code = response.result().map(|result| result.code);
         let success = code == Some(ResultCode::SUCCESS);
+        let mut refused_name = None;
         match operation.kind {
             OperationKind::Bind => {
+                if code == Some(ResultCode::INVALID_CREDENTIALS) {
+                    refused_name = operation.kept.as_ref().and_then(bind_name);
+                }
                 // An unreadable result is not a success.
                 let code = code.unwrap_or(ResultCode::OPERATIONS_ERROR);
                 if self.bind.response(code, operation.kept.take(), now) {
@@ -342,7 +348,7 @@ impl State {
             _ if operation.writes && success => self.pins.wrote(now),
             _ => {}
         }
-        let settled = Settled { operation, code };
+        let settled = Settled { operation, code, refused_name };
         ResponseVerdict::Forward(Some(settled))
     }
 
@@ -514,10 +520,7 @@ impl State {
 
     /// The name of the last successful simple bind.
     pub fn bound_name(&self) -> Option<Box<str>> {
-        let pdu = self.credential()?.pdu();
-        let envelope = ldap::envelope(pdu, pdu.len()).ok()??;
-        let name = Request::new(pdu, envelope)?.bind()?.name;
-        Some(String::from_utf8_lossy(name).into())
+        self.credential().and_then(bind_name)
     }
 
     /// When the kept credential must be wiped.
@@ -602,6 +605,14 @@ impl State {
     fn release(&mut self, operation: &Operation) {
         self.kept_octets -= operation.kept.as_ref().map_or(0, |kept| kept.pdu().len());
     }
+}
+
+/// The name in a BindRequest.
+fn bind_name(request: &KeptRequest) -> Option<Box<str>> {
+    let pdu = request.pdu();
+    let envelope = ldap::envelope(pdu, pdu.len()).ok()??;
+    let name = Request::new(pdu, envelope)?.bind()?.name;
+    Some(String::from_utf8_lossy(name).into())
 }
 
 const SESSION_LOST: &str = "the backend that held this session's state was lost: reconnect, bind and repeat";

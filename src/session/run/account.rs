@@ -1,5 +1,6 @@
 //! What a session counts and writes down.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
@@ -8,7 +9,7 @@ use tokio::time::Instant;
 
 use super::Run;
 use crate::access_log::{OperationRecord, SessionRecord, Timing, Who};
-use crate::failure::{EndReason, Refusal, SubCode};
+use crate::failure::{ClosedList, EndReason, Refusal, SubCode, Trouble};
 use crate::ldap::{OperationKind, Request, Response, ResultCode};
 use crate::pool::Backend;
 use crate::session::Settings;
@@ -28,7 +29,7 @@ struct End<'a> {
 impl<T> Run<T> {
     /// Counts and logs an operation that the backend has answered.
     pub(super) fn settle(&mut self, settled: Settled, response: &Response<'_>, backend: &Arc<Backend>, now: Instant) {
-        let Settled { operation, code } = settled;
+        let Settled { operation, code, refused_name } = settled;
         let code = code.unwrap_or(ResultCode::OTHER);
         self.clock.active = now;
         self.count(operation.kind, code);
@@ -47,6 +48,9 @@ impl<T> Run<T> {
                     let diagnostic = response.result().map_or(&b""[..], |result| result.diagnostic);
                     let reason = SubCode::of(diagnostic);
                     self.settings.metrics.bind_failures.count(reason);
+                    let name = refused_name.as_deref().unwrap_or("a name that isn't known");
+                    let detail = format_args!("{name} at {}: {reason}. {}", backend.name(), reason.meaning());
+                    self.record(Trouble::BindRefused, self.entry.client.ip(), detail);
                     sub_code = Some(reason);
                 }
                 _ => {}
@@ -66,6 +70,10 @@ impl<T> Run<T> {
     pub(super) fn answer_all(&mut self, answers: Vec<(Operation, Answer)>, now: Instant) {
         for (mut operation, answer) in answers {
             self.settings.metrics.refusals.count(answer.reason);
+            if !matches!(answer.reason, Refusal::NoBackend | Refusal::QueueFull | Refusal::QueueTimeout) {
+                let detail = format_args!("{}: {}", answer.kind, answer.diagnostic);
+                self.record(answer.reason, self.entry.client.ip(), detail);
+            }
             self.count(answer.kind, answer.code);
             // A login that no directory has judged costs its name nothing. One that timed out may have been judged.
             if answer.kind == OperationKind::Bind
@@ -120,6 +128,11 @@ impl<T> Run<T> {
             self.unanswered(&operation, now);
         }
         log_session(&self.settings, &self.entry, self.began, self.failovers, reason);
+    }
+
+    /// Keeps something that went wrong for the status page.
+    pub(super) fn record(&self, reason: impl ClosedList, subject: impl Display, detail: impl Display) {
+        self.settings.metrics.failures.record(SystemTime::now(), reason, subject, detail);
     }
 
     /// Counts octets to the client.

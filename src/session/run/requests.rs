@@ -305,6 +305,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
                     Shortage::QueueFull => (ResultCode::BUSY, Refusal::QueueFull, NO_SEAT),
                     Shortage::QueueTimeout => (ResultCode::BUSY, Refusal::QueueTimeout, NO_SEAT),
                 };
+                let attempts: Vec<_> =
+                    error.attempts.iter().map(|(backend, why)| format!("{backend}: {why}")).collect();
+                let detail = if attempts.is_empty() { text.to_owned() } else { attempts.join("; ") };
+                self.record(reason, &self.settings.pool.settings().name, detail);
                 self.settings.metrics.failovers.count(FailoverKind::Exhausted);
                 let answers = self.state.fail_all(code, reason, text);
                 self.answer_all(answers, now);
