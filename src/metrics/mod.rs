@@ -24,8 +24,7 @@ mod process;
 pub use backend::{BackendMetrics, PoolMetrics};
 pub use families::{Counters, Held, Share};
 pub use listener::ListenerMetrics;
-use operations::is_server_trouble;
-pub use operations::{Operations, has_response};
+pub use operations::{Operations, has_response, is_server_trouble};
 
 /// All metrics of one proxy, and the handles that belong to no single listener or backend.
 #[derive(Debug)]
