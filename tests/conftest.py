@@ -8,17 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from support import samba
+from support import reconcile, samba
 from support.backend import FakeBackend
 from support.certs import Authority
 from support.proxy import BINARY, Proxy, config
-from support.slapd import Slapd
+from support.slapd import ALICE, MANAGER, Slapd
 
 PROGRAMS = ("samba", "samba-tool", "slapd", "slapadd", "ldapsearch", "openssl", "setpriv", "unshare", "kinit", "debootstrap",
             "systemd-nspawn", "dockerd", "docker-compose", "dpkg-shlibdeps", "ldbsearch", "promtool", "chromedriver", "java", "node", "testssl")
 
 
 def pytest_sessionstart(session):
+    for account in (samba.ADMINISTRATOR, *samba.USERS, MANAGER, ALICE):
+        reconcile.note_password(account.password)
     os.environ["PATH"] += ":/usr/sbin:/sbin"
     if missing := [program for program in PROGRAMS if not shutil.which(program)]:
         packages = " ".join((Path(__file__).parent / "debian-packages").read_text().split())

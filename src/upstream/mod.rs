@@ -8,6 +8,7 @@ mod stream;
 mod tests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use connector::Connector;
 pub use pdu::read_pdu;
@@ -20,12 +21,14 @@ use crate::pool::{Backend, Seat};
 pub struct Upstream {
     /// The bytes.
     pub stream: Stream,
+    /// How long it took until there was a seat (`max_sessions`).
+    pub queued: Duration,
     seat: Seat,
 }
 
 impl Upstream {
     pub(crate) fn new(stream: Stream, seat: Seat) -> Self {
-        Self { stream, seat }
+        Self { stream, queued: Duration::ZERO, seat }
     }
 
     /// The backend at the other end.
