@@ -328,7 +328,7 @@ impl State {
                     self.layer = Layer::Undecided;
                 }
                 if success {
-                    self.pins.clear();
+                    self.pins.rebound();
                 }
             }
             OperationKind::Search => {
