@@ -4,6 +4,7 @@ mod account;
 mod backend;
 mod connect;
 mod names;
+mod opening;
 mod queue;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 pub use account::{Account, ProbeRecord};
 pub use backend::{Backend, Duty, Endpoint, Event, EventKind, Health, Seat, Standing};
 pub use connect::{NoBackend, Shortage};
+pub use opening::Opening;
 pub use warm::keep_warm;
 
 use crate::balance;
