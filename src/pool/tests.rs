@@ -298,6 +298,36 @@ fn a_pool_with_new_settings_goes_on_where_the_old_one_was() {
 }
 
 #[test]
+fn a_returned_backend_takes_over_its_share() {
+    let at = |last: u8, weight, tier| Endpoint { weight, tier, ..endpoint(([10, 0, 0, last], 389).into()) };
+    // (weight, tier, sessions) of each backend, the first of which has returned; what each of the others gives up.
+    for (backends, expected) in [
+        (vec![(1, 0, 0), (1, 0, 100)], vec![50]),
+        (vec![(1, 0, 0), (1, 0, 1)], vec![0]),
+        (vec![(1, 0, 40), (1, 0, 40)], vec![0]),
+        (vec![(3, 0, 0), (1, 0, 100)], vec![75]),
+        (vec![(1, 0, 0), (1, 0, 60), (1, 0, 30)], vec![30, 0]),
+        (vec![(1, 0, 0), (1, 1, 7)], vec![7]),
+        (vec![(1, 1, 0), (1, 0, 7)], vec![0]),
+    ] {
+        let endpoints: Vec<_> =
+            (1..).zip(&backends).map(|(last, &(weight, tier, _))| at(last, weight, tier)).collect();
+        let (pool, _events) = pool(settings(), &endpoints);
+        let known = pool.backends();
+        let _seats: Vec<_> = known
+            .iter()
+            .zip(&backends)
+            .flat_map(|(backend, &(_, _, sessions))| (0..sessions).map(|_| backend.occupy().unwrap()))
+            .collect();
+        let excess = pool.excess(&known[0]);
+        let given = |backend: &Arc<Backend>| {
+            excess.iter().find(|(other, _)| Arc::ptr_eq(other, backend)).map_or(0, |(_, count)| *count)
+        };
+        assert_eq!(known[1..].iter().map(given).collect::<Vec<_>>(), expected, "{backends:?}");
+    }
+}
+
+#[test]
 fn panic_mode_makes_a_pool_without_a_healthy_backend_usable() {
     let mut settings = settings();
     settings.health.panic_mode = true;
