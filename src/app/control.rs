@@ -228,3 +228,47 @@ fn show_probe(probe: &ProbeRecord) -> model::Probe {
 pub(super) fn unix(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::{config, log};
+
+    const CONFIG: &str = r#"
+        [[listener]]
+        name = "plain"
+        protocol = "ldap"
+        address = "127.0.0.1:0"
+        trusted_networks = ["127.0.0.1/32"]
+        pool = "directory"
+
+        [pools.directory]
+        backends = ["127.0.0.1:9"]
+
+        [log]
+        level = "off"
+    "#;
+
+    #[tokio::test]
+    async fn a_listener_that_has_stopped_is_a_proxy_that_is_not_alive() {
+        let loaded = config::parse(CONFIG, Path::new("test.toml")).unwrap();
+        let log = log::start(&loaded.config.log).unwrap();
+        let proxy = Proxy::start(loaded, crate::lifecycle::Inherited::default(), log).await.unwrap();
+        assert_eq!(
+            proxy.vitals(),
+            Vitals { alive: true, status: "directory: 1 of 1 backends up; 0 sessions".to_owned() }
+        );
+        let accepting = proxy.state().parts.listeners["plain"].accepting.clone();
+        accepting.abort();
+        while !accepting.is_finished() {
+            tokio::task::yield_now().await;
+        }
+        let vitals = proxy.vitals();
+        assert!(!vitals.alive);
+        assert!(vitals.status.starts_with("listener plain has stopped accepting; "), "{}", vitals.status);
+        proxy.drain(std::future::ready(())).await;
+        assert!(proxy.vitals().alive, "one that drains is meant to have stopped");
+    }
+}
