@@ -3,12 +3,14 @@ docs/failures.md has a row for each of these tests."""
 
 import contextlib
 import itertools
+import re
+from collections import Counter
 
 import pytest
 
 from support import ber
 from support.clients import RawClient, ldapsearch
-from support.faults import Load, reading
+from support.faults import UP, Load, reading
 from support.host import Host
 from support.samba import ADMINISTRATOR, BASE, USERS
 from support.slapd import ALICE, MANAGER, Slapd
@@ -20,8 +22,6 @@ BUDGET = 5.0
 SLACK = 5.0
 """What a busy machine may add: these bounds tell a promise kept from one broken, they don't measure."""
 
-UP = "ldaps_proxy_backend_up"
-
 
 @pytest.fixture
 def proxy(start_proxy, dcs):
@@ -31,38 +31,44 @@ def proxy(start_proxy, dcs):
 
 
 @pytest.mark.deadline(180)
-def test_one_of_two_killed_under_200_bound_readers(proxy, dcs):
+def test_one_of_two_killed_under_200_bound_readers(proxy, dcs, figures):
     """kill -9: no operation fails, no session is dropped."""
     with Load(proxy.endpoint(), 200, ADMINISTRATOR, reading(BASE)) as load:
+        figures.load = load
         assert proxy.metrics().sum("ldaps_proxy_backend_sessions", backend=dcs[0].backend) > 50
         dcs[0].kill()
+        figures.time_to_eject(proxy, dcs[0].backend)
         load.wait_for_rounds()
         load.assert_unharmed()
     assert proxy.metrics().sum("ldaps_proxy_failovers_total") >= 50
 
 
 @pytest.mark.deadline(180)
-def test_both_restarted_one_after_the_other(proxy, dcs):
+def test_both_restarted_one_after_the_other(proxy, dcs, figures):
     """A maintenance round: no read fails."""
     with Load(proxy.endpoint(), 40, ADMINISTRATOR, reading(BASE)) as load:
+        figures.load = load
         for dc in dcs:
             dc.kill()
-            proxy.wait_for(UP, 0, backend=dc.backend)
+            figures.time_to_eject(proxy, dc.backend)
             load.wait_for_rounds()
             dc.start()
-            proxy.wait_for(UP, 1, backend=dc.backend)
+            figures.time_to_recover(proxy, dc.backend)
             load.wait_for_rounds()
         load.assert_unharmed()
 
 
 @pytest.mark.deadline(180)
-def test_a_frozen_dc(proxy, dcs):
+def test_a_frozen_dc(proxy, dcs, figures):
     """SIGSTOP: it accepts and never answers. What waits for it is answered by the other one; nobody waits longer than
     detection and the connect budget take."""
     with Load(proxy.endpoint(), 40, ADMINISTRATOR, reading(BASE)) as load:
+        figures.load = load
         dcs[0].freeze()
-        proxy.wait_for(UP, 0, backend=dcs[0].backend, seconds=DETECTION + SLACK)
+        figures.time_to_eject(proxy, dcs[0].backend, seconds=DETECTION + SLACK)
         load.wait_for_rounds()
+        dcs[0].thaw()
+        figures.time_to_recover(proxy, dcs[0].backend)
         load.assert_unharmed()
     assert load.longest < DETECTION + BUDGET + SLACK
 
@@ -83,8 +89,9 @@ def test_both_down_and_back(proxy, dcs):
 
 
 @pytest.mark.deadline(120)
-def test_a_flapping_dc(proxy, dcs):
+def test_a_flapping_dc(proxy, dcs, figures):
     with Load(proxy.endpoint(), 20, ADMINISTRATOR, reading(BASE)) as load:
+        figures.load = load
         for _ in range(4):
             dcs[0].kill()
             load.wait_for_rounds(2)
@@ -93,8 +100,46 @@ def test_a_flapping_dc(proxy, dcs):
         load.assert_unharmed()
 
 
+@pytest.mark.deadline(120)
+def test_a_flapping_backend_stays_out_longer_each_time(start_proxy, start_backend, figures):
+    """It refuses and accepts by turns, under readers and writers: no read fails, no write is sent twice. After its first fall
+    it may return at once, after the next ones in 5 s and in 10 s."""
+    flapping, steady = start_backend(), start_backend()
+    proxy = start_proxy(
+        [flapping, steady], pool=f'{HEALTH}\nhealth.rise = 1\nfailover.write_affinity = "0s"\nrebalance = true'
+    )
+    proxy.wait_for(UP, 2)
+    names = itertools.count()
+
+    def read_or_write(client, number):
+        if number % 2:
+            return client.ask(ber.search)
+        return client.ask(ber.add, f"cn=write{next(names)}", {"objectClass": ["contact"]})
+
+    with Load(proxy.endpoint(), 10, ADMINISTRATOR, read_or_write) as load:
+        figures.load = load
+        for fall in range(3):
+            flapping.die()
+            figures.time_to_eject(proxy, str(flapping))
+            load.wait_for_rounds(2)
+            if fall < 2:
+                flapping.listen_again()
+                figures.time_to_recover(proxy, str(flapping))
+                eventually(flapping.open, "sessions move back to it")
+                load.wait_for_rounds(2)
+        load.stop()
+    assert load.dropped == []
+    assert {code for code, _ in load.failed} <= {ber.UNAVAILABLE}
+    assert all("outcome unknown" in diagnostic for _, diagnostic in load.failed), "only writes fail"
+    sessions = flapping.sessions() + steady.sessions()
+    written = Counter(add.operation for session in sessions for add in session.of(ber.ADD_REQUEST))
+    figures.duplicated = sum(count - 1 for count in written.values())
+    assert figures.duplicated == 0
+    assert re.findall(r"it comes and goes .*length=(\d+s)", proxy.log()) == ["5s", "10s"]
+
+
 @pytest.mark.deadline(180)
-def test_no_write_is_executed_twice(start_proxy, dcs):
+def test_no_write_is_executed_twice(start_proxy, dcs, figures):
     """8 writers add entries while a DC dies. Every success is in a directory, nothing is in both, and what failed with
     "outcome unknown" is in one at most."""
     proxy = start_proxy([dc.backend for dc in dcs], pool=HEALTH + '\nfailover.write_affinity = "0s"')
@@ -108,6 +153,7 @@ def test_no_write_is_executed_twice(start_proxy, dcs):
         return answer
 
     with Load(proxy.endpoint(), 8, ADMINISTRATOR, add) as load:
+        figures.load = load
         dcs[0].kill()
         load.wait_for_rounds(2)
         load.stop()
@@ -115,6 +161,7 @@ def test_no_write_is_executed_twice(start_proxy, dcs):
     assert {code for code, _ in load.failed} <= {ber.UNAVAILABLE}
     dcs[0].start()
     one, other = (_written(dc) for dc in dcs)
+    figures.duplicated = len(one & other)
     assert one & other == set()
     assert set(succeeded) <= one | other
     unknown = (one | other) - set(succeeded)
@@ -164,7 +211,7 @@ def _bad_passwords(dc, account):
 
 
 @pytest.mark.deadline(120)
-def test_a_host_that_vanishes(start_proxy, slapd, tmp_path):
+def test_a_host_that_vanishes(start_proxy, slapd, tmp_path, figures):
     """Its link is cut: no reset, no refusal, silence. Operations on it are answered by the other host, and when the link
     is mended it serves again."""
     with contextlib.ExitStack() as stack:
@@ -176,11 +223,12 @@ def test_a_host_that_vanishes(start_proxy, slapd, tmp_path):
         proxy = start_proxy([remote.backend, slapd.backend], pool=HEALTH)
         proxy.wait_for(UP, 2)
         with Load(proxy.endpoint(), 20, MANAGER, reading(ALICE.name, attributes=("uid",))) as load:
+            figures.load = load
             host.cut()
-            proxy.wait_for(UP, 0, backend=remote.backend, seconds=DETECTION + SLACK)
+            figures.time_to_eject(proxy, remote.backend, seconds=DETECTION + SLACK)
             load.wait_for_rounds()
             host.mend()
-            proxy.wait_for(UP, 1, backend=remote.backend)
+            figures.time_to_recover(proxy, remote.backend)
             load.wait_for_rounds()
             load.assert_unharmed()
         assert load.longest < DETECTION + BUDGET + SLACK

@@ -47,6 +47,7 @@ class DomainController:
         self.endpoint = Endpoint(self.address, LDAP)
         self.global_catalog = Endpoint(self.address, GLOBAL_CATALOG)
         self._process = None
+        self._strong_auth = False
         shutil.copytree(template, self.directory, symlinks=True)
         _configure(self.directory, self.address)
 
@@ -62,6 +63,8 @@ class DomainController:
                 ["samba", "-F", "-s", _settings(self.directory), "--debug-stdout", "-d", "1"], directory=self.directory
             )
             eventually(self._answers, f"{self.name} on {self.address} answers", seconds=60, pause=0.05)
+            if self._strong_auth:
+                return self
             with RawClient(self.endpoint).bind(ADMINISTRATOR) as client:
                 answer = client.ask(ber.modify, BASE, {"description": [self.name]})[-1]
                 assert answer.result_code == ber.SUCCESS, answer.diagnostic
@@ -86,8 +89,17 @@ class DomainController:
         name = account.name.partition("@")[0]
         run(["samba-tool", "user", "setpassword", name, f"--newpassword={password}", "-s", _settings(self.directory)])
 
+    def restart(self, *, strong_auth):
+        """With `ldap server require strong auth = yes`, which is what Debian's Samba does unless told otherwise, or no."""
+        self.kill()
+        self._strong_auth = strong_auth
+        _configure(self.directory, self.address, strong_auth=strong_auth)
+        return self.start()
+
     def restore(self):
         """Running and answering, whatever a test did to it."""
+        if self._strong_auth:
+            return self.restart(strong_auth=False)
         if self._process is not None:
             self.thaw()
         return self.start()
@@ -103,23 +115,26 @@ class DomainController:
     def _answers(self):
         if self._process.returncode() is not None:
             raise RuntimeError(f"samba ended at its start:\n{self.log()}")
+        expected = ber.STRONGER_AUTH_REQUIRED if self._strong_auth else ber.SUCCESS
         ports = (self.endpoint, self.global_catalog)
-        return all(_binds(endpoint) for endpoint in ports)
+        return all(_bind(endpoint) == expected for endpoint in ports)
 
 
-def _binds(endpoint):
+def _bind(endpoint):
     with RawClient(endpoint, seconds=10) as client:
-        return client.ask(ber.bind, *ADMINISTRATOR)[-1].result_code == ber.SUCCESS
+        return client.ask(ber.bind, *ADMINISTRATOR)[-1].result_code
 
 
 def _settings(directory):
     return Path(directory) / "etc" / "smb.conf"
 
 
-def _configure(directory, address):
+def _configure(directory, address, strong_auth=False):
     run_directory = Path(directory) / "run"
     (run_directory / "ntp_signd").mkdir(parents=True, exist_ok=True)
-    _settings(directory).write_text(_SMB_CONF.format(directory=directory, run=run_directory, address=address, realm=REALM))
+    _settings(directory).write_text(_SMB_CONF.format(
+        directory=directory, run=run_directory, address=address, realm=REALM, strong_auth="yes" if strong_auth else "no",
+    ))
 
 
 # The mask is /8 because with /32 Samba finds no interface.
@@ -133,7 +148,7 @@ _SMB_CONF = """\
     idmap_ldb:use rfc2307 = yes
     interfaces = {address}/8
     bind interfaces only = yes
-    ldap server require strong auth = no
+    ldap server require strong auth = {strong_auth}
     tls enabled = no
     private dir = {directory}/private
     state directory = {directory}/state
