@@ -91,8 +91,9 @@ def flap(proxy, dcs, seconds, dice):
     ejections = re.findall(r"it comes and goes .*length=(\w+)", proxy.log())
     print(f"{falls} falls in {seconds / 60:.0f} min, {len(ejected)} of them while it was in service; ejected for {ejections}")
     print(f"time to eject: {min(ejected):.2f} to {max(ejected):.2f} s")
-    print(f"{load.done + len(load.failed)} operations tried, {len(load.failed)} failed, {load.duplicated + len(one & other)} "
-          f"duplicated; sessions dropped: {load.dropped}; the slowest operation took {load.longest:.2f} s")
+    counts = load.counts() | {"duplicated": load.duplicated + len(one & other)}
+    print(", ".join(f"{count} {what}" for what, count in counts.items()))
+    print("\n".join(load.dropped), end="")
     for (code, diagnostic), count in Counter(load.failed).most_common():
         print(f"  {count} times {code}: {diagnostic}")
     print(f"writes: {len(succeeded)} succeeded, {len(set(succeeded) - one - other)} of them missing, "

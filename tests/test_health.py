@@ -198,7 +198,7 @@ def test_a_killed_dc_is_out_with_the_first_session_that_notices(start_proxy, dcs
     assert connection.search_s(samba.BASE, 0)
 
 
-def test_one_clients_poisonous_query_ejects_nobody(start_proxy, start_backend):
+def test_one_clients_poisonous_query_ejects_nobody(start_proxy, start_backend, figures):
     """Each backend closes on it. The client is told; everybody else is served by both as before."""
 
     def answer(connection, pdu):
@@ -213,6 +213,7 @@ def test_one_clients_poisonous_query_ejects_nobody(start_proxy, start_backend):
     for _ in range(10):
         with RawClient(proxy.endpoint()) as client:
             assert client.ask(ber.search, "cn=poison")[-1].result_code == ber.UNAVAILABLE
+    figures.count(tried=10, failed=10, **{"times out": 2 - sum(up(proxy, str(backend)) for backend in backends)})
     assert [up(proxy, str(backend)) for backend in backends] == [1, 1]
     assert proxy.metrics().sum("ldaps_proxy_backend_ejections_total") == 0
 

@@ -56,6 +56,13 @@ class Load:
         for thread in self._threads:
             thread.join(60)
 
+    def counts(self):
+        """For people."""
+        return {
+            "tried": self.done + len(self.failed), "failed": len(self.failed), "duplicated": self.duplicated,
+            "sessions dropped": len(self.dropped), "s the longest": round(self.longest, 2),
+        }
+
     def assert_unharmed(self):
         """Nothing failed, nobody was dropped."""
         self.stop()
@@ -101,9 +108,13 @@ class Figures:
     shown = []
 
     def __init__(self, test):
-        self.test, self.load, self.duplicated = test, None, None
+        self.test, self.load, self.counts = test, None, {}
         self.ejected, self.recovered = [], []
         Figures.shown.append(self)
+
+    def count(self, **counts):
+        """What no `load` counts: `tried`, `failed`, `duplicated`, or anything else worth saying."""
+        self.counts |= counts
 
     def time_to_eject(self, proxy, backend, **options):
         """Waits until the backend is down, and notes how long that takes from now on."""
@@ -114,15 +125,10 @@ class Figures:
         self.recovered.append(_seconds(lambda: proxy.wait_for(UP, 1, backend=backend, **options)))
 
     def __str__(self):
-        load = self.load
-        duplicated = load.duplicated if load and self.duplicated is None else self.duplicated
-        counted = load and (
-            f"{load.done + len(load.failed)} tried, {len(load.failed)} failed, {duplicated} duplicated, "
-            f"{len(load.dropped)} sessions dropped, longest {load.longest:.2f} s"
-        )
+        counts = {**(self.load.counts() if self.load else {}), **self.counts}
         times = [(self.ejected, "out after"), (self.recovered, "back after")]
         return "; ".join([
-            f"{self.test}: {counted or 'no load'}",
+            f"{self.test}: " + ", ".join(f"{count} {what}" for what, count in counts.items()),
             *(f"{words} {', '.join(f'{one:.2f}' for one in seconds)} s" for seconds, words in times if seconds),
         ])
 
