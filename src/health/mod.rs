@@ -262,7 +262,12 @@ impl<F: Fn(&Change)> Watcher<F> {
         let Patient { backend, judgement, .. } = &mut self.patients[index];
         if let Some(length) = judgement.relapse(now) {
             backend.metrics().ejected();
-            tracing::warn!(pool = self.pool.settings().name, backend = backend.name(), ?length, "ejected: it comes and goes");
+            tracing::warn!(
+                pool = self.pool.settings().name,
+                backend = backend.name(),
+                ?length,
+                "ejected: it comes and goes"
+            );
         }
     }
 

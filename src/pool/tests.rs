@@ -310,8 +310,7 @@ fn a_returned_backend_takes_over_its_share() {
         (vec![(1, 0, 0), (1, 1, 7)], vec![7]),
         (vec![(1, 1, 0), (1, 0, 7)], vec![0]),
     ] {
-        let endpoints: Vec<_> =
-            (1..).zip(&backends).map(|(last, &(weight, tier, _))| at(last, weight, tier)).collect();
+        let endpoints: Vec<_> = (1..).zip(&backends).map(|(last, &(weight, tier, _))| at(last, weight, tier)).collect();
         let (pool, _events) = pool(settings(), &endpoints);
         let known = pool.backends();
         let _seats: Vec<_> = known
