@@ -4,6 +4,7 @@ docs/failures.md has a row for each of these tests."""
 import contextlib
 import itertools
 import re
+import time
 from collections import Counter
 
 import pytest
@@ -218,28 +219,53 @@ def _bad_passwords(dc, account):
     return int(attributes.get("badPwdCount", [b"0"])[0])
 
 
+@pytest.fixture
+def host():
+    host = Host()
+    yield host
+    host.close()
+
+
+@pytest.fixture
+def remote(host, tmp_path):
+    """OpenLDAP on a host of its own."""
+    server = Slapd(tmp_path / "slapd", host)
+    try:
+        yield server.start()
+    finally:
+        server.close()
+
+
 @pytest.mark.deadline(120)
-def test_a_host_that_vanishes(start_proxy, slapd, tmp_path, figures):
+def test_a_host_that_vanishes(start_proxy, slapd, host, remote, figures):
     """Its link is cut: no reset, no refusal, silence. Operations on it are answered by the other host, and when the link
     is mended it serves again."""
-    with contextlib.ExitStack() as stack:
-        host = Host()
-        stack.callback(host.close)
-        remote = Slapd(tmp_path / "slapd", host)
-        stack.callback(remote.close)
-        remote.start()
-        proxy = start_proxy([remote.backend, slapd.backend], pool=HEALTH)
-        proxy.wait_for(UP, 2)
-        with Load(proxy.endpoint(), 20, MANAGER, reading(ALICE.name, attributes=("uid",))) as load:
-            figures.load = load
-            host.cut()
-            figures.time_to_eject(proxy, remote.backend, seconds=DETECTION + SLACK)
-            load.wait_for_rounds()
-            host.mend()
-            figures.time_to_recover(proxy, remote.backend)
-            load.wait_for_rounds()
-            load.assert_unharmed()
-        assert load.longest < DETECTION + BUDGET + SLACK
+    proxy = start_proxy([remote.backend, slapd.backend], pool=HEALTH)
+    proxy.wait_for(UP, 2)
+    with Load(proxy.endpoint(), 20, MANAGER, reading(ALICE.name, attributes=("uid",))) as load:
+        figures.load = load
+        host.cut()
+        figures.time_to_eject(proxy, remote.backend, seconds=DETECTION + SLACK)
+        load.wait_for_rounds()
+        host.mend()
+        figures.time_to_recover(proxy, remote.backend)
+        load.wait_for_rounds()
+        load.assert_unharmed()
+    assert load.longest < DETECTION + BUDGET + SLACK
+
+
+@pytest.mark.deadline(120)
+def test_a_host_that_vanishes_between_two_probes(start_proxy, slapd, host, remote, figures):
+    """The kernel notices by itself that what it sent stays unacknowledged (TCP_USER_TIMEOUT, 20 s)."""
+    proxy = start_proxy([remote.backend, slapd.backend], pool='health.interval = "1h"\nbalance = "first-available"')
+    proxy.wait_for(UP, 2)
+    with RawClient(proxy.endpoint(), seconds=60).bind(MANAGER) as client:
+        assert proxy.metrics().sum("ldaps_proxy_backend_sessions", backend=remote.backend) == 1
+        host.cut()
+        began = time.monotonic()
+        assert client.ask(ber.search, ALICE.name, attributes=["uid"])[-1].result_code == ber.SUCCESS
+        figures.count(tried=1, failed=0, **{"s the longest": round(time.monotonic() - began, 1)})
+        assert proxy.metrics().sum("ldaps_proxy_backend_sessions", backend=slapd.backend) == 1
 
 
 @pytest.mark.deadline(120)
