@@ -11,6 +11,7 @@ import pytest
 from support import reconcile, samba
 from support.backend import FakeBackend
 from support.certs import Authority
+from support.faults import Figures
 from support.proxy import BINARY, Proxy, config
 from support.slapd import ALICE, MANAGER, Slapd
 
@@ -52,6 +53,19 @@ def pytest_runtest_makereport(item, call):
     if report.failed:
         for proxy in Proxy.running:
             report.sections.append((f"log of ldaps-proxy {proxy.process.pid}", proxy.log()[-20_000:]))
+
+
+def pytest_terminal_summary(terminalreporter):
+    if Figures.shown:
+        terminalreporter.section("what the faults cost")
+        for figures in Figures.shown:
+            terminalreporter.write_line(str(figures))
+
+
+@pytest.fixture
+def figures(request):
+    """Where a test notes what its fault cost."""
+    return Figures(request.node.name)
 
 
 @pytest.fixture(scope="session")

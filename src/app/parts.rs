@@ -344,8 +344,8 @@ impl Proxy {
             if change.is_loss() {
                 registry.command_on(&change.backend, Command::Leave);
             } else if change.is_return() && rebalance {
-                for other in all.backends().iter().filter(|other| !Arc::ptr_eq(other, &change.backend)) {
-                    registry.command_on(other, Command::Move);
+                for (other, excess) in all.excess(&change.backend) {
+                    registry.command_some(&other, excess, Command::Rebalance);
                 }
             }
         };

@@ -142,15 +142,21 @@ impl Pool {
         let backend = Arc::clone(seat.backend());
         if let Some(stream) = backend.stock.take() {
             self.bells.stock.notify_one();
-            return Ok(Upstream::new(stream, seat));
+            return Ok(Upstream::new(stream, seat, None));
         }
+        let patience = Instant::now() + self.settings.connect_timeout;
+        let Ok(turn) = timeout_at(patience.min(deadline), backend.openings.turn()).await else {
+            // Those before it may be waiting for nothing: that is theirs to report.
+            let reason = "as many connections to it as may were being opened already".to_owned();
+            return Err(OpenFailure { reason, unanswered: true });
+        };
         let started = Instant::now();
         let patience = started + self.settings.connect_timeout;
         let (reason, unanswered) = match timeout_at(patience.min(deadline), self.connector.open(&backend, client)).await
         {
             Ok(Ok(stream)) => {
                 backend.report(client.ip(), EventKind::Connected(started.elapsed()));
-                return Ok(Upstream::new(stream, seat));
+                return Ok(Upstream::new(stream, seat, Some(turn.connected())));
             }
             Ok(Err(error)) => (error.to_string(), false),
             // Others had used up the budget: what was left is no measure of this backend.

@@ -66,6 +66,7 @@ impl Establish {
             let works = || probed && matches!(backend.health(), Health::Up | Health::Degraded);
             let failure = match patiently(deadline, works, bind(&mut upstream.stream, &credential)).await {
                 Some(Ok(ResultCode::SUCCESS)) => {
+                    upstream.heard();
                     if let Permit::First(trial) = permit {
                         trial.accepted();
                     }

@@ -101,13 +101,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         if self.entry.is_told(Command::Drain) && quiet {
             return self.end_now(EndReason::Shutdown, DRAINING);
         }
-        if self.entry.is_told(Command::Move) && quiet && self.state.operations().is_empty() && !opaque {
+        let (drained, outweighed) = (self.entry.is_told(Command::Move), self.entry.is_told(Command::Rebalance));
+        if (drained || outweighed) && quiet && self.state.operations().is_empty() && !opaque {
             self.entry.fulfil(Command::Move);
+            self.entry.fulfil(Command::Rebalance);
             if let Link::Up(up) = &self.link
                 && self.state.pin(now).is_none()
             {
                 self.lost = Some(Arc::clone(up.upstream.backend()));
-                self.moving = Some(FailoverKind::Drain);
+                self.moving = Some(if drained { FailoverKind::Drain } else { FailoverKind::Rebalance });
                 self.link = Link::Down;
                 self.entry.set_facts(|facts| facts.backend = None);
                 return Moved::Yes;

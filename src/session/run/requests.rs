@@ -273,7 +273,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             Poll::Pending => Moved::No,
             Poll::Ready(Ok(upstream)) => {
                 if let Some(kind) = self.moving.take() {
-                    let kind = if self.state.credential().is_some() { FailoverKind::BindReplay } else { kind };
+                    let bound = kind == FailoverKind::Idle && self.state.credential().is_some();
+                    let kind = if bound { FailoverKind::BindReplay } else { kind };
                     self.settings.metrics.failovers.count(kind);
                     self.failovers += 1;
                 }
