@@ -127,7 +127,9 @@ def _settings(directory):
 def _configure(directory, address, security):
     run_directory = Path(directory) / "run"
     (run_directory / "ntp_signd").mkdir(parents=True, exist_ok=True)
-    _settings(directory).write_text(_SMB_CONF.format(directory=directory, run=run_directory, address=address, realm=REALM, security=security))
+    _settings(directory).write_text(_SMB_CONF.format(
+        directory=directory, run=run_directory, address=address, realm=REALM, security=security,
+    ))
 
 
 _NO_TLS = """\
