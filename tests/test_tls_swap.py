@@ -165,5 +165,9 @@ def test_a_certificate_near_its_end_is_told_at_the_start(start_proxy, start_back
     """In the log, where it comes again every day, once; and as a diagnostic."""
     soon = authority.issue("soon", days=40)
     proxy = start_proxy(text=config(soon, [start_backend()], pool='health.probe = "tcp"'))
-    lines = [line for line in proxy.log().splitlines() if "(CN=soon) ends in " in line]
-    assert sorted("WARN" in line for line in lines) == [False, True], lines
+
+    def lines():
+        return [line for line in proxy.log().splitlines() if "(CN=soon) ends in " in line]
+
+    eventually(lambda: len(lines()) >= 2, "both are there")
+    assert sorted("WARN" in line for line in lines()) == [False, True], lines()
