@@ -10,7 +10,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::Ticketer;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::server::danger::ClientCertVerifier;
-use rustls::server::{Acceptor, ClientHello, NoServerSessionStorage, ProducesTickets};
+use rustls::server::{Acceptor, NoServerSessionStorage, ProducesTickets};
 use rustls::sign::CertifiedKey;
 use rustls::{CipherSuite, ServerConfig};
 use rustls_pki_types::UnixTime;
@@ -92,26 +92,30 @@ impl ServerTls {
     /// [`super::HandshakeFailure`] explains them.
     pub async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(
         &self,
-        mut io: IO,
+        io: IO,
     ) -> io::Result<(ServerStream<IO>, Handshake)> {
-        let state = self.current.load_full();
+        Self::greeted(io).await?.answer(self, ()).await
+    }
+
+    /// Waits for the client's hello, which costs next to nothing. Put a timeout around it: it has none.
+    ///
+    /// # Errors
+    /// As [`Self::accept`].
+    pub async fn greeted<IO: AsyncRead + AsyncWrite + Unpin>(mut io: IO) -> io::Result<Greeted<IO>> {
         let mut received = Inbox::default();
-        let config = match &state.without_tickets {
-            Some(without_tickets) if begins_as_gnutls(&mut io, &mut received).await? => without_tickets,
-            _ => &state.config,
-        };
-        let mut stream = ServerStream::new(Arc::clone(config), io, received)?;
-        let mut server_name = None;
-        poll_fn(|cx| {
-            let polled = stream.poll_handshake(cx);
-            if let Some(asked) = resolver::take_asked() {
-                server_name = asked;
+        while !is_whole_record(received.unread()) {
+            let filled = poll_fn(|cx| {
+                let filled = received.poll_fill(cx, &mut io);
+                if filled.is_pending() {
+                    received.settle();
+                }
+                filled
+            });
+            if filled.await? == 0 {
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the client closed the connection"));
             }
-            polled
-        })
-        .await?;
-        let handshake = Handshake::new(stream.connection(), server_name);
-        Ok((stream, handshake))
+        }
+        Ok(Greeted { io, received })
     }
 
     /// The current configuration, for those who drive rustls themselves; with `session_tickets = "all"` it sends tickets
@@ -135,6 +139,50 @@ impl ServerTls {
     /// Every file whose change calls for [`Self::reload`].
     pub fn files(&self) -> Vec<PathBuf> {
         files(&self.current.load().settings)
+    }
+}
+
+/// A client that has said hello.
+pub struct Greeted<IO> {
+    io: IO,
+    received: Inbox,
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> Greeted<IO> {
+    /// Makes the handshake with what `tls` has now. Nearly all of the work is done when `turn` is dropped; from there it
+    /// waits for the client. Put a timeout around it: it has none.
+    ///
+    /// # Errors
+    /// As [`ServerTls::accept`].
+    pub async fn answer<Turn>(self, tls: &ServerTls, turn: Turn) -> io::Result<(ServerStream<IO>, Handshake)> {
+        let state = tls.current.load_full();
+        let config = match &state.without_tickets {
+            Some(without_tickets) if is_gnutls(self.received.unread()) => without_tickets,
+            _ => &state.config,
+        };
+        let mut stream = ServerStream::new(Arc::clone(config), self.io, self.received)?;
+        stream.answer_hello()?;
+        drop(turn);
+        let mut server_name = resolver::take_asked();
+        poll_fn(|cx| {
+            let polled = stream.poll_handshake(cx);
+            // After a HelloRetryRequest the client says hello again.
+            server_name = resolver::take_asked().or(server_name.take());
+            polled
+        })
+        .await?;
+        let handshake = Handshake::new(stream.connection(), server_name.flatten());
+        Ok((stream, handshake))
+    }
+}
+
+/// Whether the first TLS record has arrived; clients put their hello into one. What isn't TLS is a failed handshake's to tell.
+fn is_whole_record(octets: &[u8]) -> bool {
+    const HANDSHAKE: u8 = 22;
+    match octets {
+        [HANDSHAKE, _, _, high, low, record @ ..] => record.len() >= usize::from(u16::from_be_bytes([*high, *low])),
+        [HANDSHAKE, ..] | [] => false,
+        _ => true,
     }
 }
 
@@ -197,33 +245,21 @@ impl State {
     }
 }
 
-/// Reads the ClientHello and tells whether the client is built on GnuTLS. What rustls can't read as one is left to the
-/// handshake to refuse.
-async fn begins_as_gnutls<IO: AsyncRead + Unpin>(io: &mut IO, received: &mut Inbox) -> io::Result<bool> {
-    let mut acceptor = Acceptor::default();
-    loop {
-        let seen = received.unread().len();
-        if poll_fn(|cx| received.poll_fill(cx, io)).await? == 0 {
-            return Ok(false);
-        }
-        let mut fresh = &received.unread()[seen..];
-        while !fresh.is_empty() {
-            if acceptor.read_tls(&mut fresh).is_err() {
-                return Ok(false);
-            }
-            match acceptor.accept() {
-                Ok(Some(accepted)) => return Ok(is_gnutls(&accepted.client_hello())),
-                Ok(None) => {}
-                Err(_) => return Ok(false),
-            }
-        }
-    }
-}
-
 /// Whether the client is built on GnuTLS, of which Samba's client library is and hangs on a TLS 1.3 ticket; docs/tls.md
 /// has the cause. Of the common libraries GnuTLS alone offers AES-CCM unasked; one that is told to loses resumption only.
-fn is_gnutls(hello: &ClientHello<'_>) -> bool {
-    hello.cipher_suites().contains(&CipherSuite::TLS13_AES_128_CCM_SHA256)
+fn is_gnutls(mut hello: &[u8]) -> bool {
+    let mut acceptor = Acceptor::default();
+    while !hello.is_empty() && acceptor.read_tls(&mut hello).is_ok() {
+        match acceptor.accept() {
+            Ok(Some(accepted)) => {
+                return accepted.client_hello().cipher_suites().contains(&CipherSuite::TLS13_AES_128_CCM_SHA256);
+            }
+            Ok(None) => {}
+            // What can't be read is the handshake's to refuse.
+            Err(_) => return false,
+        }
+    }
+    false
 }
 
 fn server_config(
