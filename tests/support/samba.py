@@ -146,12 +146,7 @@ def _configure(directory, address, security):
     ))
 
 
-_NO_STRONG_AUTH = """\
-    ldap server require strong auth = yes
-    tls enabled = no
-"""
-
-_TLS = """\
+_NO_TLS = """\
     ldap server require strong auth = no
     tls enabled = no
 """
