@@ -16,7 +16,8 @@ from support.proxy import BINARY, Proxy, config
 from support.slapd import ALICE, MANAGER, Slapd
 
 PROGRAMS = ("samba", "samba-tool", "slapd", "slapadd", "ldapsearch", "openssl", "setpriv", "unshare", "kinit", "debootstrap",
-            "systemd-nspawn", "dockerd", "docker-compose", "dpkg-shlibdeps", "ldbsearch", "promtool", "chromedriver", "java", "node", "testssl")
+            "systemd-nspawn", "dockerd", "docker-compose", "dpkg-shlibdeps", "ldbsearch", "promtool", "chromedriver",
+            "java", "node", "testssl")
 
 
 def pytest_sessionstart(session):
