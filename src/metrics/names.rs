@@ -137,7 +137,9 @@ metrics! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::failure::{ClosedList, EndReason, FailoverKind, Limit, Outcome, Refusal, ReloadOutcome};
+    use crate::failure::{
+        ClosedList, EndReason, FailoverKind, HandshakeFailureReason, Limit, Outcome, Refusal, ReloadOutcome, SubCode,
+    };
 
     fn metric_rows() -> Vec<String> {
         let row = |metric: &Metric| {
@@ -160,6 +162,8 @@ mod tests {
         let expected = [
             metric_rows(),
             value_rows::<Outcome>(),
+            value_rows::<HandshakeFailureReason>(),
+            value_rows::<SubCode>(),
             value_rows::<FailoverKind>(),
             value_rows::<Refusal>(),
             value_rows::<EndReason>(),

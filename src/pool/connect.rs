@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
@@ -18,6 +19,8 @@ pub struct NoBackend {
     pub shortage: Shortage,
     /// What was tried and what came of it, for logs.
     pub attempts: Vec<(String, String)>,
+    /// How long a seat was waited for (`max_sessions`).
+    pub queued: Duration,
 }
 
 /// Why no upstream could be opened.
@@ -34,7 +37,7 @@ pub enum Shortage {
 impl NoBackend {
     /// None could be reached.
     pub fn unreachable(attempts: Vec<(String, String)>) -> Self {
-        Self { shortage: Shortage::NoBackend, attempts }
+        Self { shortage: Shortage::NoBackend, attempts, queued: Duration::ZERO }
     }
 }
 
@@ -65,6 +68,23 @@ impl Pool {
     /// # Errors
     /// [`Shortage`]
     pub async fn connect(&self, client: SocketAddr, lost: Option<Arc<Backend>>) -> Result<Upstream, NoBackend> {
+        let mut queued = Duration::ZERO;
+        match self.seek(client, lost, &mut queued).await {
+            Ok(mut upstream) => {
+                upstream.queued = queued;
+                Ok(upstream)
+            }
+            Err(error) => Err(NoBackend { queued, ..error }),
+        }
+    }
+
+    /// [`Self::connect`], adding what was waited for a seat to `queued`.
+    async fn seek(
+        &self,
+        client: SocketAddr,
+        lost: Option<Arc<Backend>>,
+        queued: &mut Duration,
+    ) -> Result<Upstream, NoBackend> {
         let mut deadline = Instant::now() + self.settings.connect_budget;
         let mut tried = Vec::new();
         let mut overrun: Vec<Arc<Backend>> = Vec::new();
@@ -81,18 +101,19 @@ impl Pool {
                 }
                 Choice::Nobody => return Err(NoBackend::unreachable(attempts)),
                 Choice::Full => {
-                    let queued = Instant::now();
+                    let began = Instant::now();
                     let ask = || match self.choose(&tried, client, lost.as_ref()) {
                         Choice::Seat(seat) => Some(Some(seat)),
                         Choice::Nobody => Some(None),
                         Choice::Full => None,
                     };
                     let waited = self.queue.wait(ask).await;
-                    deadline += queued.elapsed();
+                    deadline += began.elapsed();
+                    *queued += began.elapsed();
                     match waited {
                         Ok(Some(seat)) => seat,
                         Ok(None) => return Err(NoBackend::unreachable(attempts)),
-                        Err(shortage) => return Err(NoBackend { shortage, attempts }),
+                        Err(shortage) => return Err(NoBackend { shortage, ..NoBackend::unreachable(attempts) }),
                     }
                 }
             };

@@ -8,6 +8,7 @@ mod stream;
 mod tests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use connector::Connector;
 pub use pdu::read_pdu;
@@ -20,13 +21,15 @@ use crate::pool::{Backend, Opening, Seat};
 pub struct Upstream {
     /// The bytes.
     pub stream: Stream,
+    /// How long it took until there was a seat (`max_sessions`).
+    pub queued: Duration,
     seat: Seat,
     opening: Option<Opening>,
 }
 
 impl Upstream {
     pub(crate) fn new(stream: Stream, seat: Seat, opening: Option<Opening>) -> Self {
-        Self { stream, seat, opening }
+        Self { stream, queued: Duration::ZERO, seat, opening }
     }
 
     /// The backend has answered, so it has accepted the connection: the next one may be opened.

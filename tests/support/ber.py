@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from .reconcile import note_password
+
 BIND_REQUEST, BIND_RESPONSE, UNBIND_REQUEST = 0x60, 0x61, 0x42
 SEARCH_REQUEST, SEARCH_ENTRY, SEARCH_DONE, SEARCH_REFERENCE = 0x63, 0x64, 0x65, 0x73
 MODIFY_REQUEST, MODIFY_RESPONSE = 0x66, 0x67
@@ -74,6 +76,7 @@ def control(oid, value=None, critical=False):
 # Requests.
 
 def bind(message_id, name="", password="", version=3):
+    note_password(password)
     return message(message_id, tlv(BIND_REQUEST, integer(version), octets(name), octets(password, tag=0x80)))
 
 
