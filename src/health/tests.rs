@@ -454,8 +454,11 @@ async fn a_return_may_lead_through_degraded() {
     let dc = Dc::start().await;
     let expect = [("isSynchronized".to_owned(), "TRUE".to_owned())].into();
     let deep = config::Probe { rise: 1, fall: 1, ..as_account(often(ProbeKind::Bind), &secrets) };
-    let health =
-        config::Health { cheap: config::Probe { expect, ..often(ProbeKind::RootDse) }, deep: Some(deep), panic_mode: false };
+    let health = config::Health {
+        cheap: config::Probe { expect, ..often(ProbeKind::RootDse) },
+        deep: Some(deep),
+        panic_mode: false,
+    };
     let mut watched = Watched::start(health, &[dc.address]);
     let first = watched.change().await;
     assert!(first.verdict.health == Health::Up && !first.is_return(), "{first:?}");

@@ -327,7 +327,7 @@ impl State {
     pub fn refuse_bind(&mut self) -> bool {
         let bound = !matches!(self.bind.identity(), Identity::Anonymous) || self.bind.is_stateful();
         self.bind.fail();
-        self.pins.clear();
+        self.pins.rebound();
         bound
     }
 
