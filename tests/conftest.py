@@ -108,6 +108,16 @@ def dcs(controllers):
 
 
 @pytest.fixture(scope="session")
+def strict_dc(domain, authority, tmp_path_factory):
+    """A DC that takes passwords under TLS only, as they do unless told otherwise."""
+    controller = samba.DomainController(domain, tmp_path_factory.mktemp("strict") / "dc", "strict-dc", authority)
+    try:
+        yield controller.start()
+    finally:
+        controller.close()
+
+
+@pytest.fixture(scope="session")
 def dc(controllers):
     """The first DC, for tests that leave it running."""
     return controllers[0]

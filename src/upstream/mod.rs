@@ -21,7 +21,7 @@ use crate::pool::{Backend, Opening, Seat};
 pub struct Upstream {
     /// The bytes.
     pub stream: Stream,
-    /// How long it took until there was a seat (`max_sessions`).
+    /// How long it took until there was a seat (`max_sessions`) and a turn to connect.
     pub queued: Duration,
     seat: Seat,
     opening: Option<Opening>,
