@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use tokio::time::Instant;
 
-use super::Run;
+use super::{Link, Passing, Run};
 use crate::access_log::{OperationRecord, SessionRecord, Timing, Who};
 use crate::failure::{ClosedList, EndReason, Refusal, SubCode, Trouble};
 use crate::ldap::{OperationKind, Request, Response, ResultCode};
@@ -86,7 +86,11 @@ impl<T> Run<T> {
             operation.delivered_octets += pdu.len() as u64;
             self.count_sent(pdu.len());
             self.own_words += pdu.len();
-            self.to_client.queue(&pdu);
+            if self.is_inside_a_response() {
+                self.held_words.extend_from_slice(&pdu);
+            } else {
+                self.to_client.queue(&pdu);
+            }
             let end = End { code: Some(answer.code), refusal: Some(answer.reason), ..End::default() };
             self.log_operation(&operation, end, now);
         }
@@ -133,6 +137,11 @@ impl<T> Run<T> {
     /// Keeps something that went wrong for the status page.
     pub(super) fn record(&self, reason: impl ClosedList, subject: impl Display, detail: impl Display) {
         self.settings.metrics.failures.record(SystemTime::now(), reason, subject, detail);
+    }
+
+    /// Whether the client has the beginning of a response and not its end.
+    pub(super) fn is_inside_a_response(&self) -> bool {
+        matches!(&self.link, Link::Up(up) if matches!(up.passing, Passing::ToClient(_)))
     }
 
     /// Counts octets to the client.

@@ -10,10 +10,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::{Link, Moved, Outcome, Passing, Phase, Run};
+use crate::buffer::Inbox;
 use crate::failure::{EndReason, FailoverKind, Refusal, Trouble};
 use crate::ldap::{MessageId, OperationKind, ResultCode, reply};
 use crate::pool::EventKind;
-use crate::session::buffer::Inbox;
 use crate::session::registry::Command;
 use crate::session::state::{Ending, Layer};
 
@@ -23,6 +23,8 @@ const TUNNEL_QUIET: Duration = Duration::from_secs(1);
 const LINGER: Duration = Duration::from_secs(2);
 const MOST_LINGERING: usize = 1 << 20;
 
+const BIND_TOO_EARLY: &str =
+    "a refused bind ended the session's identity before this was answered: await results, then bind";
 const DRAINING: &str = "the proxy is shutting down: reconnect";
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
@@ -82,7 +84,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             return self.end_now(EndReason::Untrusted, "your address is no longer trusted by this service");
         }
         if self.entry.is_told(Command::Stop) {
-            let answers = self.state.stop(self.to_upstream.taken(), DRAINING);
+            let answers = self.state.stop(self.to_upstream.taken(), Refusal::Draining, DRAINING);
             self.answer_all(answers, now);
             return self.end_now(EndReason::Shutdown, DRAINING);
         }
@@ -114,6 +116,25 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         Moved::No
     }
 
+    /// Leaves the identity that a refused bind has ended, and the upstream with it, so that nothing that follows is done
+    /// under a name the client has given up.
+    pub(super) fn leave_identity(&mut self, now: Instant) {
+        if !self.state.refuse_bind() {
+            return;
+        }
+        if self.is_inside_a_response() {
+            return self.end(Ending::silent(EndReason::Policy));
+        }
+        self.link = Link::Down;
+        self.entry.set_facts(|facts| (facts.backend, facts.bind_name) = (None, None));
+        let answers = self.state.stop(self.to_upstream.taken(), Refusal::ProtocolError, BIND_TOO_EARLY);
+        self.to_upstream.restart(Vec::new());
+        if !answers.is_empty() {
+            self.answer_all(answers, now);
+            self.end(Ending::told(EndReason::Policy, ResultCode::UNWILLING_TO_PERFORM, BIND_TOO_EARLY));
+        }
+    }
+
     fn end_now(&mut self, reason: EndReason, text: &'static str) -> Moved {
         self.end(Ending::told(reason, ResultCode::UNAVAILABLE, text));
         Moved::Yes
@@ -129,6 +150,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         }
         if let Some((code, text)) = &ending.notice
             && self.state.layer() != Layer::Opaque
+            && !self.is_inside_a_response()
         {
             self.to_client.queue(&reply::notice_of_disconnection(*code, text));
         }
@@ -205,8 +227,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
     /// Ends the session if its buffers are large while all sessions' together are too large.
     pub(super) fn keep_to_memory(&mut self) {
         let from_upstream = if let Link::Up(up) = &self.link { up.inbox.capacity() } else { 0 };
-        let held =
-            self.from_client.capacity() + self.to_client.capacity() + self.to_upstream.capacity() + from_upstream;
+        let ours = self.from_client.capacity() + self.to_client.capacity() + self.to_upstream.capacity();
+        let held = ours + self.held_words.capacity() + from_upstream;
         if !self.memory.hold(held) && self.phase == Phase::Serving {
             self.settings.metrics.refusals.count(Refusal::BufferMemory);
             let text = "the proxy's buffers are full (limits.buffer_memory): send smaller requests, read faster, or retry later";

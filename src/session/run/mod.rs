@@ -18,11 +18,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep};
 
 use super::Settings;
-use super::buffer::{Inbox, Outbox};
 use super::establish::EstablishError;
 use super::memory::Part;
 use super::registry::Entry;
 use super::state::State;
+use crate::buffer::{Inbox, Outbox};
 use crate::failure::{EndReason, FailoverKind};
 use crate::metrics::Share;
 use crate::pool::Backend;
@@ -63,6 +63,8 @@ pub(super) struct Run<T> {
     to_client: Outbox,
     /// Octets of our own answers among those that wait for the client.
     own_words: usize,
+    /// Our own answers that wait for the end of the response that is passing: inside it they would be taken for it.
+    held_words: Vec<u8>,
     link: Link,
     to_upstream: Outbox,
     lost: Option<Arc<Backend>>,
@@ -169,6 +171,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             from_client: Inbox::default(),
             to_client: Outbox::default(),
             own_words: 0,
+            held_words: Vec::new(),
             link: Link::Down,
             to_upstream: Outbox::default(),
             lost: None,

@@ -9,11 +9,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::{Link, Moved, Passing, Phase, Run, Up};
+use crate::buffer::Inbox;
 use crate::failure::{EndReason, FailoverKind, Refusal};
 use crate::ldap::{self, FrameError, OperationKind, Request, ResultCode, reply};
 use crate::policy::{Refused, Standing};
 use crate::pool::Shortage;
-use crate::session::buffer::Inbox;
 use crate::session::establish::{Establish, EstablishError};
 use crate::session::state::{Answer, Ending, Layer, RequestVerdict};
 use crate::throttle::BindName;
@@ -196,7 +196,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
 
     fn carry_out(&mut self, verdict: RequestVerdict, request: &Request<'_>, cx: &mut Context<'_>, now: Instant) {
         match verdict {
-            RequestVerdict::Answer(answer) => self.answer(answer, request, now),
+            RequestVerdict::Answer(answer) => {
+                self.answer(answer, request, now);
+                if request.kind() == OperationKind::Bind {
+                    self.leave_identity(now);
+                }
+            }
             RequestVerdict::End(ending) => self.end(ending),
             RequestVerdict::StartTls => self.begin_start_tls(request, now),
             RequestVerdict::Unbind => {
