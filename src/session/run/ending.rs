@@ -43,7 +43,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         }
         self.entry.set_facts(|facts| facts.backend = None);
         if in_flight > 0 {
-            let detail = format_args!("{in_flight} operations in flight of {}", self.entry.client.ip());
+            let detail = format_args!("operations in flight: {in_flight}, of {}", self.entry.client.ip());
             self.record(Trouble::UpstreamLost, backend.name(), detail);
         } else if let Some(ending) = &loss.ending {
             self.record(
