@@ -133,6 +133,7 @@ impl Proxy {
                     for finding in &loaded.findings {
                         tracing::warn!("{finding}");
                     }
+                    loaded.server.measure(self.metrics());
                     planned.push((Arc::clone(settings), Arc::new(loaded.server)));
                 }
                 Err(findings) => {

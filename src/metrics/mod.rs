@@ -5,12 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder};
+use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder};
 
 use crate::failure::{ClosedList as _, EndReason, FailoverKind, Limit, Refusal, ReloadOutcome};
 
-use families::{counter, counter_of, counters, gauge, gauge_of, gauges};
+use families::{counter, counter_of, counters, gauge, gauge_of, gauges, histogram_of, histograms, observe};
 
 mod backend;
 mod families;
@@ -48,6 +49,8 @@ pub struct Metrics {
     sessions_active: IntGauge,
     bind_failures: IntCounterVec,
     certificate_expiry: IntGaugeVec,
+    token_sign_duration: HistogramVec,
+    token_sign_failures: IntCounterVec,
     reloads: Counters<ReloadOutcome>,
     last_reload_successful: IntGauge,
     limits: Box<[LimitGauges]>,
@@ -85,6 +88,8 @@ impl Metrics {
             sessions_active: gauge(&registry, names::SESSIONS_ACTIVE),
             bind_failures,
             certificate_expiry: gauges(&registry, names::CERTIFICATE_EXPIRY),
+            token_sign_duration: histograms(&registry, names::TOKEN_SIGN_DURATION),
+            token_sign_failures: counters(&registry, names::TOKEN_SIGN_FAILURES),
             reloads: Counters::new(&counters(&registry, names::RELOADS), &[]),
             last_reload_successful,
             limits: Limit::ALL.iter().map(limit_gauges).collect(),
@@ -154,6 +159,16 @@ impl Metrics {
         self.certificate_expiry.reset();
         for (label, expiry) in certificates {
             gauge_of(&self.certificate_expiry, &[label]).set(expiry);
+        }
+    }
+
+    /// Counts what a PKCS#11 token made of a signature for a certificate, and the time it took.
+    pub fn token_signed(&self, certificate: &str, took: Duration, made: bool) {
+        let failures = counter_of(&self.token_sign_failures, &[certificate]);
+        if made {
+            observe(&histogram_of(&self.token_sign_duration, &[certificate]), took);
+        } else {
+            failures.inc();
         }
     }
 

@@ -18,13 +18,14 @@ use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
 use super::certificate::{CertificateInfo, names};
-use super::import::Import;
+use super::import::{Import, Key};
 use super::lint::{expiry, judge_files, loose_mode};
 use super::pem::PemFile;
 use super::resolver::{Certificates, Entry};
 use super::tickets::TicketKeys;
-use super::{Finding, client_auth, policy};
-use crate::config::{CertificateFiles, ClientCertificates, SessionTickets, Tls, TlsPolicy};
+use super::{Finding, client_auth, pkcs11, policy};
+use crate::config::{CertificateFiles, ClientCertificates, PrivateKeySource, SessionTickets, Tls, TlsPolicy};
+use crate::metrics::Metrics;
 
 /// What a listener offers its clients; certificates and settings can be swapped while it serves.
 ///
@@ -34,6 +35,7 @@ pub struct ServerTls {
     current: ArcSwap<State>,
     /// Tickets under keys of this process alone, kept across swaps; rotated every six hours, accepted for twelve.
     own_tickets: Arc<dyn ProducesTickets>,
+    measured: pkcs11::Measured,
 }
 
 /// A [`ServerTls`] and what is doubtful about its files.
@@ -58,8 +60,9 @@ impl ServerTls {
                 "check the machine's random source",
             )]
         })?;
-        let (state, findings) = State::load(settings, &own_tickets, now)?;
-        Ok(Loaded { server: Self { current: ArcSwap::from_pointee(state), own_tickets }, findings })
+        let measured = pkcs11::Measured::default();
+        let (state, findings) = State::load(settings, &own_tickets, &measured, now)?;
+        Ok(Loaded { server: Self { current: ArcSwap::from_pointee(state), own_tickets, measured }, findings })
     }
 
     /// Reads the files of the present settings again and swaps them in together; returns the warnings.
@@ -76,7 +79,7 @@ impl ServerTls {
     /// # Errors
     /// As [`Self::load`]; then nothing has changed.
     pub fn replace(&self, settings: &Tls, now: UnixTime) -> Result<Vec<Finding>, Vec<Finding>> {
-        let (state, findings) = State::load(settings, &self.own_tickets, now)?;
+        let (state, findings) = State::load(settings, &self.own_tickets, &self.measured, now)?;
         self.current.store(Arc::new(state));
         Ok(findings)
     }
@@ -85,15 +88,26 @@ impl ServerTls {
     ///
     /// # Errors
     /// [`super::HandshakeFailure`] explains them.
-    pub async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(&self, io: IO) -> io::Result<TlsStream<IO>> {
-        let limit = |connection: &mut ServerConnection| connection.set_buffer_limit(Some(BUFFER_LIMIT));
+    pub async fn accept<IO>(&self, io: IO) -> io::Result<TlsStream<IO>>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let state = self.current.load_full();
-        let Some(without_tickets) = &state.without_tickets else {
-            return TlsAcceptor::from(Arc::clone(&state.config)).accept_with(io, limit).await;
-        };
-        let start = LazyConfigAcceptor::new(Acceptor::default(), io).await?;
-        let config = if is_gnutls(&start.client_hello()) { without_tickets } else { &state.config };
-        start.into_stream_with(Arc::clone(config), limit).await
+        match &state.threads {
+            None => state.accept(io).await,
+            Some(threads) => {
+                let state = Arc::clone(&state);
+                threads.run(async move { state.accept(io).await }).await
+            }
+        }
+    }
+
+    /// Has the signatures of tokens counted in `metrics` from now on.
+    pub fn measure(&self, metrics: &Arc<Metrics>) {
+        #[cfg(feature = "pkcs11")]
+        let _ = self.measured.set(Arc::clone(metrics));
+        #[cfg(not(feature = "pkcs11"))]
+        let _ = metrics;
     }
 
     /// The current configuration, for those who drive rustls themselves; with `session_tickets = "all"` it sends tickets
@@ -128,12 +142,25 @@ struct State {
     /// The same without TLS 1.3 tickets, for clients that can't take them; present if the others get some.
     without_tickets: Option<Arc<ServerConfig>>,
     certificates: Vec<CertificateInfo>,
+    /// Where handshakes are made, if a token signs in some of them.
+    threads: Option<pkcs11::Threads>,
 }
 
 impl State {
+    async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(&self, io: IO) -> io::Result<TlsStream<IO>> {
+        let limit = |connection: &mut ServerConnection| connection.set_buffer_limit(Some(BUFFER_LIMIT));
+        let Some(without_tickets) = &self.without_tickets else {
+            return TlsAcceptor::from(Arc::clone(&self.config)).accept_with(io, limit).await;
+        };
+        let start = LazyConfigAcceptor::new(Acceptor::default(), io).await?;
+        let config = if is_gnutls(&start.client_hello()) { without_tickets } else { &self.config };
+        start.into_stream_with(Arc::clone(config), limit).await
+    }
+
     fn load(
         settings: &Tls,
         own_tickets: &Arc<dyn ProducesTickets>,
+        measured: &pkcs11::Measured,
         now: UnixTime,
     ) -> Result<(Self, Vec<Finding>), Vec<Finding>> {
         let provider = policy::provider(settings.policy);
@@ -141,7 +168,7 @@ impl State {
         let mut certificates = Vec::new();
         let mut entries = Vec::new();
         for (index, files) in certificate_files(settings).enumerate() {
-            let (loaded, found) = load_certificate(files, now);
+            let (loaded, found) = load_certificate(files, measured, now);
             findings.extend(found.into_iter().map(|finding| placed(index, finding)));
             if let Some((info, entry)) = loaded {
                 certificates.push(info);
@@ -162,7 +189,14 @@ impl State {
                 "where the validation itself counts, build with rustls's fips feature",
             ));
         }
-        let (Ok(verifier), false) = (verifier, findings.iter().any(Finding::is_error)) else {
+        let threads = threads(settings).map_err(|error| {
+            findings.push(Finding::error(
+                "pkcs11_sessions",
+                format!("no threads for the token: {error}"),
+                "ask for fewer",
+            ));
+        });
+        let (Ok(verifier), Ok(threads), false) = (verifier, threads, findings.iter().any(Finding::is_error)) else {
             return Err(findings);
         };
         let mut entries = entries.into_iter();
@@ -175,7 +209,7 @@ impl State {
             Arc::new(config)
         });
         let settings = settings.clone();
-        Ok((Self { settings, config: Arc::new(config), without_tickets, certificates }, findings))
+        Ok((Self { settings, config: Arc::new(config), without_tickets, certificates, threads }, findings))
     }
 }
 
@@ -214,21 +248,63 @@ fn server_config(
 }
 
 /// A certificate ready to serve, if none of its findings is an error.
-fn load_certificate(files: &CertificateFiles, now: UnixTime) -> (Option<(CertificateInfo, Entry)>, Vec<Finding>) {
+fn load_certificate(
+    files: &CertificateFiles,
+    measured: &pkcs11::Measured,
+    now: UnixTime,
+) -> (Option<(CertificateInfo, Entry)>, Vec<Finding>) {
     let import = match Import::read(files) {
         Ok(import) => import,
         Err(findings) => return (None, findings),
     };
-    let findings = judge_files(&import, files, now);
+    let mut findings = judge_files(&import, files, now);
     if findings.iter().any(Finding::is_error) {
         return (None, findings);
     }
     let leaf = import.leaf();
     let info = CertificateInfo::new(files.certificate.display().to_string(), &leaf);
     let names = names(&leaf);
-    let key = any_supported_type(import.key.der()).expect("a key of an unsupported type is an error finding");
+    let key = match &import.key {
+        Key::Local(key) => any_supported_type(key.der()).expect("a key of an unsupported type is an error finding"),
+        Key::Token(key, pin) => {
+            match pkcs11::open(key, pin.as_deref().map(Vec::as_slice), &leaf, &info.name, measured) {
+                Ok(key) => key,
+                Err(error) => {
+                    findings.push(error);
+                    return (None, findings);
+                }
+            }
+        }
+    };
     let key = Arc::new(CertifiedKey::new(import.certificates, key));
     (Some((info, Entry { key, names })), findings)
+}
+
+/// Lets the token of a certificate, if it has one, sign once for it; what is wrong with the files is [`lint`](fn@super::lint)'s
+/// to say.
+///
+/// # Errors
+/// Why it doesn't sign, or not for this certificate.
+pub fn try_token(files: &CertificateFiles) -> Result<(), Finding> {
+    match Import::read(files) {
+        Ok(import) => match &import.key {
+            Key::Local(_) => Ok(()),
+            Key::Token(key, pin) => {
+                let pin = pin.as_deref().map(Vec::as_slice);
+                pkcs11::open(key, pin, &import.leaf(), "", &pkcs11::Measured::default()).map(drop)
+            }
+        },
+        Err(_) => Ok(()),
+    }
+}
+
+/// As many threads as the token that signs most at a time can use.
+fn threads(settings: &Tls) -> io::Result<Option<pkcs11::Threads>> {
+    let sessions = certificate_files(settings).filter_map(|files| match &files.private_key {
+        PrivateKeySource::File(_) => None,
+        PrivateKeySource::Token(key) => Some(key.sessions),
+    });
+    sessions.max().map(pkcs11::Threads::start).transpose()
 }
 
 /// The ticketer, if clients may resume at all.
@@ -277,7 +353,8 @@ pub(super) fn files(settings: &Tls) -> Vec<PathBuf> {
     let of_certificate = |files: &CertificateFiles| {
         let CertificateFiles { certificate, private_key, certificate_chain, private_key_passphrase_file } =
             files.clone();
-        [Some(certificate), Some(private_key), certificate_chain, private_key_passphrase_file]
+        let private_key = private_key.file().map(PathBuf::from);
+        [Some(certificate), private_key, certificate_chain, private_key_passphrase_file]
     };
     let others = [ca, crl, settings.ticket_key_file.as_ref()].map(|path| path.cloned());
     certificate_files(settings).flat_map(of_certificate).chain(others).flatten().collect()

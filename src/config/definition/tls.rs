@@ -1,7 +1,9 @@
 //! `[tls]` and `[listener.tls]`.
 
-use crate::config::kind::{Choice, File};
-use crate::config::settings::{CertificateFiles, ClientCertificates, SessionTickets, Tls, TlsPolicy, TlsVersion};
+use crate::config::kind::{Choice, File, KeySource, number};
+use crate::config::settings::{
+    CertificateFiles, ClientCertificates, PrivateKeySource, SessionTickets, Tls, TlsPolicy, TlsVersion,
+};
 use crate::config::table::Table;
 
 pub(super) fn tls(t: &mut Table<'_, '_, '_>) -> Option<Tls> {
@@ -36,15 +38,42 @@ pub(super) fn tls(t: &mut Table<'_, '_, '_>) -> Option<Tls> {
 
 fn certificate(t: &mut Table<'_, '_, '_>) -> Option<CertificateFiles> {
     let certificate = t.key("certificate", "PEM: the certificate, or it and its chain.").required(File);
-    let private_key = t.key("private_key", "PEM: its private key.").required(File);
+    let private_key = t.key("private_key", "PEM: its private key; or a pkcs11: URI, docs/hsm.md.").required(KeySource);
     let certificate_chain = t.key("certificate_chain", "PEM: the chain, where it is a file of its own.").optional(File);
-    let private_key_passphrase_file =
-        t.key("private_key_passphrase_file", "What an encrypted private key opens with.").optional(File);
-    if certificate_chain.is_some() && certificate_chain == private_key {
+    let private_key_passphrase_file = t
+        .key("private_key_passphrase_file", "What an encrypted private key opens with, or the PIN of its token.")
+        .optional(File);
+    let private_key = token(t, private_key);
+    if certificate_chain.is_some() && certificate_chain.as_deref() == private_key.as_ref().and_then(|key| key.file()) {
         t.error("certificate_chain", "the same file as `private_key`", "");
     }
     let (certificate, private_key) = (certificate?, private_key?);
+    let private_key_passphrase_file = match &private_key {
+        PrivateKeySource::Token(key) => key.pin_file.clone().or(private_key_passphrase_file),
+        PrivateKeySource::File(_) => private_key_passphrase_file,
+    };
     Some(CertificateFiles { certificate, private_key, certificate_chain, private_key_passphrase_file })
+}
+
+/// Adds what a key in a token needs beside its URI.
+fn token(t: &mut Table<'_, '_, '_>, key: Option<PrivateKeySource>) -> Option<PrivateKeySource> {
+    let module = t.key("pkcs11_module", "The PKCS#11 library that knows the token.").optional(File);
+    let sessions = t.key("pkcs11_sessions", "Signatures the token makes at a time.").default(number(1..=256), 8);
+    let Some(PrivateKeySource::Token(mut key)) = key else {
+        t.no_effect("pkcs11_module", "a pkcs11: URI in `private_key`");
+        t.no_effect("pkcs11_sessions", "a pkcs11: URI in `private_key`");
+        return key;
+    };
+    if !cfg!(feature = "pkcs11") {
+        let help = "build it with: cargo build --release --features pkcs11";
+        t.error("private_key", "this build of ldaps-proxy can't use keys in tokens", help);
+    } else if key.module.is_none() && module.is_none() {
+        t.missing("pkcs11_module", "the library that knows the token of `private_key`");
+        return None;
+    }
+    key.module = key.module.or(module);
+    key.sessions = sessions;
+    Some(PrivateKeySource::Token(key))
 }
 
 fn client_certificates(t: &mut Table<'_, '_, '_>) -> Option<ClientCertificates> {
