@@ -15,7 +15,7 @@ from support.proxy import BINARY, Proxy, config
 from support.slapd import Slapd
 
 PROGRAMS = ("samba", "samba-tool", "slapd", "slapadd", "ldapsearch", "openssl", "setpriv", "unshare", "kinit", "debootstrap",
-            "systemd-nspawn", "dockerd", "docker-compose", "dpkg-shlibdeps", "ldbsearch", "promtool", "chromedriver")
+            "systemd-nspawn", "dockerd", "docker-compose", "dpkg-shlibdeps", "ldbsearch", "promtool", "chromedriver", "softhsm2-util", "gnutls-cli")
 
 
 def pytest_sessionstart(session):

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder};
 
+use crate::build_info;
 use crate::failure::{ClosedList as _, EndReason, FailoverKind, Limit, Refusal, ReloadOutcome};
 
 use families::{counter, counter_of, counters, gauge, gauge_of, gauges, histogram_of, histograms, observe};
@@ -64,7 +65,8 @@ impl Metrics {
     /// [`Metrics::backend`].
     pub fn new() -> Arc<Self> {
         let registry = Registry::new();
-        gauge_of(&gauges(&registry, names::BUILD_INFO), &[env!("CARGO_PKG_VERSION")]).set(1);
+        gauge_of(&gauges(&registry, names::BUILD_INFO), &[env!("CARGO_PKG_VERSION"), &build_info::crypto_module()])
+            .set(1);
         let bind_failures = counters(&registry, names::BIND_FAILURES);
         for sub_code in SUB_CODES {
             counter_of(&bind_failures, &[sub_code]);

@@ -125,7 +125,7 @@ metrics! {
     /// Access log records lost because the output was slower than the load, or failed.
     ACCESS_LOG_DROPPED = "ldaps_proxy_access_log_dropped_total" Counter [];
     /// Always 1; the labels say which build this is.
-    BUILD_INFO = "ldaps_proxy_build_info" Gauge ["version"];
+    BUILD_INFO = "ldaps_proxy_build_info" Gauge ["version", "crypto"];
     /// Resident memory, in bytes.
     PROCESS_RESIDENT_MEMORY = "process_resident_memory_bytes" Gauge [];
     /// Open file descriptors.

@@ -28,11 +28,12 @@ class Authority:
             "-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign,cRLSign",
         )
 
-    def issue(self, name, subject_alt_names=(f"DNS:{PROXY_NAME}", "DNS:localhost", "IP:127.0.0.1"), days=90):
-        """A leaf certificate and its key, in files named after `name`."""
+    def issue(self, name, subject_alt_names=(f"DNS:{PROXY_NAME}", "DNS:localhost", "IP:127.0.0.1"), days=90, key=()):
+        """A leaf certificate and its key, in files named after `name`. `key` are the words that make another than ECDSA P-256
+        with `openssl req`."""
         leaf = Certificate(self.directory / f"{name}.pem", self.directory / f"{name}-key.pem")
         request, extensions = self.directory / f"{name}.csr", self.directory / f"{name}.ext"
-        _openssl("req", *_NEW_KEY, "-keyout", leaf.private_key, "-out", request, "-subj", f"/CN={name}")
+        _openssl("req", *(key or _NEW_KEY), "-nodes", "-keyout", leaf.private_key, "-out", request, "-subj", f"/CN={name}")
         leaf.private_key.chmod(0o600)
         lines = ["basicConstraints=critical,CA:FALSE", "extendedKeyUsage=serverAuth,clientAuth"]
         if subject_alt_names:
