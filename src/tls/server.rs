@@ -183,10 +183,10 @@ impl State {
             .map_err(|error| findings.push(error));
         let tickets = tickets(settings, own_tickets, &mut findings);
         if settings.policy == TlsPolicy::Fips && !provider.fips() {
-            findings.push(Finding::warning(
+            findings.push(Finding::error(
                 "policy",
-                "only approved algorithms are used, but this build's crypto module isn't the validated one",
-                "where the validation itself counts, build with rustls's fips feature",
+                "policy \"fips\" needs a build on AWS-LC FIPS, and this one isn't",
+                "make one with packaging/fips (docs/fips.md)",
             ));
         }
         let threads = threads(settings).map_err(|error| {

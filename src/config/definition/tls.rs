@@ -22,6 +22,7 @@ pub(super) fn tls(t: &mut Table<'_, '_, '_>) -> Option<Tls> {
     if policy == TlsPolicy::Modern && t.has("min_version") && min_version < TlsVersion::V1_3 {
         t.warn("min_version", "policy \"modern\" is TLS 1.3 only", "leave `min_version` out, or choose another policy");
     }
+    fits_build(t, policy);
     if session_tickets == SessionTickets::Off {
         t.no_effect("ticket_key_file", "`session_tickets`");
     }
@@ -34,6 +35,21 @@ pub(super) fn tls(t: &mut Table<'_, '_, '_>) -> Option<Tls> {
         ticket_key_file,
         client_certificates: client_certificates?,
     })
+}
+
+/// FIPS 140 is about the module as much as about the algorithms.
+fn fits_build(t: &mut Table<'_, '_, '_>, policy: TlsPolicy) {
+    match (policy, cfg!(feature = "fips")) {
+        (TlsPolicy::Fips, false) => {
+            let help = "make one with packaging/fips (docs/fips.md), or leave `policy` out";
+            t.error("policy", "this build's crypto module is not AWS-LC FIPS", help);
+        }
+        (TlsPolicy::Modern | TlsPolicy::Intermediate, true) => {
+            let message = "this is a FIPS build, but algorithms that FIPS 140 doesn't approve are offered too";
+            t.warn("policy", message, "policy = \"fips\"");
+        }
+        _ => {}
+    }
 }
 
 fn certificate(t: &mut Table<'_, '_, '_>) -> Option<CertificateFiles> {
