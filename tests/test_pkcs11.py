@@ -154,6 +154,25 @@ def test_while_the_token_is_slow_sessions_go_on(start, token):
         assert all(handshake.result() for handshake in handshakes)
 
 
+@pytest.mark.parametrize("by", ["signal", "file"])
+def test_nobody_waits_for_a_reload_that_waits_for_the_token(start, token, certificates, by):
+    proxy = start("rsa")
+    with RawClient(proxy.endpoint()) as client:
+        before = token.calls("C_SignInit")
+        token.has_trouble("C_SignInit wait")
+        if by == "signal":
+            proxy.reload()
+        else:
+            certificates["rsa"].certificate.write_text(certificates["rsa"].certificate.read_text() + "\n")
+        eventually(lambda: token.calls("C_SignInit") > before, "the key is tried")
+        for _ in range(50):
+            assert client.ask(ber.search)[-1].result_code == ber.SUCCESS
+            assert proxy.http("/api/v1/status")[0] == 200
+        assert proxy.metrics().sum("ldaps_proxy_reloads_total", result="applied") == 0
+        token.is_well()
+        proxy.wait_for("ldaps_proxy_reloads_total", 1, result="applied")
+
+
 def test_clients_that_say_nothing_hold_no_thread(start):
     proxy = start("p256")
     silent = [RawClient(proxy.endpoint(tls=False)) for _ in range(3 * SESSIONS)]

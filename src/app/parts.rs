@@ -128,7 +128,8 @@ impl Proxy {
             if planned.iter().any(|(known, _)| known == settings) {
                 continue;
             }
-            match ServerTls::load(settings, UnixTime::now()) {
+            let loaded = ServerTls::load(settings, UnixTime::now());
+            match loaded.and_then(|loaded| loaded.server.prove_tokens().map(|()| loaded)) {
                 Ok(loaded) => {
                     for finding in &loaded.findings {
                         tracing::warn!("{finding}");

@@ -98,9 +98,10 @@ impl Proxy {
 
     async fn files_changed(self: &Arc<Self>) {
         let _alone = self.reloading.lock().await;
-        let state = self.state();
+        // A key in a token may take its time to sign: nobody waits for this lock meanwhile.
+        let servers: Vec<_> = self.state().parts.tls.iter().map(|(_, server)| Arc::clone(server)).collect();
         let mut outcome = ReloadOutcome::Applied;
-        for (_, server) in &state.parts.tls {
+        for server in servers {
             match server.reload(crate::tls::UnixTime::now()) {
                 Ok(findings) => findings.iter().for_each(|finding| tracing::warn!("{finding}")),
                 Err(findings) => {
@@ -109,6 +110,7 @@ impl Proxy {
                 }
             }
         }
+        let state = self.state();
         self.show_certificates(&state.parts);
         for listener in state.parts.listeners.values() {
             self.reload_trust(&listener.door, &listener.settings);

@@ -4,7 +4,8 @@ use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 
-use rustls::sign::SigningKey;
+use rustls::sign::{Signer, SigningKey};
+use rustls::{SignatureAlgorithm, SignatureScheme};
 use x509_parser::certificate::X509Certificate;
 
 use super::Finding;
@@ -25,12 +26,31 @@ impl Threads {
     }
 }
 
-pub(super) fn open(
-    _: &TokenKey,
-    _: Option<&[u8]>,
-    _: &X509Certificate<'_>,
-    _: &str,
-    (): &Measured,
-) -> Result<Arc<dyn SigningKey>, Finding> {
-    Err(Finding::error("private_key", "this build can't use keys in tokens", "build it with --features pkcs11"))
+#[derive(Debug)]
+pub(super) struct KeyInToken(Infallible);
+
+impl KeyInToken {
+    pub(super) fn new(
+        _: &TokenKey,
+        _: Option<&[u8]>,
+        _: &X509Certificate<'_>,
+        _: &str,
+        (): &Measured,
+    ) -> Result<Arc<Self>, Finding> {
+        Err(Finding::error("private_key", "this build can't use keys in tokens", "build it with --features pkcs11"))
+    }
+
+    pub(super) fn prove(&self) -> Result<(), Finding> {
+        match self.0 {}
+    }
+}
+
+impl SigningKey for KeyInToken {
+    fn choose_scheme(&self, _: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
+        match self.0 {}
+    }
+
+    fn algorithm(&self) -> SignatureAlgorithm {
+        match self.0 {}
+    }
 }

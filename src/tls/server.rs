@@ -16,9 +16,10 @@ use rustls_pki_types::UnixTime;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
+use zeroize::Zeroizing;
 
 use super::certificate::{CertificateInfo, names};
-use super::import::{Import, Key};
+use super::import::{Import, Key, parsed};
 use super::lint::{expiry, judge_files, loose_mode};
 use super::pem::PemFile;
 use super::resolver::{Certificates, Entry};
@@ -80,6 +81,7 @@ impl ServerTls {
     /// As [`Self::load`]; then nothing has changed.
     pub fn replace(&self, settings: &Tls, now: UnixTime) -> Result<Vec<Finding>, Vec<Finding>> {
         let (state, findings) = State::load(settings, &self.own_tickets, &self.measured, now)?;
+        state.prove_tokens()?;
         self.current.store(Arc::new(state));
         Ok(findings)
     }
@@ -100,6 +102,14 @@ impl ServerTls {
                 threads.run(async move { state.accept(io).await }).await
             }
         }
+    }
+
+    /// Lets each key that is in a token sign once for its certificate; waits for the tokens. Nothing was asked of them before.
+    ///
+    /// # Errors
+    /// Why one doesn't sign, or not for this certificate.
+    pub fn prove_tokens(&self) -> Result<(), Vec<Finding>> {
+        self.current.load().prove_tokens()
     }
 
     /// Has the signatures of tokens counted in `metrics` from now on.
@@ -142,6 +152,8 @@ struct State {
     /// The same without TLS 1.3 tickets, for clients that can't take them; present if the others get some.
     without_tickets: Option<Arc<ServerConfig>>,
     certificates: Vec<CertificateInfo>,
+    /// Keys in tokens, each with its certificate's index.
+    tokens: Vec<(usize, Arc<pkcs11::KeyInToken>)>,
     /// Where handshakes are made, if a token signs in some of them.
     threads: Option<pkcs11::Threads>,
 }
@@ -167,10 +179,12 @@ impl State {
         let mut findings = Vec::new();
         let mut certificates = Vec::new();
         let mut entries = Vec::new();
+        let mut tokens = Vec::new();
         for (index, files) in certificate_files(settings).enumerate() {
             let (loaded, found) = load_certificate(files, measured, now);
             findings.extend(found.into_iter().map(|finding| placed(index, finding)));
-            if let Some((info, entry)) = loaded {
+            if let Some((info, entry, token)) = loaded {
+                tokens.extend(token.map(|token| (index, token)));
                 certificates.push(info);
                 entries.push(entry);
             }
@@ -209,7 +223,13 @@ impl State {
             Arc::new(config)
         });
         let settings = settings.clone();
-        Ok((Self { settings, config: Arc::new(config), without_tickets, certificates, threads }, findings))
+        Ok((Self { settings, config: Arc::new(config), without_tickets, certificates, tokens, threads }, findings))
+    }
+
+    fn prove_tokens(&self) -> Result<(), Vec<Finding>> {
+        let failed: Vec<_> =
+            self.tokens.iter().filter_map(|(index, token)| Some(placed(*index, token.prove().err()?))).collect();
+        if failed.is_empty() { Ok(()) } else { Err(failed) }
     }
 }
 
@@ -252,7 +272,7 @@ fn load_certificate(
     files: &CertificateFiles,
     measured: &pkcs11::Measured,
     now: UnixTime,
-) -> (Option<(CertificateInfo, Entry)>, Vec<Finding>) {
+) -> (Option<(CertificateInfo, Entry, Option<Arc<pkcs11::KeyInToken>>)>, Vec<Finding>) {
     let import = match Import::read(files) {
         Ok(import) => import,
         Err(findings) => return (None, findings),
@@ -264,38 +284,37 @@ fn load_certificate(
     let leaf = import.leaf();
     let info = CertificateInfo::new(files.certificate.display().to_string(), &leaf);
     let names = names(&leaf);
+    let mut token = None;
     let key = match &import.key {
         Key::Local(key) => any_supported_type(key.der()).expect("a key of an unsupported type is an error finding"),
-        Key::Token(key, pin) => {
-            match pkcs11::open(key, pin.as_deref().map(Vec::as_slice), &leaf, &info.name, measured) {
-                Ok(key) => key,
-                Err(error) => {
-                    findings.push(error);
-                    return (None, findings);
-                }
+        Key::Token(key, pin) => match pkcs11::KeyInToken::new(key, pin_of(pin), &leaf, &info.name, measured) {
+            Ok(key) => token.insert(key).clone(),
+            Err(error) => {
+                findings.push(error);
+                return (None, findings);
             }
-        }
+        },
     };
     let key = Arc::new(CertifiedKey::new(import.certificates, key));
-    (Some((info, Entry { key, names })), findings)
+    (Some((info, Entry { key, names }, token)), findings)
 }
 
-/// Lets the token of a certificate, if it has one, sign once for it; what is wrong with the files is [`lint`](fn@super::lint)'s
-/// to say.
+/// Lets the token of a certificate, if its key is in one, sign once for it. What is wrong with the files isn't told here.
 ///
 /// # Errors
 /// Why it doesn't sign, or not for this certificate.
 pub fn try_token(files: &CertificateFiles) -> Result<(), Finding> {
     match Import::read(files) {
-        Ok(import) => match &import.key {
-            Key::Local(_) => Ok(()),
-            Key::Token(key, pin) => {
-                let pin = pin.as_deref().map(Vec::as_slice);
-                pkcs11::open(key, pin, &import.leaf(), "", &pkcs11::Measured::default()).map(drop)
-            }
-        },
-        Err(_) => Ok(()),
+        Ok(Import { key: Key::Token(key, pin), certificates }) => {
+            let leaf = parsed(&certificates[0]);
+            pkcs11::KeyInToken::new(&key, pin_of(&pin), &leaf, "", &pkcs11::Measured::default())?.prove()
+        }
+        _ => Ok(()),
     }
+}
+
+fn pin_of(pin: &Option<Zeroizing<Vec<u8>>>) -> Option<&[u8]> {
+    pin.as_ref().map(|pin| pin.as_slice())
 }
 
 /// As many threads as the token that signs most at a time can use.

@@ -52,8 +52,8 @@ impl PublicKey {
         }
     }
 
-    /// Schemes for which the token has the mechanism, in the order rustls prefers them.
-    pub(super) fn schemes(&self, available: &[MechanismType]) -> Vec<SignatureScheme> {
+    /// Schemes whose mechanism the token has, in the order rustls prefers them.
+    pub(super) fn schemes(&self, has: impl Fn(MechanismType) -> bool) -> Vec<SignatureScheme> {
         use SignatureScheme::*;
         let all: &[SignatureScheme] = match self.kind {
             Kind::Rsa => {
@@ -62,8 +62,7 @@ impl PublicKey {
             Kind::P256 => &[ECDSA_NISTP256_SHA256],
             Kind::P384 => &[ECDSA_NISTP384_SHA384],
         };
-        let has = |scheme: &SignatureScheme| available.contains(&mechanism(*scheme).mechanism_type());
-        all.iter().copied().filter(has).collect()
+        all.iter().copied().filter(|scheme| has(mechanism(*scheme).mechanism_type())).collect()
     }
 
     /// Whether `signature`, as TLS sends it, is this key's.
@@ -185,8 +184,9 @@ mod tests {
         let key = |kind| PublicKey { kind, octets: Vec::new() };
         let some = [MechanismType::SHA256_RSA_PKCS, MechanismType::SHA384_RSA_PKCS_PSS, MechanismType::ECDSA];
         use SignatureScheme::*;
-        assert_eq!(key(Kind::Rsa).schemes(&some), [RSA_PSS_SHA384, RSA_PKCS1_SHA256]);
-        assert_eq!(key(Kind::P256).schemes(&some), [ECDSA_NISTP256_SHA256]);
-        assert_eq!(key(Kind::P384).schemes(&[]), []);
+        let has = |mechanism| some.contains(&mechanism);
+        assert_eq!(key(Kind::Rsa).schemes(has), [RSA_PSS_SHA384, RSA_PKCS1_SHA256]);
+        assert_eq!(key(Kind::P256).schemes(has), [ECDSA_NISTP256_SHA256]);
+        assert_eq!(key(Kind::P384).schemes(|_| false), []);
     }
 }

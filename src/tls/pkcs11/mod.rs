@@ -18,7 +18,6 @@ use std::time::{Duration, Instant};
 use rustls::sign::{Signer, SigningKey};
 use rustls::{Error, SignatureAlgorithm, SignatureScheme};
 use x509_parser::certificate::X509Certificate;
-use zeroize::Zeroizing;
 
 use super::Finding;
 use crate::config::TokenKey;
@@ -31,31 +30,36 @@ use token::Token;
 /// Where signatures are counted, once the metrics are known.
 pub(super) type Measured = Arc<OnceLock<Arc<Metrics>>>;
 
-/// Looks the key up, and lets it sign once for the certificate that it must belong to.
-///
-/// Waits for the token, [`PATIENCE`] at most; on a runtime of several threads, the others take over meanwhile.
-///
-/// # Errors
-/// What keeps the key from signing, or that the signature isn't the certificate's.
-pub(super) fn open(
-    key: &TokenKey,
-    pin: Option<&[u8]>,
-    leaf: &X509Certificate<'_>,
-    label: &str,
-    measured: &Measured,
-) -> Result<Arc<dyn SigningKey>, Finding> {
-    let public_key = PublicKey::of(leaf).ok_or_else(|| {
-        let help = "use RSA of 2048 to 8192 bits, ECDSA P-256 or P-384";
-        Finding::error("private_key", "a key in a token can't be of this certificate's type", help)
-    })?;
-    let label: Arc<str> = label.into();
-    let (key, pin, measured) = (key.clone(), pin.map(|pin| Zeroizing::new(pin.to_vec())), Arc::clone(measured));
-    within_patience(move || {
-        let (token, schemes) = Token::open(key, pin, public_key)?;
-        Ok(Arc::new(KeyInToken { token: Arc::new(token), schemes: schemes.into(), label, measured }))
-    })
-    .map(|key| key as Arc<dyn SigningKey>)
-    .map_err(TokenError::into_finding)
+impl KeyInToken {
+    /// The key, which isn't looked for yet.
+    ///
+    /// # Errors
+    /// No key of the certificate's type can be in a token, or the PIN is no text.
+    pub(super) fn new(
+        key: &TokenKey,
+        pin: Option<&[u8]>,
+        leaf: &X509Certificate<'_>,
+        label: &str,
+        measured: &Measured,
+    ) -> Result<Arc<Self>, Finding> {
+        let public_key = PublicKey::of(leaf).ok_or_else(|| {
+            let help = "use RSA of 2048 to 8192 bits, ECDSA P-256 or P-384";
+            Finding::error("private_key", "a key in a token can't be of this certificate's type", help)
+        })?;
+        let token = Token::new(key.clone(), pin, public_key).map_err(TokenError::into_finding)?;
+        Ok(Arc::new(Self { token: Arc::new(token), label: label.into(), measured: Arc::clone(measured) }))
+    }
+
+    /// Looks the key up and lets it sign once, for the certificate that it must belong to.
+    ///
+    /// Waits for the token, [`PATIENCE`] at most; on a runtime of several threads, the others take over meanwhile.
+    ///
+    /// # Errors
+    /// What keeps the key from signing, or that the signature isn't the certificate's.
+    pub(super) fn prove(&self) -> Result<(), Finding> {
+        let token = Arc::clone(&self.token);
+        within_patience(move || token.prove()).map_err(TokenError::into_finding)
+    }
 }
 
 /// A thread that the module never lets go is left behind: nothing can end it.
@@ -82,11 +86,10 @@ fn within_patience<T: Send + 'static>(
 
 const PATIENCE: Duration = Duration::from_secs(15);
 
+/// A private key as rustls sees it.
 #[derive(Debug, Clone)]
-struct KeyInToken {
+pub(super) struct KeyInToken {
     token: Arc<Token>,
-    /// Those the token can make, best first.
-    schemes: Arc<[SignatureScheme]>,
     /// The certificate's name in the metrics.
     label: Arc<str>,
     measured: Measured,
@@ -94,7 +97,7 @@ struct KeyInToken {
 
 impl SigningKey for KeyInToken {
     fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
-        let scheme = *self.schemes.iter().find(|scheme| offered.contains(scheme))?;
+        let scheme = *self.token.schemes().iter().find(|scheme| offered.contains(scheme))?;
         Some(Box::new(OneSignature { key: self.clone(), scheme }))
     }
 

@@ -2,12 +2,11 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use cryptoki::types::AuthPin;
 use rustls::SignatureScheme;
-use zeroize::Zeroizing;
 
 use super::error::{Remedy, TokenError};
 use super::mechanism::{PublicKey, input, mechanism, output};
@@ -19,7 +18,9 @@ use crate::config::TokenKey;
 pub(super) struct Token {
     /// Tells its sessions from those of other keys of the module.
     number: u64,
-    module: Arc<Module>,
+    /// Loaded when it is first needed.
+    module: OnceLock<Arc<Module>>,
+    schemes: OnceLock<Vec<SignatureScheme>>,
     wanted: TokenKey,
     /// Wiped when dropped. Kept for the login after a token comes back.
     pin: Option<AuthPin>,
@@ -38,45 +39,51 @@ struct Trouble {
 const PAUSE: Duration = Duration::from_secs(2);
 
 impl Token {
-    /// The key, with the schemes it can sign in, once it has signed for `public_key`.
-    pub(super) fn open(
-        wanted: TokenKey,
-        pin: Option<Zeroizing<Vec<u8>>>,
-        public_key: PublicKey,
-    ) -> Result<(Self, Vec<SignatureScheme>), TokenError> {
+    /// The key, which isn't looked for yet.
+    pub(super) fn new(wanted: TokenKey, pin: Option<&[u8]>, public_key: PublicKey) -> Result<Self, TokenError> {
         static NUMBERS: AtomicU64 = AtomicU64::new(0);
-        let path = wanted.module.as_deref().expect("the configuration wants a module for every key in a token");
-        let module = Module::load(path)?;
-        let token = Self {
+        Ok(Self {
             number: NUMBERS.fetch_add(1, Ordering::Relaxed),
-            module,
+            module: OnceLock::new(),
+            schemes: OnceLock::new(),
             turns: Turns::new(wanted.sessions),
             pin: pin.map(auth_pin).transpose()?,
             wanted,
             public_key,
             trouble: Mutex::default(),
-        };
+        })
+    }
+
+    /// Finds the key, and has it sign for `public_key`.
+    pub(super) fn prove(&self) -> Result<(), TokenError> {
+        let module = self.module()?;
         let look = || {
-            let library = token.module.library();
-            search::open(&library, &token.wanted, token.pin.as_ref(), &token.public_key)
-                .map(|(opened, mechanisms)| (token.module.keep(token.number, opened), mechanisms).1)
+            let library = module.library();
+            let (opened, mechanisms) = search::open(&library, &self.wanted, self.pin.as_ref(), &self.public_key)?;
+            module.keep(self.number, opened);
+            Ok(mechanisms)
         };
         let mechanisms = match look() {
             // A token that was plugged in after the module had started may need a restart to be seen.
-            Err(error) if error.remedy == Remedy::Reconnect => token.module.restart().and_then(|()| look()),
+            Err(TokenError { remedy: Remedy::Reconnect, .. }) => module.restart().and_then(|()| look()),
             other => other,
         }?;
-        let schemes = token.public_key.schemes(&mechanisms);
+        let schemes = self.schemes.get_or_init(|| self.public_key.schemes(|mechanism| mechanisms.contains(&mechanism)));
         let Some(scheme) = schemes.first() else {
             let message = "the token has none of the mechanisms that TLS signs with";
             return Err(TokenError::new("private_key", message, "see pkcs11-tool --list-mechanisms"));
         };
-        let signature = token.sign(*scheme, TRIAL)?;
-        if !token.public_key.verifies(*scheme, TRIAL, &signature) {
-            let message = "the token's key doesn't match the certificate: it made a signature that doesn't verify";
-            return Err(TokenError::new("private_key", message, "name the key the certificate was issued for"));
+        let signature = self.sign(*scheme, TRIAL)?;
+        if self.public_key.verifies(*scheme, TRIAL, &signature) {
+            return Ok(());
         }
-        Ok((token, schemes))
+        let message = "the token's key doesn't match the certificate: it made a signature that doesn't verify";
+        Err(TokenError::new("private_key", message, "name the key the certificate was issued for"))
+    }
+
+    /// Those it can make, best first; before it was found, those that such keys can.
+    pub(super) fn schemes(&self) -> &[SignatureScheme] {
+        self.schemes.get_or_init(|| self.public_key.schemes(|_| true))
     }
 
     pub(super) fn public_key(&self) -> &PublicKey {
@@ -90,24 +97,25 @@ impl Token {
         let mut signed = self.sign_once(scheme, message);
         // Sessions end with the token, with its daemon and at the module's whim: a fresh one, then a fresh start.
         if is_lost(&signed) {
-            self.module.close(self.number);
+            self.close();
             signed = self.sign_once(scheme, message);
         }
         if is_lost(&signed) {
-            signed = self.module.restart().and_then(|()| self.sign_once(scheme, message));
+            signed = self.module().and_then(|module| module.restart()).and_then(|()| self.sign_once(scheme, message));
         }
         self.note(signed.as_ref().err());
         signed
     }
 
     fn sign_once(&self, scheme: SignatureScheme, message: &[u8]) -> Result<Vec<u8>, TokenError> {
-        let library = self.module.library();
-        let opened = match self.module.take(self.number) {
+        let module = self.module()?;
+        let library = module.library();
+        let opened = match module.take(self.number) {
             Some(opened) => opened,
             None => search::open(&library, &self.wanted, self.pin.as_ref(), &self.public_key)?.0,
         };
         let signature = opened.session.sign(&mechanism(scheme), opened.key, &input(scheme, message))?;
-        self.module.keep(self.number, opened);
+        module.keep(self.number, opened);
         Ok(output(scheme, signature))
     }
 
@@ -141,6 +149,22 @@ impl Token {
         *trouble = Some(Trouble { error, until });
     }
 
+    fn module(&self) -> Result<&Arc<Module>, TokenError> {
+        if let Some(module) = self.module.get() {
+            return Ok(module);
+        }
+        let path = self.wanted.module.as_deref().expect("the configuration wants a module for every key in a token");
+        let module = Module::load(path)?;
+        Ok(self.module.get_or_init(|| module))
+    }
+
+    /// Ends its sessions.
+    fn close(&self) {
+        if let Some(module) = self.module.get() {
+            module.close(self.number);
+        }
+    }
+
     fn trouble(&self) -> MutexGuard<'_, Option<Trouble>> {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -148,7 +172,7 @@ impl Token {
 
 impl Drop for Token {
     fn drop(&mut self) {
-        self.module.close(self.number);
+        self.close();
     }
 }
 
@@ -165,8 +189,8 @@ fn is_lost<T>(signed: &Result<T, TokenError>) -> bool {
 }
 
 /// PKCS#11 2.40 and later have PINs in UTF-8.
-fn auth_pin(pin: Zeroizing<Vec<u8>>) -> Result<AuthPin, TokenError> {
-    let text = std::str::from_utf8(&pin);
+fn auth_pin(pin: &[u8]) -> Result<AuthPin, TokenError> {
+    let text = std::str::from_utf8(pin);
     text.map(|text| AuthPin::from(Box::<str>::from(text))).map_err(|_| TokenError::pin("the PIN isn't UTF-8 text"))
 }
 
