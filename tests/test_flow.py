@@ -161,6 +161,18 @@ def test_the_backends_unsolicited_notification_arrives(proxy, backend):
         assert client.ask(ber.search)[-1].result_code == ber.SUCCESS
 
 
+@pytest.mark.parametrize("code", [ber.SUCCESS, ber.INVALID_CREDENTIALS])
+def test_a_diagnostic_decides_nothing(start_proxy, backend, code):
+    """RFC 4511 §4.1.9: the result code says whether a login failed, whatever Active Directory's text for a failed one."""
+    proxy = start_proxy([backend], pool='health.probe = "tcp"', extra="[login_throttle]\nfailures_per_name = 1")
+    backend.answer = lambda connection, pdu: connection.send(
+        ber.result(pdu.message_id, ber.BIND_RESPONSE, code, "80090308: LdapErr: DSID-0C0903A9, comment: x, data 52e, v1db1")
+    )
+    with RawClient(proxy.endpoint()) as client:
+        codes = [client.ask(ber.bind, "cn=x", "secret")[-1].result_code for _ in range(2)]
+    assert codes == [code, ber.SUCCESS if code == ber.SUCCESS else ber.UNWILLING_TO_PERFORM]
+
+
 @pytest.mark.parametrize("upstream", ["open", "not open yet"])
 def test_requests_before_the_clients_unbind_are_carried_out(proxy, backend, upstream):
     """As without a proxy: what was sent before the unbind reaches the directory."""
@@ -191,3 +203,73 @@ def test_end_inside_a_pdu(proxy, backend, kind):
     assert session.closed.wait(10)
     assert session.of(ber.DELETE_REQUEST) == []
     assert bytes(session.received).startswith(ber.search(1))
+
+
+@pytest.fixture(params=["ldaps", "ldap"])
+def half_closing(request, start_proxy, backend):
+    """A client that ends its direction by close_notify and FIN, or by FIN alone."""
+    proxy = start_proxy([backend], pool='health.probe = "tcp"', listener=f'protocol = "{request.param}"')
+    with RawClient(proxy.endpoint(tls=request.param == "ldaps")) as client:
+        yield client
+
+
+def test_a_half_closed_client_gets_what_it_asked_for(half_closing, backend):
+    """Three answers are due when the client's direction ends; each is delivered, then the proxy ends the session."""
+    backend.answer = lambda connection, pdu: None
+    half_closing.send(*map(ber.search, (1, 2, 3)))
+    session = backend.session()
+    session.wait_for(ber.SEARCH_REQUEST, 3)
+    half_closing.finish_sending()
+    # The proxy has seen the end once it delivers an answer given after it. Only then do the others follow.
+    for number in (2, 1, 3):
+        session.send(ber.entry(number, "cn=late", {}), ber.result(number, ber.SEARCH_DONE))
+        assert half_closing.read_result(number)[-1].result_code == ber.SUCCESS
+    assert half_closing.read() is None
+    assert session.closed.wait(10)
+
+
+def test_a_half_closed_client_that_is_owed_nothing_ends(half_closing, backend):
+    half_closing.ask(ber.search)
+    half_closing.finish_sending()
+    assert half_closing.read() is None
+    assert backend.session().closed.wait(10)
+
+
+def test_requests_held_behind_a_bind_survive_the_half_close(proxy, backend):
+    """They arrived before it, and leave after the bind's answer."""
+    backend.answer = lambda connection, pdu: None
+    with RawClient(proxy.endpoint()) as client:
+        client.send(ber.bind(1, "cn=x", "secret"), ber.search(2))
+        client.finish_sending()
+        session = backend.session()
+        session.wait_for(ber.BIND_REQUEST)
+        session.send(ber.result(1, ber.BIND_RESPONSE))
+        session.wait_for(ber.SEARCH_REQUEST)
+        session.send(ber.result(2, ber.SEARCH_DONE))
+        assert [pdu.message_id for pdu in client.read_to_end()] == [1, 2]
+
+
+def test_the_proxys_own_words_wait_for_the_end_of_a_long_response(proxy, backend):
+    """A long entry passes as it arrives; an answer of the proxy's own to another request must not land inside it."""
+    entry, done = ber.entry(1, "cn=long", {"x": [MEGABYTE]}), ber.result(1, ber.SEARCH_DONE)
+    backend.answer = lambda connection, pdu: connection.send(entry[:100_000])
+    with RawClient(proxy.endpoint()) as client:
+        client.send(ber.search(1))
+        assert client.read_octets(50_000) == entry[:50_000]
+        client.send(ber.bind(2, "cn=x", ""))
+        proxy.wait_for("ldaps_proxy_refusals_total", 1, reason="unauthenticated")
+        backend.session().send(entry[100_000:], done)
+        assert client.read_octets(len(entry) - 50_000) == entry[50_000:]
+        assert sorted((pdu.message_id, pdu.result_code) for pdu in (client.read(), client.read())) == [(1, 0), (2, 53)]
+
+
+def test_a_session_that_ends_inside_a_long_response_ends_without_a_word(proxy, backend):
+    entry = ber.entry(1, "cn=long", {"x": [MEGABYTE]})
+    backend.answer = lambda connection, pdu: connection.send(entry[:100_000])
+    with RawClient(proxy.endpoint()) as client:
+        client.send(ber.search(1))
+        received = client.read_octets(50_000)
+        client.send(b"\x30\x80")
+        while data := client.socket.recv(1 << 16):
+            received += data
+        assert entry.startswith(received)
