@@ -29,8 +29,8 @@ use crate::pool::Backend;
 use crate::throttle::Attempt;
 use crate::upstream::Upstream;
 
-/// Turns of the loop before other sessions get theirs.
-const TURNS: usize = 32;
+/// Turns of the loop before other sessions get theirs: up to 256 KiB, or 512 requests.
+const TURNS: usize = 8;
 
 /// What a session came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
