@@ -62,6 +62,14 @@ fn is_safe(event: &Metadata<'_>) -> bool {
 }
 
 #[cfg(test)]
+impl LogLevel {
+    /// The level of a log that nobody reads.
+    pub fn of_no_log() -> Self {
+        subscriber(&config::Log::default(), io::sink, false).expect("the default level is one").1
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use std::sync::{Arc, Mutex};
 

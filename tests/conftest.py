@@ -15,7 +15,7 @@ from support.proxy import BINARY, Proxy, config
 from support.slapd import Slapd
 
 PROGRAMS = ("samba", "samba-tool", "slapd", "slapadd", "ldapsearch", "openssl", "setpriv", "unshare", "kinit", "debootstrap",
-            "systemd-nspawn", "dockerd", "docker-compose", "dpkg-shlibdeps", "ldbsearch", "promtool", "chromedriver")
+            "systemd-nspawn", "dockerd", "docker-compose", "dpkg-shlibdeps", "ldbsearch", "promtool", "chromedriver", "java", "node", "testssl")
 
 
 def pytest_sessionstart(session):
@@ -65,12 +65,17 @@ def certificate(authority):
 
 
 @pytest.fixture(scope="session")
-def controllers(tmp_path_factory):
+def domain(tmp_path_factory):
+    """The directory of a provisioned domain, for DCs to be made of."""
+    return samba.provision(tmp_path_factory.mktemp("domain") / "template")
+
+
+@pytest.fixture(scope="session")
+def controllers(domain, tmp_path_factory):
     """Two DCs of one domain, started once. Tests that harm them ask for `dcs`."""
     directory = tmp_path_factory.mktemp("samba")
-    template = samba.provision(directory / "template")
     with ExitStack() as stack:
-        pair = [samba.DomainController(template, directory / name, name) for name in ("dc1", "dc2")]
+        pair = [samba.DomainController(domain, directory / name, name) for name in ("dc1", "dc2")]
         for controller in pair:
             stack.callback(controller.close)
             controller.start()
@@ -111,12 +116,13 @@ def start_backend():
 @pytest.fixture
 def start_proxy(certificate, authority, tmp_path_factory):
     """Starts proxies that end with the test: `start_proxy(backends, trusted=…, listener=…, pool=…, extra=…)`, or a
-    whole configuration with `start_proxy(text=…)`. `ready` and `env` are `Proxy`'s."""
+    whole configuration with `start_proxy(text=…)`. `ready`, `env` and `under` are `Proxy`'s."""
     with ExitStack() as stack:
 
-        def start(backends=(), *, text=None, ready=True, env=None, **tables):
+        def start(backends=(), *, text=None, ready=True, env=None, under=(), **tables):
             text = text or config(certificate, backends, **tables)
-            return stack.enter_context(Proxy(text, tmp_path_factory.mktemp("proxy"), ca=authority.ca, ready=ready, env=env))
+            proxy = Proxy(text, tmp_path_factory.mktemp("proxy"), ca=authority.ca, ready=ready, env=env, under=under)
+            return stack.enter_context(proxy)
 
         yield start
 

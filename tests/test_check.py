@@ -141,3 +141,12 @@ address = "127.0.0.1:9636"
 """)
     done = run([BINARY, "check", "--config", file], check=False, cwd="/")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("line", ['ticket_key_file = "bad.pem"', 'client_certificates = "required"\nclient_ca = "bad.pem"'])
+def test_every_file_of_tls_is_looked_at(checked, good, tmp_path, line):
+    (tmp_path / "bad.pem").write_text("nothing of use")
+    (tmp_path / "bad.pem").chmod(0o600)
+    done, found = checked(good.replace("[tls]", f"[tls]\n{line}"))
+    assert done.returncode == 1
+    assert [(kind, culprit) for kind, culprit, _ in found] == [("error", line.splitlines()[-1])]

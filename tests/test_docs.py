@@ -4,6 +4,8 @@ import re
 import textwrap
 from pathlib import Path
 
+import pytest
+
 from support.process import run
 from support.proxy import check
 
@@ -23,15 +25,19 @@ OTHERS = (
 )
 
 
-def test_every_failure_has_its_test():
-    text = (HERE.parent / "docs" / "failures.md").read_text()
-    rows = [row for row in text.splitlines() if row.startswith("| ") and not row.startswith("| when")]
+@pytest.mark.parametrize(("page", "head"), [("failures.md", "| when"), ("protocol.md", "| rule")])
+def test_every_row_has_its_test(page, head):
+    """`test_x.py::test_y` of this folder, `src/x.rs::y` of the code."""
+    text = (HERE.parent / "docs" / page).read_text()
+    rows = [row for row in text.splitlines() if row.startswith("| ") and not row.startswith(head)]
     assert len(rows) > 10
     for row in rows:
-        named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", row)
+        named = re.findall(r"`(test_\w+\.py|src/[\w/]+\.rs)::(\w+)`", row)
         assert named, row
         for file, test in named:
-            assert f"\ndef {test}(" in (HERE / file).read_text(), f"{file}::{test}"
+            python = file.endswith(".py")
+            code = ((HERE if python else HERE.parent) / file).read_text()
+            assert re.search(rf"^def {test}\(" if python else rf"^ *(async )?fn {test}\(", code, re.MULTILINE), f"{file}::{test}"
 
 
 def test_every_diagnostic_is_in_the_runbook():

@@ -161,6 +161,18 @@ def test_the_backends_unsolicited_notification_arrives(proxy, backend):
         assert client.ask(ber.search)[-1].result_code == ber.SUCCESS
 
 
+@pytest.mark.parametrize("code", [ber.SUCCESS, ber.INVALID_CREDENTIALS])
+def test_a_diagnostic_decides_nothing(start_proxy, backend, code):
+    """RFC 4511 §4.1.9: the result code says whether a login failed, whatever Active Directory's text for a failed one."""
+    proxy = start_proxy([backend], pool='health.probe = "tcp"', extra="[login_throttle]\nfailures_per_name = 1")
+    backend.answer = lambda connection, pdu: connection.send(
+        ber.result(pdu.message_id, ber.BIND_RESPONSE, code, "80090308: LdapErr: DSID-0C0903A9, comment: x, data 52e, v1db1")
+    )
+    with RawClient(proxy.endpoint()) as client:
+        codes = [client.ask(ber.bind, "cn=x", "secret")[-1].result_code for _ in range(2)]
+    assert codes == [code, ber.SUCCESS if code == ber.SUCCESS else ber.UNWILLING_TO_PERFORM]
+
+
 @pytest.mark.parametrize("upstream", ["open", "not open yet"])
 def test_requests_before_the_clients_unbind_are_carried_out(proxy, backend, upstream):
     """As without a proxy: what was sent before the unbind reaches the directory."""
@@ -217,3 +229,47 @@ def test_a_session_that_ends_inside_a_long_response_ends_without_a_word(proxy, b
         while data := client.socket.recv(1 << 16):
             received += data
         assert entry.startswith(received)
+
+
+@pytest.fixture(params=["ldaps", "ldap"])
+def half_closing(request, start_proxy, backend):
+    """A client that ends its direction by close_notify and FIN, or by FIN alone."""
+    proxy = start_proxy([backend], pool='health.probe = "tcp"', listener=f'protocol = "{request.param}"')
+    with RawClient(proxy.endpoint(tls=request.param == "ldaps")) as client:
+        yield client
+
+
+def test_a_half_closed_client_gets_what_it_asked_for(half_closing, backend):
+    """Three answers are due when the client's direction ends; each is delivered, then the proxy ends the session."""
+    backend.answer = lambda connection, pdu: None
+    half_closing.send(*map(ber.search, (1, 2, 3)))
+    session = backend.session()
+    session.wait_for(ber.SEARCH_REQUEST, 3)
+    half_closing.finish_sending()
+    # The proxy has seen the end once it delivers an answer given after it. Only then do the others follow.
+    for number in (2, 1, 3):
+        session.send(ber.entry(number, "cn=late", {}), ber.result(number, ber.SEARCH_DONE))
+        assert half_closing.read_result(number)[-1].result_code == ber.SUCCESS
+    assert half_closing.read() is None
+    assert session.closed.wait(10)
+
+
+def test_a_half_closed_client_that_is_owed_nothing_ends(half_closing, backend):
+    half_closing.ask(ber.search)
+    half_closing.finish_sending()
+    assert half_closing.read() is None
+    assert backend.session().closed.wait(10)
+
+
+def test_requests_held_behind_a_bind_survive_the_half_close(proxy, backend):
+    """They arrived before it, and leave after the bind's answer."""
+    backend.answer = lambda connection, pdu: None
+    with RawClient(proxy.endpoint()) as client:
+        client.send(ber.bind(1, "cn=x", "secret"), ber.search(2))
+        client.finish_sending()
+        session = backend.session()
+        session.wait_for(ber.BIND_REQUEST)
+        session.send(ber.result(1, ber.BIND_RESPONSE))
+        session.wait_for(ber.SEARCH_REQUEST)
+        session.send(ber.result(2, ber.SEARCH_DONE))
+        assert [pdu.message_id for pdu in client.read_to_end()] == [1, 2]

@@ -95,6 +95,10 @@ UNUSUAL = {
     "password that is no text": ber.bind(1, "cn=x", b"\xff\xfe\x00"),
     "SASL without credentials": ber.sasl_bind(1, "EXTERNAL"),
     "SASL with empty credentials": ber.sasl_bind(1, "EXTERNAL", b""),
+    "search that cannot be read": ber.message(1, ber.tlv(ber.SEARCH_REQUEST, b"\xff\xff")),
+    "name as a constructed string": ber.message(
+        1, ber.tlv(ber.SEARCH_REQUEST, ber.tlv(0x24, ber.octets("dc=x")), ber.search(1)[9:])
+    ),
     "authentication choice unknown": ber.message(
         1, ber.tlv(ber.BIND_REQUEST, ber.integer(3), ber.octets(""), ber.octets("x", tag=0x8A))
     ),
@@ -107,6 +111,16 @@ def test_unusual_requests_are_forwarded_as_received(proxy, backend, octets):
         client.send(octets)
         assert client.read_result(ber.pdu(octets).message_id)[-1].result_code == ber.SUCCESS
         assert backend.session().received == octets
+
+
+def test_a_bind_that_cannot_be_read_is_answered(proxy, backend):
+    """RFC 4511 §4.1.1: its envelope is right, so the session goes on. Forwarded, it might be an identity we don't know of."""
+    with RawClient(proxy.endpoint()) as client:
+        client.send(ber.message(1, ber.tlv(ber.BIND_REQUEST, b"\xff\xff")))
+        assert client.read_result(1)[-1].result_code == ber.PROTOCOL_ERROR
+        client.send(ber.search(2))
+        assert client.read_result(2)[-1].result_code == ber.SUCCESS
+    assert backend.session().of(ber.BIND_REQUEST) == []
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 50])

@@ -1,14 +1,19 @@
 """SASL through the proxy: NTLM and Kerberos against a real DC, with and without a security layer, and the decision
 between an inspected session and a tunnel (design.md, "SASL security layers")."""
 
+import json
+import threading
+
 import ldap3
 import pytest
 
 from support import ber, ntlm, samba
+from support.backend import answer_everything
 from support.certs import PROXY_NAME
 from support.clients import RawClient
 from support.kerberos import Realm
 from support.samba import ADMINISTRATOR, BASE, USERS
+from support.waiting import eventually
 
 LAYERS = {"plain": ntlm.PLAIN, "sign": ntlm.SIGN, "seal": ntlm.SEAL}
 
@@ -188,20 +193,72 @@ def test_a_lost_backend_ends_a_tunnel(scripted):
 
 # RFC 4511 §4.2.1: binds and other operations don't overlap.
 
-def test_no_request_passes_while_a_bind_is_open(scripted):
-    """Held back or refused with protocolError: never forwarded before the bind's answer."""
+BEHIND_A_BIND = {
+    "search": ber.search(2), "write": ber.delete(2, "cn=x"), "extended": ber.extended(2, ber.WHO_AM_I),
+    "bind": ber.bind(2, "cn=y", "other"),
+}
+
+
+@pytest.mark.parametrize("request_", BEHIND_A_BIND.values(), ids=BEHIND_A_BIND.keys())
+@pytest.mark.parametrize("writes", ["one write", "two writes"])
+def test_no_request_passes_while_a_bind_is_open(scripted, request_, writes):
+    """It is held, and leaves once the bind is answered: the backend looks just before it answers."""
+    proxy, backend = scripted
+    release, passed = threading.Event(), []
+
+    def answer(connection, pdu):
+        if pdu.message_id == 1:
+            release.wait(30)
+            passed.append(connection.received.removeprefix(bind) + connection.unread())
+        answer_everything(connection, pdu)
+
+    backend.answer = answer
+    bind = ber.bind(1, "cn=x", "secret")
+    with RawClient(proxy.endpoint()) as client:
+        if writes == "one write":
+            client.send(bind, request_)
+        else:
+            client.send(bind)
+            backend.session().wait_for(ber.BIND_REQUEST)
+            client.send(request_)
+        eventually(lambda: received(proxy) == len(bind + request_), "the proxy has read both")
+        release.set()
+        assert client.read_result(1)[-1].result_code == ber.SUCCESS
+        assert passed == [b""]
+        assert client.read_result(2)[-1].result_code == ber.SUCCESS
+    assert backend.session().received == bind + request_
+
+
+def test_between_the_steps_of_a_sasl_bind_requests_are_refused(scripted):
+    """RFC 4511 §4.2.1. Holding them would be for ever, should the client wait for their answers first."""
+    proxy, backend = scripted
+    codes = iter([ber.SASL_BIND_IN_PROGRESS, ber.SUCCESS])
+    backend.answer = lambda connection, pdu: connection.send(ber.result(pdu.message_id, ber.BIND_RESPONSE, next(codes)))
+    with RawClient(proxy.endpoint()) as client:
+        assert client.ask(ber.sasl_bind, "GSS-SPNEGO", b"1")[-1].result_code == ber.SASL_BIND_IN_PROGRESS
+        assert client.ask(ber.search)[-1].result_code == ber.PROTOCOL_ERROR
+        assert client.ask(ber.sasl_bind, "GSS-SPNEGO", b"2")[-1].result_code == ber.SUCCESS
+    assert backend.session().of(ber.SEARCH_REQUEST) == []
+
+
+def test_a_bind_does_not_wait_for_operations_under_way(scripted):
+    """The backend judges: holding the bind would let one long search keep a client from changing who it is."""
     proxy, backend = scripted
     backend.answer = lambda connection, pdu: None
     with RawClient(proxy.endpoint()) as client:
-        client.send(ber.bind(1, "cn=x", "secret"))
+        client.send(ber.search(1))
         session = backend.session()
+        session.wait_for(ber.SEARCH_REQUEST)
+        client.send(ber.bind(2, "cn=x", "secret"))
         session.wait_for(ber.BIND_REQUEST)
-        client.send(ber.search(2))
-        # The order in which both take effect is what matters: an abandon of nothing is a marker that went the same way.
-        session.send(ber.result(1, ber.BIND_RESPONSE))
+        session.send(ber.result(2, ber.BIND_RESPONSE, ber.BUSY), ber.result(1, ber.SEARCH_DONE))
+        assert client.read_result(2)[-1].result_code == ber.BUSY
         assert client.read_result(1)[-1].result_code == ber.SUCCESS
-        tags = [pdu.tag for pdu in session.pdus]
-        assert tags[0] == ber.BIND_REQUEST
+
+
+def received(proxy):
+    """Octets the proxy has read from its clients."""
+    return sum(session["received"] for session in json.loads(proxy.http("/api/v1/sessions")[1])["sessions"])
 
 
 def test_sasl_steps_reach_the_backend_unchanged(scripted):

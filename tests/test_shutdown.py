@@ -82,6 +82,38 @@ def test_idle_clients_are_told(proxy):
     assert proxy.wait() == 0
 
 
+def test_newcomers_are_served_until_the_delay_is_over(start_proxy, backend):
+    """`shutdown.delay`: /readyz turns, for balancers to see; who was here isn't sent away yet, who comes is served."""
+    proxy = start_proxy([backend], pool='health.probe = "tcp"', extra='[shutdown]\ndelay = "1h"')
+    with RawClient(proxy.endpoint()) as old:
+        old.ask(ber.search)
+        proxy.terminate()
+        eventually(lambda: drains(proxy), "/readyz answers 503")
+        with RawClient(proxy.endpoint()) as new:
+            assert new.ask(ber.search)[-1].result_code == ber.SUCCESS
+            assert old.ask(ber.search)[-1].result_code == ber.SUCCESS
+            proxy.terminate()
+            for client in (new, old):
+                assert client.read_to_end()[-1].is_notice(ber.UNAVAILABLE)
+        assert not proxy.accepts()
+    assert proxy.wait() == 0
+
+
+def test_after_the_delay_the_drain_begins(start_proxy, backend):
+    proxy = start_proxy([backend], pool='health.probe = "tcp"', extra='[shutdown]\ndelay = "300ms"')
+    release = hold_searches(backend)
+    with RawClient(proxy.endpoint()) as idle, RawClient(proxy.endpoint()) as busy:
+        idle.ask(ber.bind)
+        busy.send(ber.search(1))
+        backend.session(1).wait_for(ber.SEARCH_REQUEST)
+        proxy.terminate()
+        assert idle.read_to_end()[-1].is_notice(ber.UNAVAILABLE)
+        eventually(lambda: not proxy.accepts(), "the listener refuses")
+        release.set()
+        assert busy.read_result(1)[-1].result_code == ber.SUCCESS
+    assert proxy.wait() == 0
+
+
 def test_a_request_that_comes_while_draining(proxy, backend):
     release = hold_searches(backend)
     with RawClient(proxy.endpoint()) as client:

@@ -35,14 +35,15 @@ impl Control for Controller {
         let backends = state.parts.pools.iter().flat_map(|(pool, running)| {
             running.pool.backends().iter().map(|backend| show_backend(pool, backend)).collect::<Vec<_>>()
         });
-        let certificates = state.parts.tls.iter().flat_map(|(_, server)| server.certificates());
+        let certificates = state.parts.tls.certificates();
         Snapshot {
             started: unix(proxy.started),
-            draining: proxy.draining.is_cancelled(),
+            draining: proxy.leaving.is_cancelled(),
             not_ready: proxy.not_ready(&state),
             listeners: listeners.collect(),
             backends: backends.collect(),
             certificates: certificates
+                .into_iter()
                 .map(|certificate| model::Certificate {
                     name: certificate.name,
                     subject: certificate.subject,
@@ -140,7 +141,7 @@ impl Proxy {
     pub fn vitals(&self) -> Vitals {
         let sessions = self.registry.len();
         let state = self.state();
-        if self.draining.is_cancelled() {
+        if self.leaving.is_cancelled() {
             return Vitals { alive: true, status: format!("draining, {sessions} sessions left") };
         }
         let pools = state.parts.pools.iter().map(|(name, running)| {
@@ -176,7 +177,7 @@ impl Proxy {
     /// Why this copy should get no new connections; empty if it should.
     fn not_ready(&self, state: &super::State) -> Vec<String> {
         let mut reasons = Vec::new();
-        if self.draining.is_cancelled() {
+        if self.leaving.is_cancelled() {
             reasons.push("draining".to_owned());
         }
         if state.parts.listeners.is_empty() {
@@ -227,4 +228,35 @@ fn show_probe(probe: &ProbeRecord) -> model::Probe {
 /// Seconds since 1970.
 pub(super) fn unix(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config;
+    use crate::log::LogLevel;
+
+    const CONFIG: &str = "[[listener]]\nname = \"corp\"\naddress = \"127.0.0.1:0\"\nprotocol = \"ldap\"\n\
+        trusted_networks = [\"127.0.0.1/32\"]\npool = \"p\"\n[pools.p]\nbackends = [\"127.0.0.1:1\"]";
+
+    #[tokio::test]
+    async fn a_listener_that_has_stopped_accepting_is_no_life() {
+        let config = config::parse(CONFIG, Path::new("test.toml")).expect("the file is right").config;
+        let proxy = Proxy::start_without_file(config, LogLevel::of_no_log()).await.expect("it starts");
+        assert!(proxy.vitals().alive);
+
+        let accepting = proxy.state().parts.listeners["corp"].accepting.clone();
+        accepting.abort();
+        while !accepting.is_finished() {
+            tokio::task::yield_now().await;
+        }
+        let Vitals { alive, status } = proxy.vitals();
+        assert!(!alive);
+        assert!(status.starts_with("listener corp has stopped accepting; p: "), "{status}");
+
+        proxy.drain(std::future::ready(())).await;
+        assert_eq!(proxy.vitals(), Vitals { alive: true, status: "draining, 0 sessions left".to_owned() });
+    }
 }

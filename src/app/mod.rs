@@ -12,13 +12,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, Admin};
-use crate::config::{Config, Loaded};
+use crate::config::{Config, Loaded, Shutdown};
 use crate::failure::RecentFailures;
 use crate::lifecycle::Inherited;
 use crate::listener::{Addresses, Admission};
 use crate::log::LogLevel;
 use crate::metrics::Metrics;
 use crate::session::{Command, Memory, Registry};
+use crate::tls::Served;
 pub use control::Vitals;
 use parts::Parts;
 
@@ -38,6 +39,9 @@ pub struct Proxy {
     reloading: tokio::sync::Mutex<()>,
     connections: TaskTracker,
     background: TaskTracker,
+    /// Cancelled once balancers shall look elsewhere; newcomers are served on.
+    leaving: CancellationToken,
+    /// Cancelled once nobody new may enter.
     draining: CancellationToken,
     stopping: CancellationToken,
 }
@@ -56,12 +60,18 @@ struct State {
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 impl Proxy {
-    /// Starts everything a configuration file asks for, on the sockets that are open already and on new ones.
+    /// Starts everything a configuration file asks for, on the sockets that are open already and on new ones. `tls` is what
+    /// its listeners offer.
     ///
     /// # Errors
     /// What couldn't be opened or read, one line each.
-    pub async fn start(loaded: Loaded, inherited: Inherited, log: LogLevel) -> Result<Arc<Self>, Vec<String>> {
-        Self::start_with(loaded.config.clone(), Some(loaded), inherited, log).await
+    pub async fn start(
+        loaded: Loaded,
+        tls: Served,
+        inherited: Inherited,
+        log: LogLevel,
+    ) -> Result<Arc<Self>, Vec<String>> {
+        Self::start_with(loaded.config.clone(), Some((loaded, tls)), inherited, log).await
     }
 
     /// Starts a configuration that has no file, and so can't be reloaded.
@@ -74,7 +84,7 @@ impl Proxy {
 
     async fn start_with(
         config: Config,
-        loaded: Option<Loaded>,
+        loaded: Option<(Loaded, Served)>,
         inherited: Inherited,
         log: LogLevel,
     ) -> Result<Arc<Self>, Vec<String>> {
@@ -86,6 +96,7 @@ impl Proxy {
         let addresses = Addresses::new(&config.limits);
         let memory = Memory::new(config.limits.buffer_memory, Arc::clone(&metrics));
         let config = Arc::new(config);
+        let (loaded, tls) = loaded.unzip();
         let proxy = Arc::new(Self {
             started: SystemTime::now(),
             metrics,
@@ -106,13 +117,16 @@ impl Proxy {
             reloading: tokio::sync::Mutex::default(),
             connections: TaskTracker::new(),
             background: TaskTracker::new(),
+            leaving: CancellationToken::new(),
             draining: CancellationToken::new(),
             stopping: CancellationToken::new(),
         });
-        let plan = proxy.plan(&config).await?;
+        let tls = tls.map_or_else(|| proxy.load_tls(&config), Ok);
+        let plan = proxy.plan(&config, tls).await?;
         proxy.serve_admin(&config).await.map_err(|error| vec![error.to_string()])?;
         proxy.carry_out(plan);
         proxy.watch_files();
+        proxy.watch_expiry();
         Ok(proxy)
     }
 
@@ -121,9 +135,10 @@ impl Proxy {
         &self.metrics
     }
 
-    /// `[shutdown] drain_timeout`, as it stands now.
-    pub fn drain_timeout(&self) -> Duration {
-        self.state().config.shutdown.drain_timeout
+    /// How long [`drain`](Self::drain) waits for clients at most, as `[shutdown]` stands now.
+    pub fn patience(&self) -> Duration {
+        let Shutdown { delay, drain_timeout } = self.state().config.shutdown;
+        delay.saturating_add(drain_timeout)
     }
 
     /// Opens log files again, after they were moved away.
@@ -131,22 +146,23 @@ impl Proxy {
         self.state().parts.access_log.reopen();
     }
 
-    /// Stops accepting, lets operations finish and tells every client; `hurry` ends the wait. Returns when no session is
-    /// left or the configured time is over.
+    /// Turns `/readyz`, waits for balancers to notice (`shutdown.delay`), stops accepting, lets operations finish and tells
+    /// every client; `hurry` ends the waiting. Returns when no session is left or the configured time is over.
     pub async fn drain(&self, hurry: impl Future<Output = ()>) {
-        let patience = self.drain_timeout();
-        // Readiness goes first, so that balancers look elsewhere while the last connections are still accepted.
-        self.draining.cancel();
-        tracing::info!(sessions = self.registry.len(), timeout = ?patience, "draining");
-        self.state().parts.stop_listening();
-        self.registry.command_all(Command::Drain);
-        self.connections.close();
+        let Shutdown { delay, drain_timeout } = self.state().config.shutdown;
+        self.leaving.cancel();
+        tracing::info!(sessions = self.registry.len(), ?delay, timeout = ?drain_timeout, "draining");
+        let in_peace = async {
+            tokio::time::sleep(delay).await;
+            self.turn_away();
+            tokio::time::timeout(drain_timeout, self.connections.wait()).await.is_ok()
+        };
         let drained = tokio::select! {
-            () = self.connections.wait() => true,
-            () = tokio::time::sleep(patience) => false,
+            drained = in_peace => drained,
             () = hurry => false,
         };
         if !drained {
+            self.turn_away();
             tracing::warn!(sessions = self.registry.len(), "ending sessions that did not finish");
             self.registry.command_all(Command::Stop);
             let _ = tokio::time::timeout(LAST_WORDS, self.connections.wait()).await;
@@ -158,6 +174,13 @@ impl Proxy {
         self.state().admin.cancel();
         self.background.close();
         let _ = tokio::time::timeout(LAST_WORDS, self.background.wait()).await;
+    }
+
+    /// Closes the listeners, and ends each session once it is quiet.
+    fn turn_away(&self) {
+        self.draining.cancel();
+        self.connections.close();
+        self.registry.command_all(Command::Drain);
     }
 
     async fn serve_admin(self: &Arc<Self>, config: &Config) -> io::Result<()> {

@@ -20,7 +20,7 @@ use crate::pool::{Event, Pool, keep_warm};
 use crate::referral;
 use crate::session::{self, Command, ReplayGuard};
 use crate::throttle::LoginThrottle;
-use crate::tls::{CertificateInfo, ServerTls, UnixTime};
+use crate::tls::{CertificateInfo, Served, ServerTls, UnixTime};
 use crate::trust::{Reload, TrustSource};
 use crate::upstream::Connector;
 
@@ -29,7 +29,7 @@ const EVENTS: usize = 1024;
 
 /// What is running.
 pub(super) struct Parts {
-    pub tls: Vec<(Arc<config::Tls>, Arc<ServerTls>)>,
+    pub tls: Served,
     pub pools: BTreeMap<String, RunningPool>,
     pub listeners: BTreeMap<String, RunningListener>,
     pub throttle: Arc<LoginThrottle>,
@@ -56,7 +56,7 @@ pub(super) struct RunningListener {
 /// Parts that are ready to take over.
 pub(super) struct Plan {
     pub config: Arc<Config>,
-    tls: Vec<(Arc<config::Tls>, Arc<ServerTls>)>,
+    tls: Served,
     pools: BTreeMap<String, PlannedPool>,
     listeners: Vec<PlannedListener>,
     /// A throttle and a log that replace those in use; none where their settings stay.
@@ -81,7 +81,7 @@ struct PlannedListener {
 impl Default for Parts {
     fn default() -> Self {
         Self {
-            tls: Vec::new(),
+            tls: Served::default(),
             pools: BTreeMap::new(),
             listeners: BTreeMap::new(),
             throttle: Arc::new(LoginThrottle::new(&config::LoginThrottle::default())),
@@ -94,25 +94,41 @@ impl Parts {
     /// The files that are followed while they are in use.
     pub fn files(&self) -> Vec<PathBuf> {
         let lists = self.listeners.values().filter_map(|listener| listener.settings.trusted_networks_file.clone());
-        self.tls.iter().flat_map(|(_, server)| server.files()).chain(lists).collect()
-    }
-
-    /// Ends accepting; sessions go on.
-    pub fn stop_listening(&self) {
-        for listener in self.listeners.values() {
-            listener.stop.cancel();
-        }
+        self.tls.files().chain(lists).collect()
     }
 }
 
 impl Proxy {
-    /// Reads and opens everything that `config` needs and isn't there already. Changes nothing that is running.
+    /// Reads again what serves TLS; warnings are logged.
     ///
     /// # Errors
     /// Everything that is wrong, one line each.
-    pub(super) async fn plan(&self, config: &Arc<Config>) -> Result<Plan, Vec<String>> {
+    pub(super) fn load_tls(&self, config: &Config) -> Result<Served, Vec<String>> {
+        let before = self.state().parts.tls.clone();
         let mut problems = Vec::new();
-        let tls = self.plan_tls(config, &mut problems);
+        let served = Served::load(config, &before, UnixTime::now(), |_, finding| {
+            if finding.is_error() {
+                problems.push(finding.to_string());
+            } else {
+                tracing::warn!("{finding}");
+            }
+        });
+        if problems.is_empty() { Ok(served) } else { Err(problems) }
+    }
+
+    /// Reads and opens everything else that `config` needs and isn't there already. Changes nothing that is running.
+    ///
+    /// # Errors
+    /// Everything that is wrong, one line each.
+    pub(super) async fn plan(
+        &self,
+        config: &Arc<Config>,
+        tls: Result<Served, Vec<String>>,
+    ) -> Result<Plan, Vec<String>> {
+        let (tls, mut problems) = match tls {
+            Ok(tls) => (tls, Vec::new()),
+            Err(problems) => (Served::default(), problems),
+        };
         let pools = self.plan_pools(config, &mut problems).await;
         let listeners = self.plan_listeners(config, &tls, &mut problems);
         let (throttle, access_log) = self.plan_throttle_and_log(config, &mut problems);
@@ -120,27 +136,6 @@ impl Proxy {
             return Err(problems);
         }
         Ok(Plan { config: Arc::clone(config), tls, pools, listeners, throttle, access_log })
-    }
-
-    fn plan_tls(&self, config: &Config, problems: &mut Vec<String>) -> Vec<(Arc<config::Tls>, Arc<ServerTls>)> {
-        let mut planned: Vec<(Arc<config::Tls>, Arc<ServerTls>)> = Vec::new();
-        for settings in config.listeners.iter().filter_map(|listener| listener.tls.as_ref()) {
-            if planned.iter().any(|(known, _)| known == settings) {
-                continue;
-            }
-            match ServerTls::load(settings, UnixTime::now()) {
-                Ok(loaded) => {
-                    for finding in &loaded.findings {
-                        tracing::warn!("{finding}");
-                    }
-                    planned.push((Arc::clone(settings), Arc::new(loaded.server)));
-                }
-                Err(findings) => {
-                    problems.extend(findings.iter().filter(|finding| finding.is_error()).map(ToString::to_string));
-                }
-            }
-        }
-        planned
     }
 
     async fn plan_pools(&self, config: &Config, problems: &mut Vec<String>) -> BTreeMap<String, PlannedPool> {
@@ -203,16 +198,11 @@ impl Proxy {
         (throttle, access_log)
     }
 
-    fn plan_listeners(
-        &self,
-        config: &Config,
-        tls: &[(Arc<config::Tls>, Arc<ServerTls>)],
-        problems: &mut Vec<String>,
-    ) -> Vec<PlannedListener> {
+    fn plan_listeners(&self, config: &Config, tls: &Served, problems: &mut Vec<String>) -> Vec<PlannedListener> {
         let running = &self.state().parts.listeners;
         let mut planned = Vec::new();
         for settings in &config.listeners {
-            let tls = settings.tls.as_ref().and_then(|wanted| tls.iter().find(|(known, _)| known == wanted));
+            let tls = settings.tls.as_ref().and_then(|table| tls.find(table));
             let stays = running.get(&settings.name).is_some_and(|known| known.settings.address == settings.address);
             let policy = match Policy::new(&settings.policy) {
                 Ok(policy) => policy,
@@ -233,12 +223,7 @@ impl Proxy {
                     }
                 }
             }
-            planned.push(PlannedListener {
-                settings: settings.clone(),
-                policy,
-                tls: tls.map(|(_, server)| Arc::clone(server)),
-                fresh,
-            });
+            planned.push(PlannedListener { settings: settings.clone(), policy, tls: tls.cloned(), fresh });
         }
         planned
     }
@@ -246,7 +231,7 @@ impl Proxy {
     /// Puts a plan in the place of what is running. Cannot fail.
     pub(super) fn carry_out(self: &Arc<Self>, plan: Plan) {
         let Plan { config, tls, pools, listeners, throttle, access_log } = plan;
-        self.admission.resize(config.limits.max_connections);
+        self.admission.change(&config.limits);
         self.addresses.change(&config.limits);
         self.memory.resize(config.limits.buffer_memory);
         let mut state = self.state();
@@ -372,7 +357,7 @@ impl Proxy {
 
     /// Shows when the certificates now served expire.
     pub(super) fn show_certificates(&self, parts: &Parts) {
-        let certificates: Vec<_> = parts.tls.iter().flat_map(|(_, server)| server.certificates()).collect();
+        let certificates = parts.tls.certificates();
         let expiry = |one: &CertificateInfo| i64::try_from(one.not_after.as_secs()).unwrap_or(i64::MAX);
         self.metrics().certificates(certificates.iter().map(|one| (one.name.as_str(), expiry(one))));
     }

@@ -8,7 +8,7 @@ use crate::admin::model::Reload;
 use crate::config;
 use crate::failure::ReloadOutcome;
 use crate::session::Command;
-use crate::tls::FileWatcher;
+use crate::tls::{self, FileWatcher, UnixTime};
 
 impl Proxy {
     /// Reads the configuration file and every file it names again.
@@ -41,7 +41,7 @@ impl Proxy {
             None => None,
         };
         let fresh = loaded.as_ref().map_or_else(|| Arc::clone(&before), |loaded| Arc::new(loaded.config.clone()));
-        let plan = self.plan(&fresh).await?;
+        let plan = self.plan(&fresh, self.load_tls(&fresh)).await?;
         if fresh.admin != before.admin || fresh.health_address != before.health_address {
             self.serve_admin(&fresh).await.map_err(|error| vec![error.to_string()])?;
         }
@@ -85,6 +85,17 @@ impl Proxy {
         });
     }
 
+    /// Says every day which certificates end soon.
+    pub(super) fn watch_expiry(self: &Arc<Self>) {
+        let proxy = Arc::clone(self);
+        self.background.spawn(async move {
+            let served = || proxy.state().parts.tls.clone();
+            let warn = |finding| tracing::warn!("{finding}");
+            let stopping = proxy.stopping.clone();
+            let _ = stopping.run_until_cancelled(tls::remind_of_expiry(served, UnixTime::now, warn)).await;
+        });
+    }
+
     async fn follow_files(self: Arc<Self>) {
         loop {
             let files = self.state().parts.files();
@@ -100,8 +111,8 @@ impl Proxy {
         let _alone = self.reloading.lock().await;
         let state = self.state();
         let mut outcome = ReloadOutcome::Applied;
-        for (_, server) in &state.parts.tls {
-            match server.reload(crate::tls::UnixTime::now()) {
+        for server in state.parts.tls.servers() {
+            match server.reload(UnixTime::now()) {
                 Ok(findings) => findings.iter().for_each(|finding| tracing::warn!("{finding}")),
                 Err(findings) => {
                     outcome = ReloadOutcome::Rejected;

@@ -21,7 +21,7 @@ Where \fBstatus\fR, \fBdrain\fR and the other commands find a running proxy.
 const SIGNALS: &str = r".SH SIGNALS
 .TP
 SIGTERM, SIGINT
-Take no new connections, let operations finish within \fBshutdown.drain_timeout\fR, tell every client, exit 0. A second one ends now.
+Turn /readyz, serve on for \fBshutdown.delay\fR, take no new connections, let operations finish within \fBshutdown.drain_timeout\fR, tell every client, exit 0. A second one ends now.
 .TP
 SIGHUP
 Reload the configuration and the certificates. What can't be loaded changes nothing.

@@ -25,7 +25,8 @@ pub fn run(file: &Path, without_admin: bool) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let found: config::Diagnostics = loaded.warnings.clone().into_iter().chain(check::files(&loaded)).collect();
+    let (tls, found) = check::files(&loaded);
+    let found: config::Diagnostics = loaded.warnings.clone().into_iter().chain(found).collect();
     eprint!("{found}");
     if found.has_errors() {
         return ExitCode::FAILURE;
@@ -48,7 +49,7 @@ pub fn run(file: &Path, without_admin: bool) -> ExitCode {
         Err(error) => return fail(&format!("cannot start the runtime: {error}")),
     };
     runtime.block_on(async {
-        let proxy = match Proxy::start(loaded, inherited, log).await {
+        let proxy = match Proxy::start(loaded, tls, inherited, log).await {
             Ok(proxy) => proxy,
             Err(problems) => return fail(&problems.join("\n")),
         };

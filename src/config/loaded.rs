@@ -55,14 +55,19 @@ impl Loaded {
         let mut found = BTreeMap::new();
         for (index, listener) in self.config.listeners.iter().enumerate() {
             let Some(tls) = &listener.tls else { continue };
-            let own = format!("listener[{index}].tls");
-            let path = if self.places.contains(&own) { own } else { "tls".into() };
+            let path = self.tls_table(index);
             for (index, files) in tls.additional.iter().enumerate() {
                 found.insert(format!("{path}.additional[{index}]"), files);
             }
             found.insert(path, &tls.default_certificate);
         }
         found.into_iter().collect()
+    }
+
+    /// The path of the table that says what the listener at this place, counted from 0, offers: its own, or `tls`.
+    pub fn tls_table(&self, listener: usize) -> String {
+        let own = format!("listener[{listener}].tls");
+        if self.places.contains(&own) { own } else { "tls".into() }
     }
 
     /// Every setting in force, written or default, as it would be written, by the path of its key; null where it has neither.

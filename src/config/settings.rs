@@ -513,7 +513,8 @@ pub struct Limits {
     pub connections_per_address: usize,
     /// `connection_rate_per_address`: new connections a second, 0 = off.
     pub connection_rate_per_address: u32,
-    /// `handshakes` being computed at once. One that waits for its client is none of them.
+    /// `handshakes` being computed at once, of which each address gets its share. One that waits for its client is none of
+    /// them.
     pub handshakes: usize,
     /// `handshake_timeout`
     pub handshake_timeout: Duration,
@@ -671,14 +672,16 @@ pub struct Admin {
 }
 
 /// `[shutdown]`
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shutdown {
+    /// `delay`: from the moment `/readyz` turns to the one the listeners close.
+    pub delay: Duration,
     /// `drain_timeout`
     pub drain_timeout: Duration,
 }
 
 impl Default for Shutdown {
     fn default() -> Self {
-        Self { drain_timeout: Duration::from_secs(30) }
+        Self { delay: Duration::ZERO, drain_timeout: Duration::from_secs(30) }
     }
 }

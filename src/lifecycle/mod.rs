@@ -18,7 +18,7 @@ pub use sockets::Inherited;
 use crate::app::Proxy;
 use signals::Signals;
 
-/// What ending takes besides the time to drain.
+/// What ending takes besides the time that clients get.
 const ENDING: Duration = Duration::from_secs(15);
 
 /// Obeys signals until the proxy has ended: SIGTERM or SIGINT drains, a second one ends now, SIGHUP reloads, SIGUSR1
@@ -47,7 +47,7 @@ pub async fn serve(proxy: &Arc<Proxy>) -> io::Result<()> {
         }
     }
     // Whatever TimeoutStopSec= says, clients get the time that the configuration gives them.
-    let patience = proxy.drain_timeout().saturating_add(ENDING).as_micros();
+    let patience = proxy.patience().saturating_add(ENDING).as_micros();
     let patience = NotifyState::ExtendTimeoutUsec(u32::try_from(patience).unwrap_or(u32::MAX));
     tell_systemd(&[NotifyState::Stopping, patience]);
     proxy.drain(signals.termination()).await;

@@ -18,7 +18,7 @@ use crate::failure::{EndReason, Outcome, RecentFailures};
 use crate::metrics::Held;
 use crate::proxy_protocol;
 use crate::session::{self, Registry, Served, Session, StartTls};
-use crate::tls::{Handshake, HandshakeFailure, ServerTls};
+use crate::tls::{Handshake, HandshakeFailure, ServerStream, ServerTls};
 use crate::trust::{LogLimiter, TrustSource, Verdict};
 
 /// A listener's rules, applied to each connection it accepts.
@@ -236,31 +236,33 @@ impl Door {
         tls: &ServerTls,
         tcp: TcpStream,
         client: SocketAddr,
-    ) -> Option<(tokio_rustls::server::TlsStream<TcpStream>, Handshake)> {
+    ) -> Option<(ServerStream<TcpStream>, Handshake)> {
         let listener = &keys.session.listener;
         let patience = keys.session.limits.handshake_timeout;
         let started = Instant::now();
         let made = timeout(patience, async {
-            let greeted = tls.greeted(tcp).await?;
+            let greeted = ServerTls::greeted(tcp).await?;
             // A turn lasts as long as we compute: a client that stalls, before its hello or after ours, takes none away.
-            let Some(turn) = self.house.admission.handshake(patience.saturating_sub(started.elapsed())).await else {
+            let patience = patience.saturating_sub(started.elapsed());
+            let Some(turn) = self.house.admission.handshake(client.ip(), patience).await else {
                 return Ok(None);
             };
             // Others that are ready go first, so that no more than `handshakes` stand between a session and its turn.
             tokio::task::yield_now().await;
-            let answered = greeted.answer(tls);
-            drop(turn);
-            answered.await.map(Some)
+            greeted.answer(tls, turn).await.map(Some)
         })
         .await;
         let (outcome, failure) = match made {
             Ok(Ok(None)) => {
                 listener.connection(Outcome::HandshakeLimit);
-                self.refused(client, Outcome::HandshakeLimit, "limits.handshakes are at work and none ended in time");
+                self.refused(
+                    client,
+                    Outcome::HandshakeLimit,
+                    "no turn for its handshake came in time (limits.handshakes)",
+                );
                 return None;
             }
-            Ok(Ok(Some(stream))) => {
-                let handshake = Handshake::from(stream.get_ref().1);
+            Ok(Ok(Some((stream, handshake)))) => {
                 listener.handshake(handshake.version, handshake.suite, handshake.resumed, started.elapsed());
                 return Some((stream, handshake));
             }

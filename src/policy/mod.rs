@@ -230,7 +230,9 @@ fn unwilling(reason: Refusal, diagnostic: impl Into<Cow<'static, str>>) -> Refus
 }
 
 fn undecodable(what: &str) -> Refused {
-    unwilling(Refusal::Undecodable, format!("{what}, and this listener's policy depends on it: encode it by RFC 4511"))
+    // §4.1.1: protocolError for a PDU whose envelope alone can be read.
+    let diagnostic = format!("{what}, and this listener's policy depends on it: encode it by RFC 4511");
+    Refused { code: ResultCode::PROTOCOL_ERROR, reason: Refusal::Undecodable, diagnostic: diagnostic.into() }
 }
 
 fn is_root_dse(search: &SearchRequest<'_>) -> bool {

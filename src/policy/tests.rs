@@ -106,7 +106,7 @@ fn the_default_refuses_unauthenticated_binds_and_nothing_else() {
             (simple("ann", "secret"), None),
             (sasl("GSSAPI", b"token"), None),
             (sasl("ANONYMOUS", b""), None),
-            (message(b"\x60\x02\xFF\xFF", b""), Some((53, Refusal::Undecodable))),
+            (message(b"\x60\x02\xFF\xFF", b""), Some((2, Refusal::Undecodable))),
             (search("dc=corp"), None),
             (search_of("dc=corp", 2, 0, b"\xFF"), None),
             (entry(0x66, "dc=corp"), None),
@@ -262,8 +262,8 @@ fn base_dns() {
             (rename("cn=ann,ou=people,dc=corp", Some("ou=groups,dc=corp")), None),
             (rename("cn=ann,ou=people,dc=corp", Some("dc=corp")), refused),
             (rename("cn=ann,dc=corp", None), refused),
-            (entry(0x6C, "cn=ann,ou=people,dc=corp"), Some((53, Refusal::Undecodable))),
-            (message(&element(0x63, &text("ou=people,dc=corp")), b""), Some((53, Refusal::Undecodable))),
+            (entry(0x6C, "cn=ann,ou=people,dc=corp"), Some((2, Refusal::Undecodable))),
+            (message(&element(0x63, &text("ou=people,dc=corp")), b""), Some((2, Refusal::Undecodable))),
             (search_of("ou=people,dc=corp", 0, 0, &controls(&[ATTRIBUTE_SCOPED_QUERY])), Some((53, Refusal::Control))),
             (simple("cn=ann,dc=elsewhere", "secret"), None),
         ],
@@ -275,7 +275,7 @@ fn base_dns() {
 #[test]
 fn controls_that_are_denied() {
     let policy = policy(|settings| settings.denied_controls = strings(&[oid::SHOW_DELETED]));
-    let (refused, unread) = (Some((53, Refusal::Control)), Some((53, Refusal::Undecodable)));
+    let (refused, unread) = (Some((53, Refusal::Control)), Some((2, Refusal::Undecodable)));
     let with = |after: &[u8]| search_of("dc=corp", 2, 0, after);
     let shown = controls(&[oid::SHOW_DELETED]);
     check(
@@ -310,7 +310,7 @@ fn size_limits() {
             (search_of("dc=corp", 1, 0, b""), refused),
             (search_of("cn=ann,dc=corp", 0, 0, b""), None),
             // -1
-            (search_of("dc=corp", 2, 0xFF, b""), Some((53, Refusal::Undecodable))),
+            (search_of("dc=corp", 2, 0xFF, b""), Some((2, Refusal::Undecodable))),
         ],
     );
 }

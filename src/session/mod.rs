@@ -3,7 +3,6 @@
 //! [`State`] decides, without sockets; `run` moves octets. `establish` opens the upstream and replays the bind on it.
 
 mod bind;
-mod buffer;
 mod establish;
 mod memory;
 mod operations;

@@ -407,7 +407,7 @@ proptest! {
 /// What every idle session costs beside its TLS state. An async block that holds a session twice is how it grows unseen.
 #[test]
 fn a_session_at_work_is_one_small_allocation() {
-    type Client = tokio_rustls::server::TlsStream<TcpStream>;
+    type Client = crate::tls::ServerStream<TcpStream>;
     let own = size_of::<Serving<Client>>() - size_of::<Client>();
     assert!(own <= 768, "{own} octets");
 }

@@ -3,6 +3,7 @@
 //! An error is what no handshake could succeed with. All else is a warning: an expired certificate is served, since
 //! whoever restarts the proxy at night needs those clients that don't check more than none at all.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -155,12 +156,13 @@ fn has_names(leaf: &X509Certificate<'_>) -> Option<Finding> {
         return None;
     }
     let name = common_name(leaf).unwrap_or("ldap.example.com");
+    let kind = if name.parse::<IpAddr>().is_ok() { "IP" } else { "DNS" };
     Some(Finding::warning(
         "certificate",
         "the certificate has no subject alternative name, and most clients ignore the common name",
         format!(
             "have it issued with one, for a self-signed one: openssl req -x509 -newkey rsa:2048 -nodes -days 365 \
-             -subj /CN={name} -addext subjectAltName=DNS:{name} -addext basicConstraints=critical,CA:FALSE \
+             -subj /CN={name} -addext subjectAltName={kind}:{name} -addext basicConstraints=critical,CA:FALSE \
              -keyout private_key.pem -out certificate.pem"
         ),
     ))
@@ -282,9 +284,16 @@ mod tests {
 
     #[test]
     fn the_fix_for_a_certificate_without_names_names_it() {
-        let issued = Authority::root("root").issue_with(NAMES, ecdsa(), |params| params.subject_alt_names.clear());
-        let help = &findings(&issued, &[])[0].help;
-        assert!(help.contains("-addext subjectAltName=DNS:ldap.example.com"), "{help}");
+        let root = Authority::root("root");
+        for (name, alternative) in [
+            ("ldap.example.com", "DNS:ldap.example.com"),
+            ("10.0.0.1", "IP:10.0.0.1"),
+            ("2001:db8::1", "IP:2001:db8::1"),
+        ] {
+            let issued = root.issue_with(&[name], ecdsa(), |params| params.subject_alt_names.clear());
+            let help = &findings(&issued, &[])[0].help;
+            assert!(help.contains(&format!("-addext subjectAltName={alternative} ")), "{help}");
+        }
     }
 
     #[test]

@@ -17,9 +17,11 @@ mod lint;
 mod pem;
 mod policy;
 mod resolver;
+mod served;
 mod server;
 #[cfg(test)]
 mod server_tests;
+mod stream;
 #[cfg(test)]
 mod testing;
 mod tickets;
@@ -32,6 +34,8 @@ pub use finding::{Finding, Severity};
 pub use handshake::Handshake;
 pub use lint::{EXPIRY_WARNING, lint};
 pub use rustls_pki_types::UnixTime;
+pub use served::{Served, remind_of_expiry};
 pub use server::{Loaded, ServerTls};
+pub use stream::ServerStream;
 pub use upstream::UpstreamTls;
 pub use watch::FileWatcher;

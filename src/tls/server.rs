@@ -1,5 +1,6 @@
 //! The server side: a `[tls]` table turned into what handshakes need, and swapped as a whole when its files change.
 
+use std::future::poll_fn;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,24 +10,25 @@ use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::Ticketer;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::server::danger::ClientCertVerifier;
-use rustls::server::{Acceptor, ClientHello, NoServerSessionStorage, ProducesTickets};
+use rustls::server::{Acceptor, NoServerSessionStorage, ProducesTickets};
 use rustls::sign::CertifiedKey;
-use rustls::{CipherSuite, ServerConfig, ServerConnection};
+use rustls::{CipherSuite, ServerConfig};
 use rustls_pki_types::UnixTime;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::server::TlsStream;
-use tokio_rustls::{Accept, LazyConfigAcceptor, StartHandshake};
 
 use super::certificate::{CertificateInfo, names};
+use super::handshake::Handshake;
 use super::import::Import;
 use super::lint::{expiry, judge_files, loose_mode};
 use super::pem::PemFile;
-use super::resolver::{Certificates, Entry};
+use super::resolver::{self, Certificates, Entry};
+use super::stream::ServerStream;
 use super::tickets::TicketKeys;
 use super::{Finding, client_auth, policy};
+use crate::buffer::Inbox;
 use crate::config::{CertificateFiles, ClientCertificates, SessionTickets, Tls, TlsPolicy};
 
-/// What a listener offers its clients; certificates and settings can be swapped while it serves.
+/// What a listener offers its clients; certificates can be swapped while it serves.
 ///
 /// Handshakes under way, and sessions, go on with what they began with.
 #[derive(Debug)]
@@ -58,6 +60,18 @@ impl ServerTls {
                 "check the machine's random source",
             )]
         })?;
+        Self::with(settings, own_tickets, now)
+    }
+
+    /// One with the same settings, from their files as they are now; it resumes the sessions that this one began.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn renewed(&self, now: UnixTime) -> Result<Loaded, Vec<Finding>> {
+        Self::with(&self.current.load().settings, Arc::clone(&self.own_tickets), now)
+    }
+
+    fn with(settings: &Tls, own_tickets: Arc<dyn ProducesTickets>, now: UnixTime) -> Result<Loaded, Vec<Finding>> {
         let (state, findings) = State::load(settings, &own_tickets, now)?;
         Ok(Loaded { server: Self { current: ArcSwap::from_pointee(state), own_tickets }, findings })
     }
@@ -67,16 +81,7 @@ impl ServerTls {
     /// # Errors
     /// As [`Self::load`]; then nothing has changed.
     pub fn reload(&self, now: UnixTime) -> Result<Vec<Finding>, Vec<Finding>> {
-        let settings = self.current.load().settings.clone();
-        self.replace(&settings, now)
-    }
-
-    /// The same with new settings.
-    ///
-    /// # Errors
-    /// As [`Self::load`]; then nothing has changed.
-    pub fn replace(&self, settings: &Tls, now: UnixTime) -> Result<Vec<Finding>, Vec<Finding>> {
-        let (state, findings) = State::load(settings, &self.own_tickets, now)?;
+        let (state, findings) = State::load(&self.current.load().settings, &self.own_tickets, now)?;
         self.current.store(Arc::new(state));
         Ok(findings)
     }
@@ -85,16 +90,32 @@ impl ServerTls {
     ///
     /// # Errors
     /// [`super::HandshakeFailure`] explains them.
-    pub async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(&self, io: IO) -> io::Result<TlsStream<IO>> {
-        self.greeted(io).await?.answer(self).await
+    pub async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        io: IO,
+    ) -> io::Result<(ServerStream<IO>, Handshake)> {
+        Self::greeted(io).await?.answer(self, ()).await
     }
 
     /// Waits for the client's hello, which costs next to nothing. Put a timeout around it: it has none.
     ///
     /// # Errors
     /// As [`Self::accept`].
-    pub async fn greeted<IO: AsyncRead + AsyncWrite + Unpin>(&self, io: IO) -> io::Result<Greeted<IO>> {
-        LazyConfigAcceptor::new(Acceptor::default(), io).await.map(Greeted)
+    pub async fn greeted<IO: AsyncRead + AsyncWrite + Unpin>(mut io: IO) -> io::Result<Greeted<IO>> {
+        let mut received = Inbox::default();
+        while !is_whole_record(received.unread()) {
+            let filled = poll_fn(|cx| {
+                let filled = received.poll_fill(cx, &mut io);
+                if filled.is_pending() {
+                    received.settle();
+                }
+                filled
+            });
+            if filled.await? == 0 {
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the client closed the connection"));
+            }
+        }
+        Ok(Greeted { io, received })
     }
 
     /// The current configuration, for those who drive rustls themselves; with `session_tickets = "all"` it sends tickets
@@ -122,19 +143,46 @@ impl ServerTls {
 }
 
 /// A client that has said hello.
-pub struct Greeted<IO>(StartHandshake<IO>);
+pub struct Greeted<IO> {
+    io: IO,
+    received: Inbox,
+}
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Greeted<IO> {
-    /// Answers with what `tls` has now. The call does nearly all of the handshake's work; the future waits for the client to
-    /// end it. Put a timeout around that: it has none.
-    pub fn answer(self, tls: &ServerTls) -> Accept<IO> {
-        let state = tls.current.load();
+    /// Makes the handshake with what `tls` has now. Nearly all of the work is done when `turn` is dropped; from there it
+    /// waits for the client. Put a timeout around it: it has none.
+    ///
+    /// # Errors
+    /// As [`ServerTls::accept`].
+    pub async fn answer<Turn>(self, tls: &ServerTls, turn: Turn) -> io::Result<(ServerStream<IO>, Handshake)> {
+        let state = tls.current.load_full();
         let config = match &state.without_tickets {
-            Some(without_tickets) if is_gnutls(&self.0.client_hello()) => without_tickets,
+            Some(without_tickets) if is_gnutls(self.received.unread()) => without_tickets,
             _ => &state.config,
         };
-        let limit = |connection: &mut ServerConnection| connection.set_buffer_limit(Some(BUFFER_LIMIT));
-        self.0.into_stream_with(Arc::clone(config), limit)
+        let mut stream = ServerStream::new(Arc::clone(config), self.io, self.received)?;
+        stream.answer_hello()?;
+        drop(turn);
+        let mut server_name = resolver::take_asked();
+        poll_fn(|cx| {
+            let polled = stream.poll_handshake(cx);
+            // After a HelloRetryRequest the client says hello again.
+            server_name = resolver::take_asked().or(server_name.take());
+            polled
+        })
+        .await?;
+        let handshake = Handshake::new(stream.connection(), server_name.flatten());
+        Ok((stream, handshake))
+    }
+}
+
+/// Whether the first TLS record has arrived; clients put their hello into one. What isn't TLS is a failed handshake's to tell.
+fn is_whole_record(octets: &[u8]) -> bool {
+    const HANDSHAKE: u8 = 22;
+    match octets {
+        [HANDSHAKE, _, _, high, low, record @ ..] => record.len() >= usize::from(u16::from_be_bytes([*high, *low])),
+        [HANDSHAKE, ..] | [] => false,
+        _ => true,
     }
 }
 
@@ -199,8 +247,19 @@ impl State {
 
 /// Whether the client is built on GnuTLS, of which Samba's client library is and hangs on a TLS 1.3 ticket; docs/tls.md
 /// has the cause. Of the common libraries GnuTLS alone offers AES-CCM unasked; one that is told to loses resumption only.
-fn is_gnutls(hello: &ClientHello<'_>) -> bool {
-    hello.cipher_suites().contains(&CipherSuite::TLS13_AES_128_CCM_SHA256)
+fn is_gnutls(mut hello: &[u8]) -> bool {
+    let mut acceptor = Acceptor::default();
+    while !hello.is_empty() && acceptor.read_tls(&mut hello).is_ok() {
+        match acceptor.accept() {
+            Ok(Some(accepted)) => {
+                return accepted.client_hello().cipher_suites().contains(&CipherSuite::TLS13_AES_128_CCM_SHA256);
+            }
+            Ok(None) => {}
+            // What can't be read is the handshake's to refuse.
+            Err(_) => return false,
+        }
+    }
+    false
 }
 
 fn server_config(
@@ -258,14 +317,13 @@ fn tickets(
     findings: &mut Vec<Finding>,
 ) -> Option<Arc<dyn ProducesTickets>> {
     let file = settings.ticket_key_file.as_deref();
-    let off = match (&settings.client_certificates, settings.session_tickets) {
-        (_, SessionTickets::Off) => Some("session_tickets is \"off\""),
-        (ClientCertificates::Off, _) => None,
-        _ => Some("client_certificates are asked for, which every handshake must check anew"),
-    };
-    if let Some(reason) = off {
+    if settings.session_tickets == SessionTickets::Off {
+        return None;
+    }
+    if settings.client_certificates != ClientCertificates::Off {
         if file.is_some() {
-            let message = format!("no session is resumed, since {reason}");
+            let message =
+                "no session is resumed, since client_certificates are asked for, which every handshake must check anew";
             findings.push(Finding::warning("ticket_key_file", message, "remove this key"));
         }
         return None;
@@ -305,7 +363,3 @@ pub(super) fn files(settings: &Tls) -> Vec<PathBuf> {
 fn placed(index: usize, finding: Finding) -> Finding {
     Finding { additional: index.checked_sub(1), ..finding }
 }
-
-/// Bytes of plaintext, and of records, that may wait in a connection for a slow client, each; one full record and what
-/// is read from a backend at a time fit.
-const BUFFER_LIMIT: usize = 36 * 1024;

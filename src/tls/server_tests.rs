@@ -236,6 +236,39 @@ async fn client_certificates_are_verified_at_every_handshake() {
     assert!(handshake(&server, &with(BOTH), NAME).await.unwrap().0.client_subject.is_some());
 }
 
+/// Two copies share ticket keys, and only one of them asks for certificates, or the same one did not before a reload.
+#[tokio::test]
+async fn a_ticket_given_without_a_certificate_opens_no_door_that_asks_for_one() {
+    let (directory, mut settings, root) = good();
+    settings.session_tickets = SessionTickets::All;
+    settings.ticket_key_file = Some(write(directory.path(), "tickets", &"5a".repeat(48)));
+    let open = load(&settings);
+    let ca = write(directory.path(), "client-ca.pem", &root.pem);
+    settings.client_certificates = ClientCertificates::Required { ca, crl: None };
+    let closed = load(&settings);
+    for versions in [ONLY_12, ONLY_13] {
+        let client = client(&root, versions, None);
+        handshake(&open, &client, NAME).await.unwrap();
+        assert!(handshake(&open, &client, NAME).await.unwrap().0.resumed);
+        assert_eq!(reason(handshake(&closed, &client, NAME).await), HandshakeFailureReason::ClientCertificate);
+    }
+}
+
+/// A bind in early data could be replayed.
+#[tokio::test]
+async fn no_ticket_allows_early_data() {
+    let (_directory, mut settings, root) = good();
+    settings.session_tickets = SessionTickets::All;
+    let server = load(&settings);
+    let mut eager = std::sync::Arc::unwrap_or_clone(client(&root, ONLY_13, None));
+    eager.enable_early_data = true;
+    let eager = std::sync::Arc::new(eager);
+    handshake(&server, &eager, NAME).await.unwrap();
+    let mut again = rustls::ClientConnection::new(std::sync::Arc::clone(&eager), NAME.try_into().unwrap()).unwrap();
+    assert!(again.early_data().is_none());
+    assert!(handshake(&server, &eager, NAME).await.unwrap().0.resumed, "there was a ticket");
+}
+
 #[tokio::test]
 async fn a_revoked_client_ends_at_the_handshake_after_a_reload() {
     let (directory, mut settings, root) = good();
@@ -318,7 +351,7 @@ async fn what_isn_t_our_tls_is_told_apart() {
         let (mut near, far) = tokio::io::duplex(4096);
         near.write_all(&bytes).await.unwrap();
         near.shutdown().await.unwrap();
-        let failure = HandshakeFailure::from(&server.accept(far).await.unwrap_err());
+        let failure = HandshakeFailure::from(&server.accept(far).await.err().unwrap());
         assert_eq!(failure.reason, expected, "{bytes:x?}: {failure}");
     }
 }

@@ -83,11 +83,11 @@ async fn greet(
         tcp.write_all(&[octet]).await.unwrap();
         return (header, None);
     }
-    let mut stream = tls.accept(tcp).await.unwrap();
+    let (mut stream, handshake) = tls.accept(tcp).await.unwrap();
     let octet = stream.read_u8().await.unwrap();
     stream.write_all(&[octet]).await.unwrap();
     stream.flush().await.unwrap();
-    (header, Some(Handshake::from(stream.get_ref().1)))
+    (header, Some(handshake))
 }
 
 #[tokio::test]

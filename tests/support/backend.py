@@ -162,6 +162,13 @@ class BackendConnection:
         """Waits until at least `count` octets arrived in all."""
         eventually(lambda: len(self.received) >= count, f"{count} octets arrive")
 
+    def unread(self):
+        """Octets that have arrived and wait for the reading thread, which is the one to ask."""
+        try:
+            return self._socket.recv(1 << 18, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return b""
+
     def reset(self):
         """Closes with a TCP reset."""
         self.closed.set()

@@ -6,6 +6,7 @@ import socket
 import ssl
 import struct
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -41,13 +42,13 @@ class Endpoint:
         return f"{'ldaps' if self.ca else 'ldap'}://{self.host}:{self.port}"
 
 
-def tool(command, endpoint, *arguments, account=None, input="", check=True, ca=None):
+def tool(command, endpoint, *arguments, account=None, input="", check=True, ca=None, env=None):
     """Runs one of OpenLDAP's client tools with a simple bind (anonymous without `account`). It trusts the endpoint's
-    CA, or `ca` where TLS starts later."""
+    CA, or `ca` where TLS starts later; `env` are variables for it."""
     login = ["-D", account.name, "-w", account.password] if account else []
     return run(
         [command, "-x", "-H", endpoint.url, *login, *arguments],
-        input=input, check=check, seconds=SECONDS, env=tool_environment(ca or endpoint.ca),
+        input=input, check=check, seconds=SECONDS, env={**tool_environment(ca or endpoint.ca), **(env or {})},
     )
 
 
@@ -106,7 +107,10 @@ class RawClient:
             if tls_version:
                 context.minimum_version = context.maximum_version = tls_version
             try:
-                self.socket = context.wrap_socket(self.socket, server_hostname=endpoint.host)
+                # A FIN without close_notify is no end in good order: an error, as for every other client.
+                self.socket = context.wrap_socket(
+                    self.socket, server_hostname=endpoint.host, suppress_ragged_eofs=False
+                )
             except BaseException:
                 self.socket.close()
                 raise
@@ -125,10 +129,14 @@ class RawClient:
         reset(self.socket)
 
     def finish_sending(self):
-        """Half-close: ends our direction and keeps reading."""
+        """Half-close: ends our direction, over TLS with close_notify before the FIN, and keeps reading."""
         if isinstance(self.socket, ssl.SSLSocket):
-            raise NotImplementedError("Python's ssl sends close_notify only together with the close of both directions")
-        self.socket.shutdown(socket.SHUT_WR)
+            self.socket.settimeout(0)
+            # It wants to wait for the peer's close_notify; ours has left by then.
+            with suppress(ssl.SSLWantReadError):
+                self.socket.unwrap()
+        # Not SSLSocket's own, after which nothing can be decrypted any more.
+        socket.socket.shutdown(self.socket, socket.SHUT_WR)
 
     def next_id(self):
         self._next_id += 1
@@ -207,6 +215,8 @@ class RawClient:
         self.socket.settimeout(max(0.001, deadline - time.monotonic()))
         try:
             data = self.socket.recv(1 << 18)
+        except ssl.SSLZeroReturnError:
+            data = b""  # the peer's close_notify after ours
         except TimeoutError:
             raise AssertionError(
                 f"no whole PDU within {self._seconds} s; {len(self._received)} octets of one: {self._received[:60].hex()}"

@@ -174,7 +174,7 @@ def own_answer(tag, content):
             *_, filter = fields(content, 7)
             return ber.BUSY if depth(*filter) > DEPTH else None
     except Unreadable:
-        return ber.UNWILLING_TO_PERFORM if tag == ber.BIND_REQUEST else ber.PROTOCOL_ERROR
+        return ber.PROTOCOL_ERROR
     return None
 
 

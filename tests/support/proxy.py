@@ -42,23 +42,24 @@ class Proxy:
     """`ldaps-proxy run` with `configuration`, a TOML text whose addresses may have port 0.
 
     Entering starts it and waits until every listener and the admin address are named in its log and, with `ready`,
-    until `/readyz` says so. Leaving ends it. `running` holds those entered, for the report of a failed test.
+    until `/readyz` says so. Leaving ends it. `under` is a command that becomes the proxy, such as `prlimit`. `running` holds
+    those entered, for the report of a failed test.
     """
 
     running = []
 
-    def __init__(self, configuration, directory, *, ca=None, ready=True, arguments=(), env=None):
+    def __init__(self, configuration, directory, *, ca=None, ready=True, arguments=(), env=None, under=()):
         self.ca = ca
         self.directory = Path(directory)
         self.config_file = self.directory / "ldaps-proxy.toml"
         self.config_file.write_text(configuration)
-        self._ready, self._arguments, self._env = ready, arguments, env
+        self._ready, self._arguments, self._env, self._under = ready, arguments, env, under
         self._listeners = len(re.findall(r"^\s*\[\[listener\]\]", configuration, re.MULTILINE))
         self.process = None
 
     def __enter__(self):
         self.process = Process(
-            [BINARY, "run", "--config", self.config_file, *self._arguments],
+            [*self._under, BINARY, "run", "--config", self.config_file, *self._arguments],
             directory=self.directory, env={"NO_COLOR": "1", **(self._env or {})},
         )
         Proxy.running.append(self)

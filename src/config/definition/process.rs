@@ -182,6 +182,9 @@ pub(super) fn admin(t: &mut Table<'_, '_, '_>) -> (Admin, Option<SocketAddr>) {
 /// `[shutdown]`, `[trust]` and `[runtime]`.
 pub(super) fn lifetime(t: &mut Table<'_, '_, '_>) -> (Shutdown, bool, Option<usize>) {
     let shutdown = t.table("shutdown", "How it stops.", |t| Shutdown {
+        delay: t
+            .key("delay", "Newcomers are served this long once /readyz has turned, so that balancers notice.")
+            .default(duration_or_off(), Shutdown::default().delay),
         drain_timeout: t
             .key("drain_timeout", "How long clients may finish what they began.")
             .default(duration_or_off(), Shutdown::default().drain_timeout),

@@ -10,10 +10,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::{Link, Moved, Outcome, Passing, Phase, Run};
+use crate::buffer::Inbox;
 use crate::failure::{EndReason, FailoverKind, Refusal};
 use crate::ldap::{MessageId, OperationKind, ResultCode, reply};
 use crate::pool::EventKind;
-use crate::session::buffer::Inbox;
 use crate::session::registry::Command;
 use crate::session::state::{Ending, Layer};
 

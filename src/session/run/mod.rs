@@ -18,11 +18,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep};
 
 use super::Settings;
-use super::buffer::{Inbox, Outbox};
 use super::establish::EstablishError;
 use super::memory::Part;
 use super::registry::Entry;
 use super::state::State;
+use crate::buffer::{Inbox, Outbox};
 use crate::failure::{EndReason, FailoverKind};
 use crate::metrics::Share;
 use crate::pool::Backend;

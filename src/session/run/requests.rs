@@ -8,11 +8,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::{Link, Moved, Passing, Phase, Run, Up};
+use crate::buffer::Inbox;
 use crate::failure::{EndReason, FailoverKind, Refusal};
 use crate::ldap::{self, FrameError, MessageId, OperationKind, Request, ResultCode, reply};
 use crate::policy::{Refused, Standing};
 use crate::pool::Shortage;
-use crate::session::buffer::Inbox;
 use crate::session::establish::{Establish, EstablishError};
 use crate::session::state::{Answer, Ending, Layer, RequestVerdict};
 use crate::throttle::BindName;
