@@ -210,18 +210,13 @@ def test_samba_itself_takes_the_disguises(dc):
 
 
 @pytest.fixture
-
-
 def backend(start_backend):
     return start_backend()
 
 
 @pytest.fixture
-
-
 def client(start_proxy, backend):
-    proxy = start_proxy([backend], pool=TCP)
-    with RawClient(proxy.endpoint()) as client:
+    with RawClient(start_proxy([backend], pool=TCP).endpoint()) as client:
         yield client
 
 
