@@ -8,17 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from support import samba
+from support import reconcile, samba
 from support.backend import FakeBackend
 from support.certs import Authority
+from support.faults import Figures
 from support.proxy import BINARY, Proxy, config
-from support.slapd import Slapd
+from support.slapd import ALICE, MANAGER, Slapd
 
 PROGRAMS = ("samba", "samba-tool", "slapd", "slapadd", "ldapsearch", "openssl", "setpriv", "unshare", "kinit", "debootstrap",
             "systemd-nspawn", "dockerd", "docker-compose", "dpkg-shlibdeps", "ldbsearch", "promtool", "chromedriver", "java", "node", "testssl")
 
 
 def pytest_sessionstart(session):
+    for account in (samba.ADMINISTRATOR, *samba.USERS, MANAGER, ALICE):
+        reconcile.note_password(account.password)
     os.environ["PATH"] += ":/usr/sbin:/sbin"
     if missing := [program for program in PROGRAMS if not shutil.which(program)]:
         packages = " ".join((Path(__file__).parent / "debian-packages").read_text().split())
@@ -50,6 +53,19 @@ def pytest_runtest_makereport(item, call):
     if report.failed:
         for proxy in Proxy.running:
             report.sections.append((f"log of ldaps-proxy {proxy.process.pid}", proxy.log()[-20_000:]))
+
+
+def pytest_terminal_summary(terminalreporter):
+    if Figures.shown:
+        terminalreporter.section("what the faults cost")
+        for figures in Figures.shown:
+            terminalreporter.write_line(str(figures))
+
+
+@pytest.fixture
+def figures(request):
+    """Where a test notes what its fault cost."""
+    return Figures(request.node.name)
 
 
 @pytest.fixture(scope="session")

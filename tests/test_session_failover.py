@@ -337,6 +337,12 @@ def _write(client):
     assert client.ask(ber.modify, "cn=x", {"a": ["b"]})[-1].result_code == ber.SUCCESS
 
 
+def _write_then_bind(client):
+    """Whoever the session is now, it must not read where its write may be missing."""
+    _write(client)
+    bind(client)
+
+
 def _paging(cookie):
     return ber.control("1.2.840.113556.1.4.319", ber.tlv(0x30, ber.integer(5), ber.octets(cookie)))
 
@@ -349,6 +355,7 @@ PINNED = {
     "highestCommittedUSN": _search(attributes=["highestCommittedUSN"]),
     "uSNChanged in a filter": _search(filter=ber.tlv(0xA5, ber.octets("usnchanged"), ber.octets("1"))),
     "recent write": _write,
+    "recent write, then another bind": _write_then_bind,
 }
 
 

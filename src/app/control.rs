@@ -56,6 +56,7 @@ impl Control for Controller {
                 .collect(),
             last_reload: state.last_reload.clone(),
             recent_failures: proxy
+                .metrics
                 .failures
                 .newest()
                 .into_iter()
@@ -64,6 +65,7 @@ impl Control for Controller {
                     reason: failure.reason.to_owned(),
                     subject: failure.subject,
                     detail: failure.detail,
+                    count: failure.count,
                 })
                 .collect(),
         }

@@ -13,7 +13,6 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, Admin};
 use crate::config::{Config, Loaded, Shutdown};
-use crate::failure::RecentFailures;
 use crate::lifecycle::Inherited;
 use crate::listener::{Addresses, Admission};
 use crate::log::LogLevel;
@@ -31,7 +30,6 @@ pub struct Proxy {
     admission: Arc<Admission>,
     addresses: Arc<Addresses>,
     memory: Arc<Memory>,
-    failures: Arc<RecentFailures>,
     log: LogLevel,
     inherited: Inherited,
     state: Mutex<State>,
@@ -104,7 +102,6 @@ impl Proxy {
             admission,
             addresses,
             memory,
-            failures: Arc::default(),
             log,
             inherited,
             state: Mutex::new(State {

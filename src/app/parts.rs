@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -13,10 +14,11 @@ use super::Proxy;
 use crate::access_log::AccessLog;
 use crate::config::{self, Config, ListenerProtocol};
 use crate::discovery::{self, Discovery};
+use crate::failure::Trouble;
 use crate::health;
 use crate::listener::{self, Door, Keys};
 use crate::policy::Policy;
-use crate::pool::{Event, Pool, keep_warm};
+use crate::pool::{Event, Health, Pool, keep_warm};
 use crate::referral;
 use crate::session::{self, Command, ReplayGuard};
 use crate::throttle::LoginThrottle;
@@ -323,7 +325,6 @@ impl Proxy {
             admission: Arc::clone(&self.admission),
             addresses: Arc::clone(&self.addresses),
             registry: Arc::clone(&self.registry),
-            failures: Arc::clone(&self.failures),
             connections: self.connections.clone(),
             draining: self.draining.clone(),
         }
@@ -335,12 +336,16 @@ impl Proxy {
         let registry = Arc::clone(&self.registry);
         let rebalance = pool.settings().rebalance;
         let all = Arc::clone(&pool);
+        let failures = Arc::clone(&self.metrics().failures);
         let on_change = move |change: &health::Change| {
+            if let Some(trouble) = trouble(change.verdict.health) {
+                failures.record(SystemTime::now(), trouble, change.backend.name(), &change.verdict.reason);
+            }
             if change.is_loss() {
                 registry.command_on(&change.backend, Command::Leave);
             } else if change.is_return() && rebalance {
-                for other in all.backends().iter().filter(|other| !Arc::ptr_eq(other, &change.backend)) {
-                    registry.command_on(other, Command::Move);
+                for (other, excess) in all.excess(&change.backend) {
+                    registry.command_some(&other, excess, Command::Rebalance);
                 }
             }
         };
@@ -371,10 +376,20 @@ impl Proxy {
             }
             Reload::ListKept(problem) => {
                 tracing::error!(listener = door.name(), %problem, "the last good list of trusted networks is kept");
+                self.metrics().failures.record(SystemTime::now(), Trouble::TrustListStale, door.name(), &problem);
                 true
             }
         };
         self.metrics().listener(door.name()).trust_list_stale(stale);
+    }
+}
+
+/// What a backend's new state is among the recent failures.
+fn trouble(health: Health) -> Option<Trouble> {
+    match health {
+        Health::Down => Some(Trouble::BackendDown),
+        Health::Degraded => Some(Trouble::BackendDegraded),
+        Health::Up | Health::Unknown => None,
     }
 }
 

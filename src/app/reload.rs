@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use super::Proxy;
 use crate::admin::model::Reload;
 use crate::config;
-use crate::failure::ReloadOutcome;
+use crate::failure::{ReloadOutcome, Trouble};
 use crate::session::Command;
 use crate::tls::{self, FileWatcher, UnixTime};
 
@@ -28,6 +28,7 @@ impl Proxy {
         } else {
             self.metrics.reloaded(ReloadOutcome::Rejected);
             tracing::error!(problems = ?lines, "reload refused, nothing was changed");
+            self.record_rejected("configuration", lines.join(" "));
         }
         self.state().last_reload = Some(Reload { at: super::control::unix(SystemTime::now()), applied, lines });
         outcome
@@ -60,6 +61,10 @@ impl Proxy {
             self.end_untrusted_sessions();
         }
         Ok(changes)
+    }
+
+    fn record_rejected(&self, what: &str, problem: impl std::fmt::Display) {
+        self.metrics.failures.record(SystemTime::now(), Trouble::ReloadRejected, what, problem);
     }
 
     fn end_untrusted_sessions(&self) {
@@ -117,6 +122,7 @@ impl Proxy {
                 Err(findings) => {
                     outcome = ReloadOutcome::Rejected;
                     findings.iter().for_each(|finding| tracing::error!("{finding}; the old certificate stays"));
+                    findings.iter().for_each(|finding| self.record_rejected("certificate", finding));
                 }
             }
         }

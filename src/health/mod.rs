@@ -193,26 +193,31 @@ impl<F: Fn(&Change)> Watcher<F> {
     }
 
     fn eject(&mut self, index: usize, now: Instant) {
+        let (pool, backend) = (&self.pool.settings().name, &self.patients[index].backend);
+        if !self.may_eject(index, now) {
+            tracing::warn!(
+                pool,
+                backend = backend.name(),
+                "several clients' connections to it failed or were lost; it stays, too few others would be left"
+            );
+            self.patients[index].hurry.notify_one();
+            return;
+        }
+        backend.metrics().ejected();
+        let length = self.patients[index].judgement.eject(now);
+        tracing::warn!(pool, backend = self.patients[index].backend.name(), ?length, "ejected");
+        self.pronounce(index, now);
+    }
+
+    /// Whether the pool can do without one more.
+    fn may_eject(&self, index: usize, now: Instant) -> bool {
         let is_enabled = |patient: &&Patient| patient.backend.duty() == Duty::Enabled;
         let enabled = self.patients.iter().filter(is_enabled).count();
         let ejected = self.patients.iter().filter(|patient| patient.judgement.is_ejected(now)).count();
         let this = &self.patients[index].backend;
         let others = self.patients.iter().filter(|patient| !Arc::ptr_eq(&patient.backend, this));
         let others = others.filter(|patient| patient.backend.is_usable()).count();
-        let (pool, backend) = (&self.pool.settings().name, this.name());
-        if !outlier::may_eject(enabled, ejected, others) {
-            tracing::warn!(
-                pool,
-                backend,
-                "several clients' connections to it failed or were lost; it stays, too few others would be left"
-            );
-            self.patients[index].hurry.notify_one();
-            return;
-        }
-        this.metrics().ejected();
-        let length = self.patients[index].judgement.eject(now);
-        tracing::warn!(pool, backend = self.patients[index].backend.name(), ?length, "ejected");
-        self.pronounce(index, now);
+        outlier::may_eject(enabled, ejected, others)
     }
 
     /// Tells a backend what is thought of it, if that has changed.
@@ -238,7 +243,32 @@ impl<F: Fn(&Change)> Watcher<F> {
             Health::Up | Health::Unknown => tracing::info!(pool, backend, ?before, reason, "backend is up"),
         }
         let backend = Arc::clone(&patient.backend);
+        if verdict.health == Health::Down {
+            self.fallen(index, now);
+        }
         (self.on_change)(&Change { backend, before, verdict });
+    }
+
+    /// A backend has gone down. One that comes and goes costs its sessions a failover each time: it has to wait longer and
+    /// longer, unless it is needed.
+    fn fallen(&mut self, index: usize, now: Instant) {
+        if !self.patients.iter().any(|patient| patient.backend.is_usable()) {
+            self.patients.iter_mut().for_each(|patient| patient.judgement.pardon(now));
+            return;
+        }
+        if self.patients[index].judgement.is_ejected(now) || !self.may_eject(index, now) {
+            return;
+        }
+        let Patient { backend, judgement, .. } = &mut self.patients[index];
+        if let Some(length) = judgement.relapse(now) {
+            backend.metrics().ejected();
+            tracing::warn!(
+                pool = self.pool.settings().name,
+                backend = backend.name(),
+                ?length,
+                "ejected: it comes and goes"
+            );
+        }
     }
 
     fn find(&self, backend: &Arc<Backend>) -> Option<usize> {

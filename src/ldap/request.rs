@@ -119,6 +119,22 @@ impl<'a> Request<'a> {
         }
     }
 
+    /// Whether what the operation is about can be read; an unbind is about nothing.
+    pub fn is_readable(&self) -> bool {
+        match self.kind {
+            OperationKind::Bind => self.bind().is_some(),
+            OperationKind::Search => self.search().is_some(),
+            OperationKind::Abandon => self.abandoned_id().is_some(),
+            OperationKind::Extended => self.extended_name().is_some(),
+            OperationKind::Unbind => true,
+            OperationKind::Add
+            | OperationKind::Modify
+            | OperationKind::ModifyDn
+            | OperationKind::Compare
+            | OperationKind::Delete => self.entry().is_some(),
+        }
+    }
+
     /// The protocolOp's content octets.
     pub fn content(&self) -> &'a [u8] {
         &self.pdu[self.envelope.content_start..self.envelope.content_end]
@@ -322,6 +338,24 @@ mod tests {
         assert_eq!(delete.entry(), Some(&b"cn"[..]));
         let extended = request(b"\x30\x0a\x02\x01\x07\x77\x05\x80\x031.2").expect("an extended request");
         assert_eq!(extended.extended_name(), Some(&b"1.2"[..]));
+    }
+
+    #[test]
+    fn what_cannot_be_read() {
+        for (pdu, readable) in [
+            (SEARCH, true),
+            (b"\x30\x07\x02\x01\x02\x63\x02\x04\x00", false),
+            (b"\x30\x0f\x02\x01\x01\x60\x0a\x02\x01\x03\x04\x02cn\x80\x01p", true),
+            (b"\x30\x07\x02\x01\x01\x60\x02\xff\xff", false),
+            (b"\x30\x05\x02\x01\x01\x66\x00", false),
+            (b"\x30\x05\x02\x01\x01\x77\x00", false),
+            (b"\x30\x05\x02\x01\x01\x50\x00", false),
+            (b"\x30\x05\x02\x01\x01\x42\x00", true),
+            (b"\x30\x05\x02\x01\x01\x4a\x00", true),
+        ] {
+            let request = request(pdu).expect("it frames well");
+            assert_eq!(request.is_readable(), readable, "{pdu:02x?}");
+        }
     }
 
     #[test]

@@ -90,7 +90,7 @@ metrics! {
     BACKEND_PROBE_DURATION = "ldaps_proxy_backend_probe_duration_seconds" Histogram ["pool", "backend"];
     /// Failed probes.
     BACKEND_PROBE_FAILURES = "ldaps_proxy_backend_probe_failures_total" Counter ["pool", "backend"];
-    /// Times a backend was ejected for what real traffic met there.
+    /// Times a backend was ejected, for what real traffic met there or for coming and going.
     BACKEND_EJECTIONS = "ldaps_proxy_backend_ejections_total" Counter ["pool", "backend"];
     /// Bytes received from a backend.
     BACKEND_RECEIVED = "ldaps_proxy_backend_received_bytes_total" Counter ["pool", "backend"];
@@ -137,7 +137,9 @@ metrics! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::failure::{ClosedList, EndReason, FailoverKind, Limit, Outcome, Refusal, ReloadOutcome};
+    use crate::failure::{
+        ClosedList, EndReason, FailoverKind, HandshakeFailureReason, Limit, Outcome, Refusal, ReloadOutcome, SubCode,
+    };
 
     fn metric_rows() -> Vec<String> {
         let row = |metric: &Metric| {
@@ -160,6 +162,8 @@ mod tests {
         let expected = [
             metric_rows(),
             value_rows::<Outcome>(),
+            value_rows::<HandshakeFailureReason>(),
+            value_rows::<SubCode>(),
             value_rows::<FailoverKind>(),
             value_rows::<Refusal>(),
             value_rows::<EndReason>(),

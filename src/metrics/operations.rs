@@ -48,7 +48,7 @@ impl Operations {
 }
 
 /// Whether a result speaks of the server or the proxy rather than of what the user asked.
-pub(super) fn is_server_trouble(code: u32) -> bool {
+pub const fn is_server_trouble(code: u32) -> bool {
     matches!(code, 1..=3 | 8 | 51..=54 | 80)
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
@@ -18,6 +19,8 @@ pub struct NoBackend {
     pub shortage: Shortage,
     /// What was tried and what came of it, for logs.
     pub attempts: Vec<(String, String)>,
+    /// How long a seat was waited for (`max_sessions`).
+    pub queued: Duration,
 }
 
 /// Why no upstream could be opened.
@@ -34,7 +37,7 @@ pub enum Shortage {
 impl NoBackend {
     /// None could be reached.
     pub fn unreachable(attempts: Vec<(String, String)>) -> Self {
-        Self { shortage: Shortage::NoBackend, attempts }
+        Self { shortage: Shortage::NoBackend, attempts, queued: Duration::ZERO }
     }
 }
 
@@ -65,6 +68,23 @@ impl Pool {
     /// # Errors
     /// [`Shortage`]
     pub async fn connect(&self, client: SocketAddr, lost: Option<Arc<Backend>>) -> Result<Upstream, NoBackend> {
+        let mut queued = Duration::ZERO;
+        match self.seek(client, lost, &mut queued).await {
+            Ok(mut upstream) => {
+                upstream.queued = queued;
+                Ok(upstream)
+            }
+            Err(error) => Err(NoBackend { queued, ..error }),
+        }
+    }
+
+    /// [`Self::connect`], adding what was waited for a seat to `queued`.
+    async fn seek(
+        &self,
+        client: SocketAddr,
+        lost: Option<Arc<Backend>>,
+        queued: &mut Duration,
+    ) -> Result<Upstream, NoBackend> {
         let mut deadline = Instant::now() + self.settings.connect_budget;
         let mut tried = Vec::new();
         let mut overrun: Vec<Arc<Backend>> = Vec::new();
@@ -81,18 +101,19 @@ impl Pool {
                 }
                 Choice::Nobody => return Err(NoBackend::unreachable(attempts)),
                 Choice::Full => {
-                    let queued = Instant::now();
+                    let began = Instant::now();
                     let ask = || match self.choose(&tried, client, lost.as_ref()) {
                         Choice::Seat(seat) => Some(Some(seat)),
                         Choice::Nobody => Some(None),
                         Choice::Full => None,
                     };
                     let waited = self.queue.wait(ask).await;
-                    deadline += queued.elapsed();
+                    deadline += began.elapsed();
+                    *queued += began.elapsed();
                     match waited {
                         Ok(Some(seat)) => seat,
                         Ok(None) => return Err(NoBackend::unreachable(attempts)),
-                        Err(shortage) => return Err(NoBackend { shortage, attempts }),
+                        Err(shortage) => return Err(NoBackend { shortage, ..NoBackend::unreachable(attempts) }),
                     }
                 }
             };
@@ -121,15 +142,21 @@ impl Pool {
         let backend = Arc::clone(seat.backend());
         if let Some(stream) = backend.stock.take() {
             self.bells.stock.notify_one();
-            return Ok(Upstream::new(stream, seat));
+            return Ok(Upstream::new(stream, seat, None));
         }
+        let patience = Instant::now() + self.settings.connect_timeout;
+        let Ok(turn) = timeout_at(patience.min(deadline), backend.openings.turn()).await else {
+            // Those before it may be waiting for nothing: that is theirs to report.
+            let reason = "as many connections to it as may were being opened already".to_owned();
+            return Err(OpenFailure { reason, unanswered: true });
+        };
         let started = Instant::now();
         let patience = started + self.settings.connect_timeout;
         let (reason, unanswered) = match timeout_at(patience.min(deadline), self.connector.open(&backend, client)).await
         {
             Ok(Ok(stream)) => {
                 backend.report(client.ip(), EventKind::Connected(started.elapsed()));
-                return Ok(Upstream::new(stream, seat));
+                return Ok(Upstream::new(stream, seat, Some(turn.connected())));
             }
             Ok(Err(error)) => (error.to_string(), false),
             // Others had used up the budget: what was left is no measure of this backend.

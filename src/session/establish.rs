@@ -50,6 +50,7 @@ impl Establish {
         let Some(credential) = credential else { return Ok(pool.connect(client, lost).await?) };
         let deadline = Instant::now() + pool.settings().connect_budget;
         let mut attempts = Vec::new();
+        let mut queued = Duration::ZERO;
         // That a port is open says nothing about binds.
         let probed = pool.settings().health.cheap.kind != ProbeKind::Tcp;
         // Who waits for another session's trial waits no longer than for a backend of its own.
@@ -59,10 +60,13 @@ impl Establish {
         let permit = permit.map_err(|_| EstablishError::ReplayRefused(None))?;
         loop {
             let mut upstream = pool.connect(client, lost).await?;
+            queued += upstream.queued;
+            upstream.queued = queued;
             let backend = Arc::clone(upstream.backend());
             let works = || probed && matches!(backend.health(), Health::Up | Health::Degraded);
             let failure = match patiently(deadline, works, bind(&mut upstream.stream, &credential)).await {
                 Some(Ok(ResultCode::SUCCESS)) => {
+                    upstream.heard();
                     if let Permit::First(trial) = permit {
                         trial.accepted();
                     }

@@ -78,6 +78,8 @@ pub struct Operation {
     pub abandoned: bool,
     /// The page it asks for, if it does (RFC 2696).
     pub page: Option<Page>,
+    /// How long it waited for a seat at a backend.
+    pub queue: Duration,
     /// How long it waited for its upstream to be opened.
     pub connect: Duration,
     /// What the access log will say of it.
@@ -121,6 +123,7 @@ impl Operation {
             resent: false,
             abandoned: false,
             page: None,
+            queue: Duration::ZERO,
             connect: Duration::ZERO,
             described,
         }
@@ -248,21 +251,20 @@ impl Operations {
             .collect()
     }
 
-    /// Notes how long those that hadn't left yet, of a stream of which `taken` octets have, waited for their upstream.
-    pub fn upstream_opened(&mut self, taken: u64, now: Instant) {
-        for operation in self.in_flight.iter_mut().filter(|operation| operation.position >= taken) {
-            operation.connect = now - operation.started;
+    /// Notes that all have waited for an upstream since `since`, or since they began: for a seat during `queued`, then for
+    /// its connection.
+    pub fn upstream_awaited(&mut self, since: Instant, queued: Duration, now: Instant) {
+        for operation in &mut self.in_flight {
+            let waited = now - operation.started.max(since);
+            let connect = waited.min((now - since).saturating_sub(queued));
+            operation.connect += connect;
+            operation.queue += waited - connect;
         }
     }
 
     /// Empties the table, abandoned operations included.
     pub fn take_all(&mut self) -> impl Iterator<Item = Operation> + use<> {
         std::mem::take(&mut self.in_flight).into_iter()
-    }
-
-    /// Empties the table of operations that the client awaits.
-    pub fn take_awaited(&mut self) -> impl Iterator<Item = Operation> + use<> {
-        std::mem::take(&mut self.in_flight).into_iter().filter(|operation| !operation.abandoned)
     }
 }
 
@@ -346,6 +348,27 @@ mod tests {
         operations.abandon(9);
         assert_eq!(operations.awaited(), 1);
         assert!(operations.may_use(9));
+    }
+
+    /// 60 ms in the queue, then 40 ms to connect; later 20 ms to connect to another.
+    #[test]
+    fn waiting_is_for_a_seat_first_and_then_for_the_connection() {
+        let (mut operations, began) = (Operations::default(), Instant::now());
+        let after = |milliseconds| began + Duration::from_millis(milliseconds);
+        for (id, started) in [(1, 0), (2, 50), (3, 90)] {
+            let kind = OperationKind::Search;
+            operations.begin(Operation { started: after(started), ..operation(id, kind, 0) });
+        }
+        operations.upstream_awaited(after(0), Duration::from_millis(60), after(100));
+        let timing = |operations: &Operations| {
+            [1, 2, 3].map(|id| {
+                let operation = operations.find(id).expect("in flight");
+                (operation.queue.as_millis(), operation.connect.as_millis())
+            })
+        };
+        assert_eq!(timing(&operations), [(60, 40), (10, 40), (0, 10)]);
+        operations.upstream_awaited(after(200), Duration::ZERO, after(220));
+        assert_eq!(timing(&operations), [(60, 60), (10, 60), (0, 30)]);
     }
 
     #[test]

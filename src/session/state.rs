@@ -23,6 +23,8 @@ const MOST_KEPT: usize = 1 << 20;
 #[derive(Debug)]
 pub struct State {
     operations: Operations,
+    /// Operations nobody awaited when their upstream was lost, until they are written down.
+    forgotten: Vec<Operation>,
     bind: BindState,
     pins: Pins,
     layer: Layer,
@@ -66,7 +68,7 @@ pub enum RequestVerdict {
     /// Nobody answers it.
     Ignore,
     /// The client starts TLS: answer success, then handshake.
-    StartTls(MessageId),
+    StartTls,
     /// The client says goodbye.
     Unbind,
     /// The session ends with this notice.
@@ -152,6 +154,8 @@ pub struct Settled {
     pub operation: Operation,
     /// Its result code; `None` where the backend's result can't be read.
     pub code: Option<ResultCode>,
+    /// The name of a simple bind that has been refused for its name or password.
+    pub refused_name: Option<Box<str>>,
 }
 
 /// What becomes of a session whose upstream is lost.
@@ -172,6 +176,7 @@ impl State {
     pub fn new(failover: Failover, offers_start_tls: StartTls) -> Self {
         Self {
             operations: Operations::default(),
+            forgotten: Vec::new(),
             bind: BindState::default(),
             pins: Pins::default(),
             layer: Layer::default(),
@@ -243,7 +248,7 @@ impl State {
         let start_tls = request.is_start_tls();
         if start_tls && self.bind.awaiting().is_some() {
             // RFC 4513 §3.1.1: not while a bind is under way. Nothing would be gained by waiting.
-            return self.judge_start_tls(id, |code, reason, diagnostic| {
+            return self.judge_start_tls(|code, reason, diagnostic| {
                 Some(RequestVerdict::Answer(Answer::to(request, code, reason, diagnostic.into(), now)))
             });
         }
@@ -276,7 +281,7 @@ impl State {
             );
         }
         if start_tls {
-            return self.judge_start_tls(id, answer);
+            return self.judge_start_tls(answer);
         }
         // Only StartTLS must not reach the backend, and no filter too deep: what can't be told from them isn't sent.
         let deep = match kind {
@@ -322,7 +327,7 @@ impl State {
     pub fn refuse_bind(&mut self) -> bool {
         let bound = !matches!(self.bind.identity(), Identity::Anonymous) || self.bind.is_stateful();
         self.bind.fail();
-        self.pins.clear();
+        self.pins.rebound();
         bound
     }
 
@@ -340,15 +345,19 @@ impl State {
         operation.delivered_octets += response.pdu().len() as u64;
         let code = response.result().map(|result| result.code);
         let success = code == Some(ResultCode::SUCCESS);
+        let mut refused_name = None;
         match operation.kind {
             OperationKind::Bind => {
+                if code == Some(ResultCode::INVALID_CREDENTIALS) {
+                    refused_name = operation.kept.as_ref().and_then(bind_name);
+                }
                 // An unreadable result is not a success.
                 let code = code.unwrap_or(ResultCode::OPERATIONS_ERROR);
                 if self.bind.response(code, operation.kept.take(), now) {
                     self.layer = Layer::Undecided;
                 }
                 if success {
-                    self.pins.clear();
+                    self.pins.rebound();
                 }
             }
             OperationKind::Search => {
@@ -359,7 +368,7 @@ impl State {
             _ if operation.writes && success => self.pins.wrote(now),
             _ => {}
         }
-        let settled = Settled { operation, code };
+        let settled = Settled { operation, code, refused_name };
         ResponseVerdict::Forward(Some(settled))
     }
 
@@ -389,7 +398,7 @@ impl State {
         for (mut operation, fate) in self.operations.lose(taken) {
             self.release(&operation);
             match fate {
-                Fate::Forget => {}
+                Fate::Forget => self.forgotten.push(operation),
                 Fate::Fail(kind, reason, diagnostic) => {
                     loss.fail(operation, kind, reason, diagnostic);
                 }
@@ -437,8 +446,12 @@ impl State {
         diagnostic: &'static str,
     ) -> Vec<(Operation, Answer)> {
         let mut loss = Loss::default();
-        for operation in self.operations.take_awaited() {
-            loss.fail(operation, FailoverKind::Exhausted, reason, diagnostic);
+        for operation in self.operations.take_all() {
+            if operation.abandoned {
+                self.forgotten.push(operation);
+            } else {
+                loss.fail(operation, FailoverKind::Exhausted, reason, diagnostic);
+            }
         }
         for (_, answer) in &mut loss.answers {
             answer.code = code;
@@ -456,7 +469,7 @@ impl State {
         let mut loss = Loss::default();
         for (operation, fate) in self.operations.lose(taken) {
             match fate {
-                Fate::Forget => {}
+                Fate::Forget => self.forgotten.push(operation),
                 Fate::Fail(kind, reason @ Refusal::OutcomeUnknown, text) => loss.fail(operation, kind, reason, text),
                 _ => loss.fail(operation, FailoverKind::Exhausted, reason, diagnostic),
             }
@@ -486,14 +499,20 @@ impl State {
         Some((operation, answer))
     }
 
-    /// An upstream stands: what waited for it is about to leave.
-    pub fn upstream_opened(&mut self, now: Instant) {
-        self.operations.upstream_opened(0, now);
+    /// An upstream stands, or none could be opened: what waited for it, at most since `since`, is about to leave or to be
+    /// answered. `queued` of that time was spent waiting for a seat.
+    pub fn upstream_awaited(&mut self, since: Instant, queued: Duration, now: Instant) {
+        self.operations.upstream_awaited(since, queued, now);
+    }
+
+    /// What nobody awaited any more when its upstream was lost.
+    pub fn take_forgotten(&mut self) -> Vec<Operation> {
+        std::mem::take(&mut self.forgotten)
     }
 
     /// What nobody will answer any more.
     pub fn take_unfinished(&mut self) -> impl Iterator<Item = Operation> + use<> {
-        self.operations.take_all()
+        self.take_forgotten().into_iter().chain(self.operations.take_all())
     }
 
     /// Why the session can't move to another backend now, if it can't.
@@ -521,10 +540,7 @@ impl State {
 
     /// The name of the last successful simple bind.
     pub fn bound_name(&self) -> Option<Box<str>> {
-        let pdu = self.credential()?.pdu();
-        let envelope = ldap::envelope(pdu, pdu.len()).ok()??;
-        let name = Request::new(pdu, envelope)?.bind()?.name;
-        Some(String::from_utf8_lossy(name).into())
+        self.credential().and_then(bind_name)
     }
 
     /// When the kept credential must be wiped.
@@ -558,7 +574,6 @@ impl State {
 
     fn judge_start_tls(
         &self,
-        id: MessageId,
         answer: impl Fn(ResultCode, Refusal, &'static str) -> Option<RequestVerdict>,
     ) -> Option<RequestVerdict> {
         match self.offers_start_tls {
@@ -575,7 +590,7 @@ impl State {
                 Refusal::StartTls,
                 "StartTLS must wait until no operation and no SASL bind is in progress",
             ),
-            StartTls::Offered => Some(RequestVerdict::StartTls(id)),
+            StartTls::Offered => Some(RequestVerdict::StartTls),
         }
     }
 
@@ -610,6 +625,14 @@ impl State {
     fn release(&mut self, operation: &Operation) {
         self.kept_octets -= operation.kept.as_ref().map_or(0, |kept| kept.pdu().len());
     }
+}
+
+/// The name in a BindRequest.
+fn bind_name(request: &KeptRequest) -> Option<Box<str>> {
+    let pdu = request.pdu();
+    let envelope = ldap::envelope(pdu, pdu.len()).ok()??;
+    let name = Request::new(pdu, envelope)?.bind()?.name;
+    Some(String::from_utf8_lossy(name).into())
 }
 
 const SESSION_LOST: &str = "the backend that held this session's state was lost: reconnect, bind and repeat";

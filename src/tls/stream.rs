@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncryptError, UnbufferedStatus};
@@ -69,10 +69,18 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> ServerStream<IO> {
         &self.tls
     }
 
+    /// Takes up what the client began with.
+    ///
+    /// # Errors
+    /// Where the handshake has failed.
+    pub(super) fn answer_hello(&mut self) -> io::Result<()> {
+        self.open(&mut ReadBuf::new(&mut []))
+    }
+
     /// Makes the handshake. The tickets of TLS 1.3 leave later, with the first data or when there is nothing to read.
     pub(super) fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            self.open(cx, &mut ReadBuf::new(&mut []))?;
+            self.open(&mut ReadBuf::new(&mut []))?;
             let done = !self.tls.is_handshaking();
             if done && self.tls.protocol_version() == Some(ProtocolVersion::TLSv1_3) {
                 return Poll::Ready(Ok(()));
@@ -105,20 +113,20 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> ServerStream<IO> {
     }
 
     /// Opens the records received into `room`, and into `opened` what doesn't fit.
-    fn open(&mut self, cx: &mut Context<'_>, room: &mut ReadBuf<'_>) -> io::Result<()> {
+    fn open(&mut self, room: &mut ReadBuf<'_>) -> io::Result<()> {
         if !std::mem::take(&mut self.fresh) {
             return Ok(());
         }
         let opened = self.process(room);
         if opened.is_err() {
-            self.refuse(cx);
+            self.refuse();
         }
         self.incoming.settle();
         opened.map_err(invalid)
     }
 
     /// Sends the alert that explains a failure, if that can be done at once. Nothing is read or written after it.
-    fn refuse(&mut self, cx: &mut Context<'_>) {
+    fn refuse(&mut self) {
         (self.client_closed, self.closed) = (true, true);
         while self.tls.wants_write() {
             let UnbufferedStatus { state, .. } = self.tls.process_tls_records(self.incoming.unread_mut());
@@ -127,7 +135,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> ServerStream<IO> {
                 break;
             }
         }
-        let _ = self.sealed.poll_flush(cx, &mut self.io);
+        let _ = self.sealed.poll_flush(&mut Context::from_waker(Waker::noop()), &mut self.io);
     }
 
     /// Goes on until rustls waits for more records, or for something to send.
@@ -196,7 +204,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for ServerStream<IO> {
         let before = room.filled().len();
         this.opened.take(room);
         while room.filled().len() == before && room.remaining() > 0 {
-            this.open(cx, room)?;
+            this.open(room)?;
             if room.filled().len() > before || this.client_closed {
                 break;
             }

@@ -7,6 +7,7 @@ import signal
 import socket
 from pathlib import Path
 
+from . import reconcile
 from .clients import Endpoint
 from .process import Process, run
 from .waiting import eventually
@@ -29,7 +30,7 @@ certificate = "{certificate.certificate}"
 private_key = "{certificate.private_key}"
 
 [pools.directory]
-backends = {list(map(str, backends))}
+backends = [{", ".join(map(_backend, backends))}]
 {pool}
 
 [admin]
@@ -38,12 +39,18 @@ address = "127.0.0.1:0"
 """
 
 
+def _backend(backend):
+    """An address, or a table that is TOML already."""
+    return str(backend) if str(backend).startswith("{") else repr(str(backend))
+
+
 class Proxy:
     """`ldaps-proxy run` with `configuration`, a TOML text whose addresses may have port 0.
 
     Entering starts it and waits until every listener and the admin address are named in its log and, with `ready`,
     until `/readyz` says so. Leaving ends it. `under` is a command that becomes the proxy, such as `prlimit`. `running` holds
-    those entered, for the report of a failed test.
+    those entered, for the report of a failed test. One whose configuration says nothing of an access log writes one, which is
+    reconciled at the end.
     """
 
     running = []
@@ -52,6 +59,9 @@ class Proxy:
         self.ca = ca
         self.directory = Path(directory)
         self.config_file = self.directory / "ldaps-proxy.toml"
+        self._access_log = self.directory / "reconciled.log" if "[access_log]" not in configuration else None
+        if self._access_log:
+            configuration += f'\n[access_log]\noutput = "file"\npath = "{self._access_log}"\n'
         self.config_file.write_text(configuration)
         self._ready, self._arguments, self._env, self._under = ready, arguments, env, under
         self._listeners = len(re.findall(r"^\s*\[\[listener\]\]", configuration, re.MULTILINE))
@@ -72,8 +82,10 @@ class Proxy:
             raise
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, failed, *_):
         self._end()
+        if self._access_log and not failed:
+            reconcile.check(self._access_log, whole=self.process.returncode() == 0)
 
     def endpoint(self, listener="ldaps", *, tls=True):
         """Where clients reach a listener."""

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{Link, Moved, Outcome, Passing, Phase, Run};
 use crate::buffer::Inbox;
-use crate::failure::{EndReason, FailoverKind, Refusal};
+use crate::failure::{EndReason, FailoverKind, Refusal, Trouble};
 use crate::ldap::{MessageId, OperationKind, ResultCode, reply};
 use crate::pool::EventKind;
 use crate::session::registry::Command;
@@ -42,6 +42,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             self.settings.metrics.failovers.count(kind);
         }
         self.entry.set_facts(|facts| facts.backend = None);
+        if in_flight > 0 {
+            let detail = format_args!("{in_flight} operations in flight of {}", self.entry.client.ip());
+            self.record(Trouble::UpstreamLost, backend.name(), detail);
+        } else if let Some(ending) = &loss.ending {
+            self.record(
+                ending.reason,
+                self.entry.client.ip(),
+                format_args!("its session ended with {}", backend.name()),
+            );
+        }
         if cut {
             // The client is in the middle of a PDU: nothing else can be said on this connection.
             return self.end(Ending::silent(EndReason::BackendLost));
@@ -91,13 +101,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         if self.entry.is_told(Command::Drain) && quiet {
             return self.end_now(EndReason::Shutdown, DRAINING);
         }
-        if self.entry.is_told(Command::Move) && quiet && self.state.operations().is_empty() && !opaque {
+        let (drained, outweighed) = (self.entry.is_told(Command::Move), self.entry.is_told(Command::Rebalance));
+        if (drained || outweighed) && quiet && self.state.operations().is_empty() && !opaque {
             self.entry.fulfil(Command::Move);
+            self.entry.fulfil(Command::Rebalance);
             if let Link::Up(up) = &self.link
                 && self.state.pin(now).is_none()
             {
                 self.lost = Some(Arc::clone(up.upstream.backend()));
-                self.moving = Some(FailoverKind::Drain);
+                self.moving = Some(if drained { FailoverKind::Drain } else { FailoverKind::Rebalance });
                 self.link = Link::Down;
                 self.entry.set_facts(|facts| facts.backend = None);
                 return Moved::Yes;
@@ -133,6 +145,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
     pub(super) fn end(&mut self, ending: Ending) {
         if self.phase != Phase::Serving {
             return;
+        }
+        if is_fault(ending.reason) {
+            let text = ending.notice.as_ref().map_or("", |(_, text)| text);
+            self.record(ending.reason, self.entry.client.ip(), text);
         }
         if let Some((code, text)) = &ending.notice
             && self.state.layer() != Layer::Opaque
@@ -288,6 +304,17 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         }
         (moved, next)
     }
+}
+
+/// Whether a session that ended so failed by itself: neither usual nor told of elsewhere.
+fn is_fault(reason: EndReason) -> bool {
+    use EndReason::{
+        BackendProtocolError, BufferMemory, Policy, ProtocolError, RequestSize, RequestTimeout, WriteTimeout,
+    };
+    matches!(
+        reason,
+        ProtocolError | RequestSize | RequestTimeout | WriteTimeout | BufferMemory | Policy | BackendProtocolError
+    )
 }
 
 /// An Abandon of this operation, under a messageID of its own that no client of ours uses.

@@ -28,6 +28,7 @@ use crate::metrics::Share;
 use crate::pool::Backend;
 use crate::throttle::Attempt;
 use crate::upstream::Upstream;
+pub(super) use account::log_session;
 
 /// Turns of the loop before other sessions get theirs: up to 256 KiB, or 512 requests.
 const TURNS: usize = 8;
@@ -46,6 +47,10 @@ pub(super) struct Parts<T> {
     pub client: T,
     pub state: State,
     pub entry: Entry,
+    /// When it began.
+    pub began: Instant,
+    /// Times it went on with another backend.
+    pub failovers: u64,
 }
 
 /// A session at work.
@@ -69,6 +74,7 @@ pub(super) struct Run<T> {
     attempt: Option<Attempt>,
     /// Times it went on with another backend.
     failovers: u64,
+    began: Instant,
     memory: Part,
     phase: Phase,
     client_ended: bool,
@@ -80,8 +86,8 @@ pub(super) struct Run<T> {
 enum Link {
     /// None: the next request opens one.
     Down,
-    /// It is being opened.
-    Opening(Pin<Box<dyn Future<Output = Result<Upstream, EstablishError>> + Send>>),
+    /// It is being opened, since when.
+    Opening(Pin<Box<dyn Future<Output = Result<Upstream, EstablishError>> + Send>>, Instant),
     /// It stands.
     Up(Box<Up>),
 }
@@ -132,6 +138,7 @@ impl Phase {
 
 /// When things last happened.
 struct Clock {
+    /// Since when requests can be read.
     began: Instant,
     first_request: bool,
     /// The client's last octet, or the last operation's end.
@@ -170,7 +177,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             lost: None,
             moving: None,
             attempt: None,
-            failovers: 0,
+            failovers: parts.failovers,
+            began: parts.began,
             memory,
             phase: Phase::Serving,
             client_ended: false,
@@ -189,7 +197,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
 
     /// Takes the session off its transport.
     pub(super) fn into_parts(self) -> (Arc<Settings>, Parts<T>) {
-        (self.settings, Parts { client: self.client, state: self.state, entry: self.entry })
+        let Self { settings, client, state, entry, began, failovers, .. } = self;
+        (settings, Parts { client, state, entry, began, failovers })
     }
 
     fn turn(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Outcome> {
