@@ -54,8 +54,8 @@ def percentile(ordered, percent):
 
 
 def main(host, port, ca):
-    sys.path.insert(0, str(Path(__file__).parent))
-    import ber
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from support import ber
 
     context = ssl.create_default_context(cafile=ca)
 

@@ -144,12 +144,7 @@ def _configure(directory, address, security):
     _settings(directory).write_text(_SMB_CONF.format(directory=directory, run=run_directory, address=address, realm=REALM, security=security))
 
 
-_NO_STRONG_AUTH = """\
-    ldap server require strong auth = yes
-    tls enabled = no
-"""
-
-_TLS = """\
+_NO_TLS = """\
     ldap server require strong auth = no
     tls enabled = no
 """
