@@ -10,6 +10,8 @@ mod tests;
 use std::sync::Arc;
 
 pub use connector::Connector;
+#[cfg(fuzzing)]
+pub use connector::Dial;
 pub use pdu::read_pdu;
 pub use stream::Stream;
 
