@@ -233,7 +233,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         } else if self.clock.upstream_stuck.is_some_and(|since| due(since + limits.write_timeout)) {
             self.lose(now);
             moved = Moved::Yes;
-        } else if !busy && due(self.clock.active + limits.idle_timeout) {
+        } else if (!busy || self.client_ended) && due(self.clock.active + limits.idle_timeout) {
+            // Whoever has closed its side and waits this long is gone: a change notification has no end to wait for.
             let text = "closed for being idle (limits.idle_timeout): reconnect when needed";
             self.end(Ending::told(EndReason::IdleTimeout, ResultCode::UNAVAILABLE, text));
         }
