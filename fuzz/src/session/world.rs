@@ -167,17 +167,16 @@ impl World {
             if let Some(backend) = &mut self.backend {
                 moved |= backend.write(self.chunk);
             }
-            if self.woken.0.swap(false, Ordering::Relaxed) {
-                idle_turns += 1;
+            let woken = self.woken.0.swap(false, Ordering::Relaxed);
+            if woken {
                 self.poll_session();
-            } else if !moved {
-                break;
             }
             moved |= self.meet_new_backends();
             moved |= self.read();
-            if moved {
-                idle_turns = 0;
+            if !moved && !woken {
+                break;
             }
+            idle_turns = if moved { 0 } else { idle_turns + 1 };
             assert!(idle_turns < 1000, "the session wakes itself and does nothing");
         }
     }
@@ -300,7 +299,9 @@ impl World {
         }
         let cut = self.ledger.is_cut_in_a_long_response();
         assert!(cut || !self.ledger.is_cut(), "{reason}: cut off in a response");
-        let excused = cut || self.ledger.told || matches!(reason, EndReason::Unbind | EndReason::WriteTimeout);
+        // Whoever asks too late for a first request has not asked.
+        let silent = matches!(reason, EndReason::Unbind | EndReason::WriteTimeout | EndReason::FirstRequestTimeout);
+        let excused = cut || self.ledger.told || silent;
         let unanswered = self.ledger.unanswered();
         assert!(excused || unanswered.is_empty(), "{reason}: {unanswered:?} unanswered without a word");
     }
