@@ -513,7 +513,7 @@ pub struct Limits {
     pub connections_per_address: usize,
     /// `connection_rate_per_address`: new connections a second, 0 = off.
     pub connection_rate_per_address: u32,
-    /// `handshakes` under way at once.
+    /// `handshakes` being computed at once. One that waits for its client is none of them.
     pub handshakes: usize,
     /// `handshake_timeout`
     pub handshake_timeout: Duration,

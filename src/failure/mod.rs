@@ -81,7 +81,7 @@ closed_list! {
         AddressLimit = "address_limit",
         /// `limits.connection_rate_per_address` is passed.
         RateLimited = "rate_limited",
-        /// `limits.handshakes` are under way already.
+        /// `limits.handshakes` were at work, and none ended in time.
         HandshakeLimit = "handshake_limit",
         /// The TLS handshake failed; `ldaps_proxy_handshake_failures_total` says why.
         HandshakeFailed = "handshake_failed",

@@ -240,15 +240,26 @@ impl Door {
         let listener = &keys.session.listener;
         let patience = keys.session.limits.handshake_timeout;
         let started = Instant::now();
-        let Some(turn) = self.house.admission.handshake(patience).await else {
-            listener.connection(Outcome::HandshakeLimit);
-            self.refused(client, Outcome::HandshakeLimit, "limits.handshakes are under way and none ended in time");
-            return None;
-        };
-        let made = timeout(patience.saturating_sub(started.elapsed()), tls.accept(tcp)).await;
-        drop(turn);
+        let made = timeout(patience, async {
+            let greeted = tls.greeted(tcp).await?;
+            // A turn lasts as long as we compute: a client that stalls, before its hello or after ours, takes none away.
+            let Some(turn) = self.house.admission.handshake(patience.saturating_sub(started.elapsed())).await else {
+                return Ok(None);
+            };
+            // Others that are ready go first, so that no more than `handshakes` stand between a session and its turn.
+            tokio::task::yield_now().await;
+            let answered = greeted.answer(tls);
+            drop(turn);
+            answered.await.map(Some)
+        })
+        .await;
         let (outcome, failure) = match made {
-            Ok(Ok(stream)) => {
+            Ok(Ok(None)) => {
+                listener.connection(Outcome::HandshakeLimit);
+                self.refused(client, Outcome::HandshakeLimit, "limits.handshakes are at work and none ended in time");
+                return None;
+            }
+            Ok(Ok(Some(stream))) => {
                 let handshake = Handshake::from(stream.get_ref().1);
                 listener.handshake(handshake.version, handshake.suite, handshake.resumed, started.elapsed());
                 return Some((stream, handshake));

@@ -121,7 +121,7 @@ impl Policy {
                     return Ok(());
                 }
             }
-            _ if self.open || is_start_tls(request) => return Ok(()),
+            _ if self.open || request.is_start_tls() => return Ok(()),
             _ => {}
         }
         self.judge_kind(request)?;
@@ -231,10 +231,6 @@ fn unwilling(reason: Refusal, diagnostic: impl Into<Cow<'static, str>>) -> Refus
 
 fn undecodable(what: &str) -> Refused {
     unwilling(Refusal::Undecodable, format!("{what}, and this listener's policy depends on it: encode it by RFC 4511"))
-}
-
-fn is_start_tls(request: &Request<'_>) -> bool {
-    request.extended_name() == Some(oid::START_TLS.as_bytes())
 }
 
 fn is_root_dse(search: &SearchRequest<'_>) -> bool {

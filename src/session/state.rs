@@ -240,7 +240,7 @@ impl State {
         if kind == OperationKind::Unbind {
             return Some(RequestVerdict::Unbind);
         }
-        let start_tls = request.extended_name() == Some(oid::START_TLS.as_bytes());
+        let start_tls = request.is_start_tls();
         if start_tls && self.bind.awaiting().is_some() {
             // RFC 4513 §3.1.1: not while a bind is under way. Nothing would be gained by waiting.
             return self.judge_start_tls(id, |code, reason, diagnostic| {
@@ -278,14 +278,25 @@ impl State {
         if start_tls {
             return self.judge_start_tls(id, answer);
         }
-        if request.search().is_some_and(|search| search.filter_is_deeper_than(limits.filter_depth)) {
-            return answer(
+        // Only StartTLS must not reach the backend, and no filter too deep: what can't be told from them isn't sent.
+        let deep = match kind {
+            OperationKind::Search => request.filter_is_deeper_than(limits.filter_depth),
+            OperationKind::Extended => request.extended_name().map(|_| false),
+            _ => Some(false),
+        };
+        match deep {
+            Some(false) => None,
+            Some(true) => answer(
                 ResultCode::BUSY,
                 Refusal::FilterDepth,
                 "the search filter is nested too deeply (limits.filter_depth): simplify it",
-            );
+            ),
+            None => answer(
+                ResultCode::PROTOCOL_ERROR,
+                Refusal::ProtocolError,
+                "not every server reads this request alike: encode it by RFC 4511 section 5.1",
+            ),
         }
-        None
     }
 
     /// Takes up an operation that is forwarded. `position` is where its first octet will stand in the upstream's stream.
@@ -304,6 +315,15 @@ impl State {
             page,
             ..Operation::ended(id, kind, now, request.pdu().len(), described)
         });
+    }
+
+    /// Takes up a bind that goes no further than the proxy: it leaves the session anonymous all the same (RFC 4513 §4).
+    /// Returns whether the upstream has to be left, because it has an identity, or half of one.
+    pub fn refuse_bind(&mut self) -> bool {
+        let bound = !matches!(self.bind.identity(), Identity::Anonymous) || self.bind.is_stateful();
+        self.bind.fail();
+        self.pins.clear();
+        bound
     }
 
     /// Takes up one whole response.
@@ -430,15 +450,15 @@ impl State {
         loss.answers
     }
 
-    /// The session stops: everything in flight is answered, and a write that may have happened is told from one that
-    /// hasn't.
-    pub fn stop(&mut self, taken: u64, diagnostic: &'static str) -> Vec<(Operation, Answer)> {
+    /// The upstream is given up: everything in flight is answered, and a write that may have happened is told from one
+    /// that hasn't.
+    pub fn stop(&mut self, taken: u64, reason: Refusal, diagnostic: &'static str) -> Vec<(Operation, Answer)> {
         let mut loss = Loss::default();
         for (operation, fate) in self.operations.lose(taken) {
             match fate {
                 Fate::Forget => {}
                 Fate::Fail(kind, reason @ Refusal::OutcomeUnknown, text) => loss.fail(operation, kind, reason, text),
-                _ => loss.fail(operation, FailoverKind::Exhausted, Refusal::Draining, diagnostic),
+                _ => loss.fail(operation, FailoverKind::Exhausted, reason, diagnostic),
             }
         }
         self.kept_octets = 0;

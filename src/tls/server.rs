@@ -15,7 +15,7 @@ use rustls::{CipherSuite, ServerConfig, ServerConnection};
 use rustls_pki_types::UnixTime;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::server::TlsStream;
-use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
+use tokio_rustls::{Accept, LazyConfigAcceptor, StartHandshake};
 
 use super::certificate::{CertificateInfo, names};
 use super::import::Import;
@@ -86,14 +86,15 @@ impl ServerTls {
     /// # Errors
     /// [`super::HandshakeFailure`] explains them.
     pub async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(&self, io: IO) -> io::Result<TlsStream<IO>> {
-        let limit = |connection: &mut ServerConnection| connection.set_buffer_limit(Some(BUFFER_LIMIT));
-        let state = self.current.load_full();
-        let Some(without_tickets) = &state.without_tickets else {
-            return TlsAcceptor::from(Arc::clone(&state.config)).accept_with(io, limit).await;
-        };
-        let start = LazyConfigAcceptor::new(Acceptor::default(), io).await?;
-        let config = if is_gnutls(&start.client_hello()) { without_tickets } else { &state.config };
-        start.into_stream_with(Arc::clone(config), limit).await
+        self.greeted(io).await?.answer(self).await
+    }
+
+    /// Waits for the client's hello, which costs next to nothing. Put a timeout around it: it has none.
+    ///
+    /// # Errors
+    /// As [`Self::accept`].
+    pub async fn greeted<IO: AsyncRead + AsyncWrite + Unpin>(&self, io: IO) -> io::Result<Greeted<IO>> {
+        LazyConfigAcceptor::new(Acceptor::default(), io).await.map(Greeted)
     }
 
     /// The current configuration, for those who drive rustls themselves; with `session_tickets = "all"` it sends tickets
@@ -117,6 +118,23 @@ impl ServerTls {
     /// Every file whose change calls for [`Self::reload`].
     pub fn files(&self) -> Vec<PathBuf> {
         files(&self.current.load().settings)
+    }
+}
+
+/// A client that has said hello.
+pub struct Greeted<IO>(StartHandshake<IO>);
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> Greeted<IO> {
+    /// Answers with what `tls` has now. The call does nearly all of the handshake's work; the future waits for the client to
+    /// end it. Put a timeout around that: it has none.
+    pub fn answer(self, tls: &ServerTls) -> Accept<IO> {
+        let state = tls.current.load();
+        let config = match &state.without_tickets {
+            Some(without_tickets) if is_gnutls(&self.0.client_hello()) => without_tickets,
+            _ => &state.config,
+        };
+        let limit = |connection: &mut ServerConnection| connection.set_buffer_limit(Some(BUFFER_LIMIT));
+        self.0.into_stream_with(Arc::clone(config), limit)
     }
 }
 

@@ -48,7 +48,9 @@ fn limits_table(t: &mut Table<'_, '_, '_>) -> Limits {
         connection_rate_per_address: t
             .key("connection_rate_per_address", "New clients a second from one address; 0 is off.")
             .default(count(), default.connection_rate_per_address),
-        handshakes: t.key("handshakes", "TLS handshakes at once.").default(number(1..=1_000_000), default.handshakes),
+        handshakes: t
+            .key("handshakes", "TLS handshakes being computed at once; others wait.")
+            .default(number(1..=1_000_000), default.handshakes),
         handshake_timeout: t
             .key("handshake_timeout", "From the first byte to the end of the handshake.")
             .default(duration(), default.handshake_timeout),

@@ -23,6 +23,8 @@ const TUNNEL_QUIET: Duration = Duration::from_secs(1);
 const LINGER: Duration = Duration::from_secs(2);
 const MOST_LINGERING: usize = 1 << 20;
 
+const BIND_TOO_EARLY: &str =
+    "a refused bind ended the session's identity before this was answered: await results, then bind";
 const DRAINING: &str = "the proxy is shutting down: reconnect";
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
@@ -72,7 +74,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             return self.end_now(EndReason::Untrusted, "your address is no longer trusted by this service");
         }
         if self.entry.is_told(Command::Stop) {
-            let answers = self.state.stop(self.to_upstream.taken(), DRAINING);
+            let answers = self.state.stop(self.to_upstream.taken(), Refusal::Draining, DRAINING);
             self.answer_all(answers, now);
             return self.end_now(EndReason::Shutdown, DRAINING);
         }
@@ -102,6 +104,22 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             }
         }
         Moved::No
+    }
+
+    /// Leaves the identity that a refused bind has ended, and the upstream with it, so that nothing that follows is done
+    /// under a name the client has given up.
+    pub(super) fn leave_identity(&mut self, now: Instant) {
+        if !self.state.refuse_bind() {
+            return;
+        }
+        self.link = Link::Down;
+        self.entry.set_facts(|facts| (facts.backend, facts.bind_name) = (None, None));
+        let answers = self.state.stop(self.to_upstream.taken(), Refusal::ProtocolError, BIND_TOO_EARLY);
+        self.to_upstream.restart(Vec::new());
+        if !answers.is_empty() {
+            self.answer_all(answers, now);
+            self.end(Ending::told(EndReason::Policy, ResultCode::UNWILLING_TO_PERFORM, BIND_TOO_EARLY));
+        }
     }
 
     fn end_now(&mut self, reason: EndReason, text: &'static str) -> Moved {

@@ -192,7 +192,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
 
     fn carry_out(&mut self, verdict: RequestVerdict, request: &Request<'_>, cx: &mut Context<'_>, now: Instant) {
         match verdict {
-            RequestVerdict::Answer(answer) => self.answer(answer, request, now),
+            RequestVerdict::Answer(answer) => {
+                self.answer(answer, request, now);
+                if request.kind() == OperationKind::Bind {
+                    self.leave_identity(now);
+                }
+            }
             RequestVerdict::End(ending) => self.end(ending),
             RequestVerdict::StartTls(id) => self.begin_start_tls(id),
             RequestVerdict::Unbind => {
