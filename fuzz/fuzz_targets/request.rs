@@ -82,13 +82,14 @@ fn survive(request: &Request<'_>) {
     }
 }
 
-/// Where both readers understand a request, they understand the same.
+/// Where both readers understand a request, they understand the same. The second one takes 0x80 for an empty length; what
+/// ours can't read, policies refuse.
 fn agree(request: &Request<'_>, message: &LdapMsg) {
     assert_eq!(u32::try_from(message.msgid), Ok(request.message_id()));
     let kind = request.kind();
     match &message.op {
         LdapOp::BindRequest(second) => {
-            let bind = request.bind().expect("a bind that others can read");
+            let Some(bind) = request.bind() else { return };
             assert_eq!(bind.name, second.dn.as_bytes());
             match (&second.cred, bind.authentication) {
                 (LdapBindCred::Simple(password), Authentication::Simple(ours)) => assert_eq!(password.as_bytes(), ours),
@@ -103,15 +104,14 @@ fn agree(request: &Request<'_>, message: &LdapMsg) {
         LdapOp::UnbindRequest => assert_eq!(kind, OperationKind::Unbind),
         LdapOp::SearchRequest(second) => {
             assert_eq!(kind, OperationKind::Search);
-            // Ours wants numbers of at most 31 bits and an ENUMERATED where there is one; policies refuse the rest.
             let Some(search) = request.search() else { return };
             assert_eq!(search.base, second.base.as_bytes());
             assert_eq!(i64::from(search.scope), second.scope.clone() as i64);
             assert_eq!(i64::from(search.size_limit), i64::from(second.sizelimit));
             assert_eq!(i64::from(search.time_limit), i64::from(second.timelimit));
             let depth = depth(&second.filter);
-            assert!(!search.filter_is_deeper_than(depth), "a filter of depth {depth}");
-            assert!(depth == 0 || search.filter_is_deeper_than(depth - 1), "a filter of depth {depth}");
+            assert_ne!(request.filter_is_deeper_than(depth), Some(true), "a filter of depth {depth}");
+            assert!(depth == 0 || request.filter_is_deeper_than(depth - 1) != Some(false), "a filter of depth {depth}");
         }
         LdapOp::ModifyRequest(second) => entry(request, OperationKind::Modify, &second.dn),
         LdapOp::AddRequest(second) => entry(request, OperationKind::Add, &second.dn),
@@ -123,7 +123,7 @@ fn agree(request: &Request<'_>, message: &LdapMsg) {
             assert!(request.abandoned_id().is_none_or(|ours| i64::from(ours) == i64::from(*id)));
         }
         LdapOp::ExtendedRequest(second) => {
-            assert_eq!(request.extended_name(), Some(second.name.as_bytes()));
+            assert!(request.extended_name().is_none_or(|name| name == second.name.as_bytes()));
         }
         response => panic!("{response:?} is no request"),
     }
@@ -131,7 +131,7 @@ fn agree(request: &Request<'_>, message: &LdapMsg) {
 
 fn entry(request: &Request<'_>, kind: OperationKind, dn: &str) {
     assert_eq!(request.kind(), kind);
-    assert_eq!(request.entry(), Some(dn.as_bytes()));
+    assert!(request.entry().is_none_or(|entry| entry == dn.as_bytes()));
 }
 
 fn depth(filter: &LdapFilter) -> usize {

@@ -404,28 +404,31 @@ proptest! {
     }
 }
 
-/// A client that dies closes its side as one does that only has nothing more to ask. A search that never ends, such as a
-/// change notification, kept its session and its backend's for ever.
+/// A client that dies looks like one that has only nothing more to ask, and while a bind is under way it isn't looked at. A
+/// backend that never answered, as one does to a change notification, kept its session for ever.
 #[tokio::test]
-async fn a_client_that_closed_its_side_is_not_waited_for_without_end() {
-    let backends = Arc::new(Backends::default());
-    let settings = settings(pool(&backends).await);
-    settings.pool.set_backends(Vec::new());
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let address = listener.local_addr().expect("bound");
-    settings.pool.admit(&[Endpoint { address, host: "127.0.0.1".into(), weight: 1, tier: 0, max_sessions: 0 }]);
-    let (near, far) = duplex(512);
-    let entry = Arc::new(Registry::default()).enter(([127, 0, 0, 1], 1000).into(), "l".into());
-    let session = tokio::spawn(Session::new(settings, entry, far, StartTls::Established).serve());
-    let mut client = Client::new("client", near);
-    client.send(Send { kind: Kind::Search, cut: 80, wait: false }).await;
-    let (mut silent, _) = listener.accept().await.expect("the session opens its upstream");
-    assert!(silent.read(&mut [0; 80]).await.expect("the search arrives") > 0);
-    client.writer.shutdown().await.expect("a pipe");
-    // Only now: a clock that runs ahead of real sockets would end the connect.
-    tokio::time::pause();
-    let served = timeout(Duration::from_secs(24 * 3600), session).await.expect("it ends within the day");
-    assert_eq!(served.expect("no panic").reason(), EndReason::IdleTimeout);
+async fn a_client_that_is_gone_is_not_waited_for_without_end() {
+    for asked in [&[Kind::Search][..], &[Kind::Bind, Kind::Search]] {
+        let silent = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = silent.local_addr().expect("bound");
+        let settings = settings(pool(&Arc::default()).await);
+        settings.pool.admit(&[Endpoint { address, host: "127.0.0.1".into(), weight: 1, tier: 0, max_sessions: 0 }]);
+        let (near, far) = duplex(512);
+        let entry = Arc::new(Registry::default()).enter(([127, 0, 0, 1], 1000).into(), "l".into());
+        let session = tokio::spawn(Session::new(settings, entry, far, StartTls::Established).serve());
+        let mut client = Client::new("client", near);
+        for kind in asked {
+            client.send(Send { kind: *kind, cut: 80, wait: false }).await;
+        }
+        let (mut upstream, _) = silent.accept().await.expect("the session opens its upstream");
+        assert!(upstream.read(&mut [0; 80]).await.expect("a request arrives") > 0);
+        drop(client);
+        // Only now: a clock that runs ahead of real sockets would end the connect.
+        tokio::time::pause();
+        let served = timeout(Duration::from_secs(24 * 3600), session).await.expect("it ends within the day");
+        assert_eq!(served.expect("no panic").reason(), EndReason::IdleTimeout);
+        tokio::time::resume();
+    }
 }
 
 /// What every idle session costs beside its TLS state. An async block that holds a session twice is how it grows unseen.

@@ -96,7 +96,7 @@ impl Ledger {
     fn forwarded(&mut self, request: &Request<'_>) {
         let (id, kind) = (request.message_id(), request.kind());
         assert_ne!(id, 0, "rule 6");
-        assert_ne!(request.extended_name(), Some(oid::START_TLS.as_bytes()), "rule 20");
+        assert!(kind != OperationKind::Extended || !is_start_tls_to_samba(request.content()), "rule 20");
         let own = kind == OperationKind::Abandon && id == OWN_ID && self.times_out;
         let most = match kind {
             OperationKind::Bind if is_simple(request) => usize::MAX,
@@ -221,4 +221,21 @@ impl Ledger {
 
 fn is_simple(request: &Request<'_>) -> bool {
     request.bind().is_some_and(|bind| matches!(bind.authentication, Authentication::Simple(_)))
+}
+
+/// Whether Samba reads an extended request as StartTLS: it takes length octets that LDAP forbids, and an object identifier
+/// ends for it at the first NUL.
+fn is_start_tls_to_samba(content: &[u8]) -> bool {
+    let [0x80, first, rest @ ..] = content else { return false };
+    let octets = match *first {
+        0..=0x7F => 0,
+        0x80 => 1,
+        long => usize::from(long & 0x7F),
+    };
+    let Some((length, name)) = rest.split_at_checked(octets) else { return false };
+    // Its sum is 32 bits wide.
+    let long = length.iter().fold(0_u32, |sum, octet| sum << 8 | u32::from(*octet));
+    let length = if octets == 0 { u32::from(*first) } else { long };
+    let name = name.get(..length as usize).unwrap_or_default();
+    name.split(|octet| *octet == 0).next() == Some(oid::START_TLS.as_bytes())
 }

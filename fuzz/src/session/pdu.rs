@@ -32,8 +32,18 @@ pub fn request(kind: u8, id: u8, flavour: u8) -> Vec<u8> {
         12 => (element(0x6C, b"\x04\x04dc=x\x04\x04dc=y\x01\x01\xFF"), vec![]),
         13 => (element(0x50, &[flavour]), vec![]),
         14 => {
-            let name = [oid::WHO_AM_I, oid::PASSWORD_MODIFY, oid::START_TLS, "1.3.6.1.1.8", "1.2.3"];
-            (element(0x77, &element(0x80, name[usize::from(flavour) % name.len()].as_bytes())), vec![])
+            let named = |oid: &str| element(0x80, oid.as_bytes());
+            let name = match flavour % 7 {
+                0 => named(oid::WHO_AM_I),
+                1 => named(oid::PASSWORD_MODIFY),
+                2 => named("1.2.3"),
+                3 => named(oid::START_TLS),
+                // The same to Samba, which reads up to a NUL and takes 0x80 for one length octet.
+                4 => named(&format!("{}\0", oid::START_TLS)),
+                5 => [&[0x80, 0x80][..], &named(oid::START_TLS)[1..]].concat(),
+                _ => vec![],
+            };
+            (element(0x77, &name), vec![])
         }
         _ => (element(0x42, b""), vec![]),
     };
