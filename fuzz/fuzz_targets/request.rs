@@ -171,7 +171,7 @@ static POLICIES: LazyLock<Policies> = LazyLock::new(|| {
             strict(&|policy| policy.bind_names = texts(&["cn=app*"]), |op| {
                 !matches!(op, LdapOp::BindRequest(bind)
                     if matches!(&bind.cred, LdapBindCred::Simple(_))
-                        && !bind.dn.is_empty()
+                        && !to_samba(&bind.dn).is_empty()
                         && !bind.dn.to_lowercase().starts_with("cn=app"))
             }),
             strict(&|policy| policy.sasl_mechanisms = texts(&["GSS-SPNEGO"]), |op| {
@@ -204,7 +204,13 @@ fn is_read(op: &LdapOp) -> bool {
 
 fn proves_its_name(op: &LdapOp) -> bool {
     !matches!(op, LdapOp::BindRequest(bind)
-        if !bind.dn.is_empty() && matches!(&bind.cred, LdapBindCred::Simple(password) if password.is_empty()))
+        if !to_samba(&bind.dn).is_empty()
+            && matches!(&bind.cred, LdapBindCred::Simple(password) if to_samba(password).is_empty()))
+}
+
+/// Samba reads names and passwords up to the first NUL, and other servers take none with a NUL for good.
+fn to_samba(text: &str) -> &str {
+    text.split('\0').next().unwrap_or_default()
 }
 
 fn is_in_corp(op: &LdapOp) -> bool {
