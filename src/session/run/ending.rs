@@ -258,6 +258,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             let text = "closed for being idle (limits.idle_timeout): reconnect when needed";
             self.end(Ending::told(EndReason::IdleTimeout, ResultCode::UNAVAILABLE, text));
         }
+        if self.phase != Phase::Serving {
+            // Nothing may follow the notice of disconnection, not even the answer to what is overdue as well.
+            return (Moved::Yes, next);
+        }
         if let Some(timeout) = limits.operation_timeout {
             while let Some((operation, answer)) = self.state.time_out(timeout, now) {
                 moved = Moved::Yes;
