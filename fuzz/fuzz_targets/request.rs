@@ -183,9 +183,13 @@ static POLICIES: LazyLock<Policies> = LazyLock::new(|| {
                     if extended.name != oid::WHO_AM_I && extended.name != oid::START_TLS)
             }),
             strict(&|policy| policy.operations = Some(vec![OperationKind::Bind, OperationKind::Search]), |op| {
-                matches!(op, LdapOp::BindRequest(_) | LdapOp::SearchRequest(_) | LdapOp::UnbindRequest
-                    | LdapOp::AbandonRequest(_))
-                    || matches!(op, LdapOp::ExtendedRequest(extended) if extended.name == oid::START_TLS)
+                matches!(
+                    op,
+                    LdapOp::BindRequest(_)
+                        | LdapOp::SearchRequest(_)
+                        | LdapOp::UnbindRequest
+                        | LdapOp::AbandonRequest(_)
+                ) || matches!(op, LdapOp::ExtendedRequest(extended) if extended.name == oid::START_TLS)
             }),
         ],
         open: policy(&open),
@@ -225,13 +229,10 @@ fn is_in_corp(op: &LdapOp) -> bool {
     };
     let corp = Dn::parse("dc=corp,dc=example,dc=com").expect("a DN");
     let is_within = |dn: &str| Dn::parse(dn).is_some_and(|dn| dn.is_within(&corp));
-    let root_dse =
-        |search: &LdapSearchRequest| search.base.is_empty() && search.scope == LdapSearchScope::Base;
+    let root_dse = |search: &LdapSearchRequest| search.base.is_empty() && search.scope == LdapSearchScope::Base;
     match op {
         LdapOp::SearchRequest(search) if root_dse(search) => true,
-        LdapOp::ModifyDNRequest(modify) => {
-            is_within(dn) && modify.new_superior.as_deref().is_none_or(is_within)
-        }
+        LdapOp::ModifyDNRequest(modify) => is_within(dn) && modify.new_superior.as_deref().is_none_or(is_within),
         _ => is_within(dn),
     }
 }

@@ -108,7 +108,12 @@ impl Ledger {
             Some(copies) => {
                 copies.received += 1;
                 let allowed = copies.sent.saturating_mul(most);
-                assert!(own || copies.received <= allowed, "{kind} sent {} times, received {}", copies.sent, copies.received);
+                assert!(
+                    own || copies.received <= allowed,
+                    "{kind} sent {} times, received {}",
+                    copies.sent,
+                    copies.received
+                );
             }
             None => assert!(own, "nobody has sent {:02x?}", request.pdu()),
         }

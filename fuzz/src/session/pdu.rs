@@ -101,8 +101,7 @@ fn control(oid: &str, value: &[u8]) -> Vec<u8> {
 }
 
 fn result(code: u8, referral: bool) -> Vec<u8> {
-    let referral =
-        if referral { element(0xA3, &element(0x04, b"ldap://corp.example.com/dc=y")) } else { vec![] };
+    let referral = if referral { element(0xA3, &element(0x04, b"ldap://corp.example.com/dc=y")) } else { vec![] };
     [&[0x0A, 1, code & 0x7F][..], b"\x04\x00\x04\x00", &referral].concat()
 }
 

@@ -14,9 +14,17 @@ pub enum Step<'a> {
     ClientSends(&'a [u8]),
     BackendSends(&'a [u8]),
     /// The client asks for an operation.
-    Ask { kind: u8, id: u8, flavour: u8 },
+    Ask {
+        kind: u8,
+        id: u8,
+        flavour: u8,
+    },
     /// The backend answers one of the operations it has, or does something else that servers do.
-    Answer { which: u8, flavour: u8, code: u8 },
+    Answer {
+        which: u8,
+        flavour: u8,
+        code: u8,
+    },
     BackendCloses,
     /// The next connections to backends are refused.
     Refuse(u8),
