@@ -11,6 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use connector::Connector;
+#[cfg(fuzzing)]
+pub use connector::Dial;
 pub use pdu::read_pdu;
 pub use stream::Stream;
 
