@@ -19,8 +19,8 @@ SLACK = 4096
 
 @pytest.fixture
 def sink():
-    script = Path(__file__).parent / "support" / "sink.py"
-    with subprocess.Popen([sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", "support.sink"]
+    with subprocess.Popen(command, cwd=Path(__file__).parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         yield process.stdout.readline().strip()
         process.stdin.close()
 

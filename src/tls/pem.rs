@@ -325,7 +325,7 @@ mod tests {
         let pbkdf2 = |rounds| {
             let mut parameters = Parameters::generate_pbkdf2_sha256_aes256cbc(1, b"12345678", [0; 16]).unwrap();
             let Kdf::Pbkdf2(kdf) = &mut parameters.kdf else { unreachable!() };
-            *kdf = Pbkdf2Params { iteration_count: rounds, ..kdf.clone() };
+            *kdf = Pbkdf2Params { iteration_count: rounds, ..*kdf };
             parameters
         };
         let scrypt = |cost, blocks| {

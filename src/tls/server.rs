@@ -343,12 +343,15 @@ fn server_config(
     config
 }
 
-/// A certificate ready to serve, if none of its findings is an error.
+/// A certificate ready to serve, and its key if that is in a token.
+type Ready = (CertificateInfo, Entry, Option<Arc<pkcs11::KeyInToken>>);
+
+/// A certificate, if none of its findings is an error.
 fn load_certificate(
     files: &CertificateFiles,
     measured: &pkcs11::Measured,
     now: UnixTime,
-) -> (Option<(CertificateInfo, Entry, Option<Arc<pkcs11::KeyInToken>>)>, Vec<Finding>) {
+) -> (Option<Ready>, Vec<Finding>) {
     let import = match Import::read(files) {
         Ok(import) => import,
         Err(findings) => return (None, findings),
