@@ -44,7 +44,7 @@ impl Shell {
     fn files(&self, certificate: &str, key: &str, passphrase: Option<&str>) -> CertificateFiles {
         CertificateFiles {
             certificate: self.path(certificate),
-            private_key: self.path(key),
+            private_key: self.path(key).into(),
             certificate_chain: None,
             private_key_passphrase_file: passphrase.map(|text| {
                 let path = self.path("passphrase");
