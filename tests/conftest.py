@@ -11,11 +11,13 @@ import pytest
 from support import reconcile, samba
 from support.backend import FakeBackend
 from support.certs import Authority
+from support.faults import Figures
 from support.proxy import BINARY, Proxy, config
 from support.slapd import ALICE, MANAGER, Slapd
 
 PROGRAMS = ("samba", "samba-tool", "slapd", "slapadd", "ldapsearch", "openssl", "setpriv", "unshare", "kinit", "debootstrap",
-            "systemd-nspawn", "dockerd", "docker-compose", "dpkg-shlibdeps", "ldbsearch", "promtool", "chromedriver", "java", "node", "testssl")
+            "systemd-nspawn", "dockerd", "docker-compose", "dpkg-shlibdeps", "ldbsearch", "promtool", "chromedriver",
+            "java", "node", "testssl", "softhsm2-util", "gnutls-cli")
 
 
 def pytest_sessionstart(session):
@@ -54,6 +56,19 @@ def pytest_runtest_makereport(item, call):
             report.sections.append((f"log of ldaps-proxy {proxy.process.pid}", proxy.log()[-20_000:]))
 
 
+def pytest_terminal_summary(terminalreporter):
+    if Figures.shown:
+        terminalreporter.section("what the faults cost")
+        for figures in Figures.shown:
+            terminalreporter.write_line(str(figures))
+
+
+@pytest.fixture
+def figures(request):
+    """Where a test notes what its fault cost."""
+    return Figures(request.node.name)
+
+
 @pytest.fixture(scope="session")
 def authority(tmp_path_factory):
     """The CA that clients trust."""
@@ -90,6 +105,16 @@ def dcs(controllers):
     yield controllers
     for controller in controllers:
         controller.restore()
+
+
+@pytest.fixture(scope="session")
+def strict_dc(domain, authority, tmp_path_factory):
+    """A DC that takes passwords under TLS only, as they do unless told otherwise."""
+    controller = samba.DomainController(domain, tmp_path_factory.mktemp("strict") / "dc", "strict-dc", authority)
+    try:
+        yield controller.start()
+    finally:
+        controller.close()
 
 
 @pytest.fixture(scope="session")

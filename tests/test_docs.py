@@ -23,6 +23,10 @@ OTHERS = (
     "the bind was answered",                                    # the log, as the two below
     "the bind was not answered in time",
     "the backend answered the bind with something else",
+    "a name that isn't known",                                  # the log and "recent failures", as the three below
+    "its session ended with",
+    "operations in flight of",
+    "{name} at {}: {reason}",
 )
 
 

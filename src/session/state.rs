@@ -298,7 +298,7 @@ impl State {
             ),
             None => answer(
                 ResultCode::PROTOCOL_ERROR,
-                Refusal::ProtocolError,
+                Refusal::Undecodable,
                 "not every server reads this request alike: encode it by RFC 4511 section 5.1",
             ),
         }
@@ -327,7 +327,7 @@ impl State {
     pub fn refuse_bind(&mut self) -> bool {
         let bound = !matches!(self.bind.identity(), Identity::Anonymous) || self.bind.is_stateful();
         self.bind.fail();
-        self.pins.clear();
+        self.pins.rebound();
         bound
     }
 
@@ -357,7 +357,7 @@ impl State {
                     self.layer = Layer::Undecided;
                 }
                 if success {
-                    self.pins.clear();
+                    self.pins.rebound();
                 }
             }
             OperationKind::Search => {

@@ -101,13 +101,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         if self.entry.is_told(Command::Drain) && quiet {
             return self.end_now(EndReason::Shutdown, DRAINING);
         }
-        if self.entry.is_told(Command::Move) && quiet && self.state.operations().is_empty() && !opaque {
+        let (drained, outweighed) = (self.entry.is_told(Command::Move), self.entry.is_told(Command::Rebalance));
+        if (drained || outweighed) && quiet && self.state.operations().is_empty() && !opaque {
             self.entry.fulfil(Command::Move);
+            self.entry.fulfil(Command::Rebalance);
             if let Link::Up(up) = &self.link
                 && self.state.pin(now).is_none()
             {
                 self.lost = Some(Arc::clone(up.upstream.backend()));
-                self.moving = Some(FailoverKind::Drain);
+                self.moving = Some(if drained { FailoverKind::Drain } else { FailoverKind::Rebalance });
                 self.link = Link::Down;
                 self.entry.set_facts(|facts| facts.backend = None);
                 return Moved::Yes;
@@ -259,6 +261,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             return (moved, next);
         }
         let busy = self.state.operations().awaited() > 0;
+        // A client that is gone looks like one that has only nothing more to ask, and behind a bind it isn't read. Neither
+        // can be waited for without end: a change notification has none.
+        let maybe_gone = self.client_ended || self.state.bind().awaiting().is_some();
         if !self.clock.first_request && due(self.clock.began + limits.first_request_timeout) {
             self.end(Ending::silent(EndReason::FirstRequestTimeout));
         } else if self.clock.partial.is_some_and(|since| due(since + limits.request_timeout)) {
@@ -269,9 +274,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         } else if self.clock.upstream_stuck.is_some_and(|since| due(since + limits.write_timeout)) {
             self.lose(now);
             moved = Moved::Yes;
-        } else if !busy && due(self.clock.active + limits.idle_timeout) {
+        } else if (!busy || maybe_gone) && due(self.clock.active + limits.idle_timeout) {
             let text = "closed for being idle (limits.idle_timeout): reconnect when needed";
             self.end(Ending::told(EndReason::IdleTimeout, ResultCode::UNAVAILABLE, text));
+        }
+        if self.phase != Phase::Serving {
+            // Nothing may follow the notice of disconnection, not even the answer to what is overdue as well.
+            return (Moved::Yes, next);
         }
         if let Some(timeout) = limits.operation_timeout {
             while let Some((operation, answer)) = self.state.time_out(timeout, now) {

@@ -29,6 +29,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
                 Moved::No
             }
             Poll::Ready(Ok(count)) if count > 0 => {
+                up.upstream.heard();
                 up.upstream.backend().metrics().received(count);
                 if self.state.layer() == Layer::Opaque {
                     self.clock.active = now;
