@@ -48,14 +48,15 @@ pub fn run(file: &Path, without_admin: bool) -> ExitCode {
         Err(error) => return fail(&format!("cannot start the runtime: {error}")),
     };
     runtime.block_on(async {
-        let proxy = match Proxy::start(loaded, inherited, log).await {
-            Ok(proxy) => proxy,
-            Err(problems) => return fail(&problems.join("\n")),
+        let signals = match lifecycle::Signals::new() {
+            Ok(signals) => signals,
+            Err(error) => return fail(&format!("cannot receive signals: {error}")),
         };
-        match lifecycle::serve(&proxy).await {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => fail(&error.to_string()),
+        match Proxy::start(loaded, inherited, log).await {
+            Ok(proxy) => lifecycle::serve(&proxy, signals).await,
+            Err(problems) => return fail(&problems.join("\n")),
         }
+        ExitCode::SUCCESS
     })
 }
 
@@ -66,6 +67,10 @@ pub fn demo() -> ExitCode {
         Err(error) => return fail(&format!("cannot start the runtime: {error}")),
     };
     let code = runtime.block_on(async {
+        let signals = match lifecycle::Signals::new() {
+            Ok(signals) => signals,
+            Err(error) => return fail(&format!("cannot receive signals: {error}")),
+        };
         let mut demo = match Demo::start() {
             Ok(demo) => demo,
             Err(error) => return fail(&format!("cannot start the directories: {error}")),
@@ -83,15 +88,10 @@ pub fn demo() -> ExitCode {
             return fail(&error.to_string());
         }
         tokio::select! {
-            ended = lifecycle::serve(&proxy) => match ended {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(error) => fail(&error.to_string()),
-            },
-            () = demo.prompt() => {
-                proxy.drain(std::future::ready(())).await;
-                ExitCode::SUCCESS
-            }
+            () = lifecycle::serve(&proxy, signals) => {}
+            () = demo.prompt() => proxy.drain(std::future::ready(())).await,
         }
+        ExitCode::SUCCESS
     });
     // The prompt's thread may be waiting for standard input, for ever.
     runtime.shutdown_background();
