@@ -15,7 +15,8 @@ from support.proxy import BINARY, Proxy, config
 from support.slapd import Slapd
 
 PROGRAMS = ("samba", "samba-tool", "slapd", "slapadd", "ldapsearch", "openssl", "setpriv", "unshare", "kinit", "debootstrap",
-            "systemd-nspawn", "dockerd", "docker-compose", "dpkg-shlibdeps", "ldbsearch", "promtool", "chromedriver")
+            "systemd-nspawn", "dockerd", "docker-compose", "dpkg-shlibdeps", "ldbsearch", "promtool", "chromedriver",
+            "lintian", "shellcheck")
 
 
 def pytest_sessionstart(session):
