@@ -15,6 +15,8 @@ pub mod access_log;
 pub mod admin;
 pub mod app;
 pub mod balance;
+mod buffer;
+pub mod build_info;
 pub mod cli;
 pub mod config;
 pub mod discovery;

@@ -8,18 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from support import samba
+from support import reconcile, samba
 from support.backend import FakeBackend
 from support.certs import Authority
+from support.faults import Figures
 from support.proxy import BINARY, Proxy, config
-from support.slapd import Slapd
+from support.slapd import ALICE, MANAGER, Slapd
 
 PROGRAMS = ("samba", "samba-tool", "slapd", "slapadd", "ldapsearch", "openssl", "setpriv", "unshare", "kinit", "debootstrap",
             "systemd-nspawn", "dockerd", "docker-compose", "dpkg-shlibdeps", "ldbsearch", "promtool", "chromedriver",
-            "lintian", "shellcheck")
+            "java", "node", "testssl", "softhsm2-util", "gnutls-cli", "lintian", "shellcheck")
 
 
 def pytest_sessionstart(session):
+    for account in (samba.ADMINISTRATOR, *samba.USERS, MANAGER, ALICE):
+        reconcile.note_password(account.password)
     os.environ["PATH"] += ":/usr/sbin:/sbin"
     if missing := [program for program in PROGRAMS if not shutil.which(program)]:
         packages = " ".join((Path(__file__).parent / "debian-packages").read_text().split())
@@ -53,6 +56,19 @@ def pytest_runtest_makereport(item, call):
             report.sections.append((f"log of ldaps-proxy {proxy.process.pid}", proxy.log()[-20_000:]))
 
 
+def pytest_terminal_summary(terminalreporter):
+    if Figures.shown:
+        terminalreporter.section("what the faults cost")
+        for figures in Figures.shown:
+            terminalreporter.write_line(str(figures))
+
+
+@pytest.fixture
+def figures(request):
+    """Where a test notes what its fault cost."""
+    return Figures(request.node.name)
+
+
 @pytest.fixture(scope="session")
 def authority(tmp_path_factory):
     """The CA that clients trust."""
@@ -66,12 +82,17 @@ def certificate(authority):
 
 
 @pytest.fixture(scope="session")
-def controllers(tmp_path_factory):
+def domain(tmp_path_factory):
+    """The directory of a provisioned domain, for DCs to be made of."""
+    return samba.provision(tmp_path_factory.mktemp("domain") / "template")
+
+
+@pytest.fixture(scope="session")
+def controllers(domain, tmp_path_factory):
     """Two DCs of one domain, started once. Tests that harm them ask for `dcs`."""
     directory = tmp_path_factory.mktemp("samba")
-    template = samba.provision(directory / "template")
     with ExitStack() as stack:
-        pair = [samba.DomainController(template, directory / name, name) for name in ("dc1", "dc2")]
+        pair = [samba.DomainController(domain, directory / name, name) for name in ("dc1", "dc2")]
         for controller in pair:
             stack.callback(controller.close)
             controller.start()
@@ -84,6 +105,16 @@ def dcs(controllers):
     yield controllers
     for controller in controllers:
         controller.restore()
+
+
+@pytest.fixture(scope="session")
+def strict_dc(domain, authority, tmp_path_factory):
+    """A DC that takes passwords under TLS only, as they do unless told otherwise."""
+    controller = samba.DomainController(domain, tmp_path_factory.mktemp("strict") / "dc", "strict-dc", authority)
+    try:
+        yield controller.start()
+    finally:
+        controller.close()
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,15 @@
 import json
 import os
 import signal
+import ssl
 from collections import Counter
 
 import pytest
 
 from support import ber
+from support.backend import answer_everything, answer_nothing
 from support.clients import RawClient
+from support.proxy import config
 from support.waiting import eventually
 
 SECRET = "s3cret-of-this-test"
@@ -182,3 +185,63 @@ def test_a_full_disk_stops_no_client(start_proxy, start_backend):
         client.ask(ber.search)
     proxy.wait_for("ldaps_proxy_access_log_dropped_total", 2)
     assert proxy.log().count("access log can't be written") == 1
+
+
+def test_waiting_for_a_seat_and_connecting_are_told_apart(start_proxy, start_backend, certificate, log_file):
+    """One seat: the second session's search waits in the queue until the first one leaves."""
+    backend = start_backend()
+    seat = f'{{ address = "{backend}", max_sessions = 1 }}'
+    pool, extra = 'queue = 1\nhealth.probe = "tcp"\nqueue_timeout = "30s"', f'[access_log]\noutput = "file"\npath = "{log_file}"'
+    text = config(certificate, [backend], pool=pool, extra=extra).replace(f"'{backend}'", seat)
+    proxy = start_proxy(text=text)
+    with RawClient(proxy.endpoint()) as first, RawClient(proxy.endpoint()) as second:
+        first.ask(ber.search)
+        waiting = second.next_id()
+        second.send(ber.search(waiting))
+        proxy.wait_for("ldaps_proxy_queue_waiting", 1)
+        first.send(ber.unbind(first.next_id()))
+        assert second.read_result(waiting)[-1].result_code == ber.SUCCESS
+        second.ask(ber.search)
+    told = [record for record in written(log_file, 2) if record.get("operation") == "search"]
+    at_once, queued, later = sorted(told, key=lambda record: (record["session"], record["message_id"]))
+    assert at_once["queue_us"] == 0 and at_once["connect_us"] > 0
+    assert queued["queue_us"] > 0 and queued["total_us"] >= queued["queue_us"] + queued["connect_us"] + queued["backend_us"] - 3
+    assert (later["queue_us"], later["connect_us"]) == (0, 0)
+
+
+def test_start_tls_is_an_operation_and_a_failed_handshake_still_a_session(start, start_backend, certificate, authority, log_file):
+    keys = f'tls.certificate = "{certificate.certificate}"\ntls.private_key = "{certificate.private_key}"'
+    proxy = start([start_backend()], listener=f'protocol = "ldap"\n{keys}')
+    for context in (ssl.create_default_context(cafile=authority.ca), ssl.create_default_context()):
+        with RawClient(proxy.endpoint(tls=False)) as client:
+            client.ask(ber.extended, ber.START_TLS)
+            try:
+                client.socket = context.wrap_socket(client.socket, server_hostname="127.0.0.1")
+            except ssl.SSLCertVerificationError:
+                continue
+            client.send(ber.unbind(client.next_id()))
+            assert client.ended()
+    told = written(log_file, 2)
+    operations = [record for record in told if record["event"] == "operation"]
+    assert [(record["operation"], record.get("oid"), record.get("result"), "tls" in record) for record in operations] == [
+        ("extended", ber.START_TLS, "success", False), ("unbind", None, None, True), ("extended", ber.START_TLS, "success", False),
+    ]
+    ended = [(record["ended"], record["operations"], "tls" in record) for record in told if record["event"] == "session"]
+    assert ended == [("unbind", 2, True), ("handshake_failed", 1, False)]
+
+
+def test_an_operation_nobody_awaits_any_more_is_told_when_its_backend_dies(start, start_backend, log_file):
+    backends = [start_backend(answer_nothing), start_backend(answer_nothing)]
+    proxy = start(backends)
+    with RawClient(proxy.endpoint()) as client:
+        client.send(ber.search(1), ber.abandon(2, 1), ber.search(3))
+        used = eventually(lambda: [backend for backend in backends if backend.sessions()], "a backend is used")[0]
+        used.session().wait_for(ber.SEARCH_REQUEST, 2)
+        other = next(backend for backend in backends if backend is not used)
+        other.answer = answer_everything
+        used.die()
+        client.read_result(3)
+    operations = [record for record in written(log_file, 1) if record["event"] == "operation"]
+    assert Counter((record["message_id"], record["operation"], record.get("result")) for record in operations) == Counter([
+        (2, "abandon", None), (1, "search", None), (3, "search", "success"),
+    ])

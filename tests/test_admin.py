@@ -1,5 +1,6 @@
 """What an operator sees: /metrics, /healthz, /readyz."""
 
+import json
 import re
 
 import pytest
@@ -68,6 +69,57 @@ def test_operations_are_counted_by_kind_and_result(proxy, backend):
     assert metrics.sum(operations, operation="delete", result="other") == 1
     assert metrics.sum("ldaps_proxy_bind_failures_total", sub_code="775") == 1
     assert metrics.sum("ldaps_proxy_operation_duration_seconds_count", operation="search", backend=str(backend)) == 2
+
+
+def test_requests_that_are_forwarded_unread_are_counted(proxy, backend):
+    with RawClient(proxy.endpoint()) as client:
+        client.ask(ber.search)
+        client.ask(lambda number: ber.message(number, ber.tlv(ber.SEARCH_REQUEST, ber.octets("dc=x"))))
+    assert len(backend.session().of(ber.SEARCH_REQUEST)) == 2, "the backend judges it"
+    assert proxy.metrics().sum("ldaps_proxy_undecoded_requests_total") == 1
+
+
+def test_what_failed_lately_is_told_with_its_reason(start_proxy, backend):
+    """A refused bind, a refused operation, a client that speaks no LDAP, a lost upstream, a dead backend, a bad reload."""
+    proxy = start_proxy([backend], pool='health.probe = "tcp"\nconnect_budget = "200ms"', listener="policy.read_only = true")
+
+    def answer(connection, pdu):
+        if pdu.tag == ber.BIND_REQUEST:
+            connection.send(ber.result(pdu.message_id, ber.BIND_RESPONSE, ber.INVALID_CREDENTIALS, ", data 775, v1db1"))
+
+    backend.answer = answer
+    with RawClient(proxy.endpoint()) as client:
+        client.ask(ber.bind, "cn=ann", "s3cret")
+        client.ask(ber.bind, "cn=ann", "s3cret")
+        client.ask(ber.delete, "cn=x")
+        client.send(ber.search(client.next_id()))
+        backend.session().wait_for(ber.SEARCH_REQUEST)
+        backend.die()
+        client.read_result(4)
+    proxy.wait_for("ldaps_proxy_backend_up", 0)
+    with RawClient(proxy.endpoint()) as client:
+        client.send(b"GET / HTTP/1.1\r\n\r\n")
+        client.ended()
+    with pytest.raises(OSError):
+        RawClient(proxy.endpoint(), source="127.0.0.9")
+    proxy.config_file.write_text("nonsense = true")
+    proxy.reload()
+    proxy.wait_for("ldaps_proxy_reloads_total", 1, result="rejected")
+    _, body = proxy.http("/api/v1/status")
+    failures = {failure["reason"]: failure for failure in json.loads(body)["recent_failures"]}
+    assert {reason: (failures[reason]["subject"], failures[reason]["count"]) for reason in failures} == {
+        "bind_refused": ("127.0.0.1", 2),
+        "read_only": ("127.0.0.1", 1),
+        "upstream_lost": (str(backend), 1),
+        "no_backend": ("directory", 1),
+        "backend_down": (str(backend), 1),
+        "protocol_error": ("127.0.0.1", 1),
+        "untrusted": ("127.0.0.9", 1),
+        "reload_rejected": ("configuration", 1),
+    }
+    assert "cn=ann" in failures["bind_refused"]["detail"] and "775" in failures["bind_refused"]["detail"]
+    assert str(backend) in failures["no_backend"]["detail"] and "nonsense" in failures["reload_rejected"]["detail"]
+    assert "s3cret" not in body
 
 
 def test_operations_in_flight_rise_and_fall(proxy, backend):

@@ -33,6 +33,13 @@ def checked(tmp_path):
     return look
 
 
+def test_a_policy_that_this_build_cannot_keep_is_an_error(checked, good):
+    done, found = checked(good.replace("[tls]", '[tls]\npolicy = "fips"'))
+    assert done.returncode == 1
+    [(kind, line, message)] = found
+    assert (kind, line) == ("error", 'policy = "fips"') and "not AWS-LC FIPS" in message and "packaging/fips" in done.stderr
+
+
 def test_a_good_configuration(checked, good):
     done, found = checked(good)
     assert (done.returncode, found) == (0, []), done.stderr
@@ -141,3 +148,12 @@ address = "127.0.0.1:9636"
 """)
     done = run([BINARY, "check", "--config", file], check=False, cwd="/")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("line", ['ticket_key_file = "bad.pem"', 'client_certificates = "required"\nclient_ca = "bad.pem"'])
+def test_every_file_of_tls_is_looked_at(checked, good, tmp_path, line):
+    (tmp_path / "bad.pem").write_text("nothing of use")
+    (tmp_path / "bad.pem").chmod(0o600)
+    done, found = checked(good.replace("[tls]", f"[tls]\n{line}"))
+    assert done.returncode == 1
+    assert [(kind, culprit) for kind, culprit, _ in found] == [("error", line.splitlines()[-1])]

@@ -64,7 +64,7 @@ def test_priorities_are_tiers(found_by_name, dns, start_backend):
         assert served_by(client) == str(second)
 
 
-def test_dns_changes_under_load(found_by_name, dns, start_backend):
+def test_dns_changes_under_load(found_by_name, dns, start_backend, figures):
     """The backends are exchanged several times: no operation fails, no session ends, none is moved without need."""
     one, other = start_backend(), start_backend()
     offer(dns, one)
@@ -103,6 +103,7 @@ def test_dns_changes_under_load(found_by_name, dns, start_backend):
     stop.set()
     for thread in threads:
         thread.join()
+    figures.count(tried=len(operations), failed=len(failures))
     assert not failures
     assert {str(one), str(other)} == set(operations)
 

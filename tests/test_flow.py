@@ -247,3 +247,29 @@ def test_requests_held_behind_a_bind_survive_the_half_close(proxy, backend):
         session.wait_for(ber.SEARCH_REQUEST)
         session.send(ber.result(2, ber.SEARCH_DONE))
         assert [pdu.message_id for pdu in client.read_to_end()] == [1, 2]
+
+
+def test_the_proxys_own_words_wait_for_the_end_of_a_long_response(proxy, backend):
+    """A long entry passes as it arrives; an answer of the proxy's own to another request must not land inside it."""
+    entry, done = ber.entry(1, "cn=long", {"x": [MEGABYTE]}), ber.result(1, ber.SEARCH_DONE)
+    backend.answer = lambda connection, pdu: connection.send(entry[:100_000])
+    with RawClient(proxy.endpoint()) as client:
+        client.send(ber.search(1))
+        assert client.read_octets(50_000) == entry[:50_000]
+        client.send(ber.bind(2, "cn=x", ""))
+        proxy.wait_for("ldaps_proxy_refusals_total", 1, reason="unauthenticated")
+        backend.session().send(entry[100_000:], done)
+        assert client.read_octets(len(entry) - 50_000) == entry[50_000:]
+        assert sorted((pdu.message_id, pdu.result_code) for pdu in (client.read(), client.read())) == [(1, 0), (2, 53)]
+
+
+def test_a_session_that_ends_inside_a_long_response_ends_without_a_word(proxy, backend):
+    entry = ber.entry(1, "cn=long", {"x": [MEGABYTE]})
+    backend.answer = lambda connection, pdu: connection.send(entry[:100_000])
+    with RawClient(proxy.endpoint()) as client:
+        client.send(ber.search(1))
+        received = client.read_octets(50_000)
+        client.send(b"\x30\x80")
+        while data := client.socket.recv(1 << 16):
+            received += data
+        assert entry.startswith(received)

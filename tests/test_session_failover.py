@@ -337,6 +337,12 @@ def _write(client):
     assert client.ask(ber.modify, "cn=x", {"a": ["b"]})[-1].result_code == ber.SUCCESS
 
 
+def _write_then_bind(client):
+    """Whoever the session is now, it must not read where its write may be missing."""
+    _write(client)
+    bind(client)
+
+
 def _paging(cookie):
     return ber.control("1.2.840.113556.1.4.319", ber.tlv(0x30, ber.integer(5), ber.octets(cookie)))
 
@@ -349,6 +355,7 @@ PINNED = {
     "highestCommittedUSN": _search(attributes=["highestCommittedUSN"]),
     "uSNChanged in a filter": _search(filter=ber.tlv(0xA5, ber.octets("usnchanged"), ber.octets("1"))),
     "recent write": _write,
+    "recent write, then another bind": _write_then_bind,
 }
 
 
@@ -446,11 +453,13 @@ def test_backends_that_accept_and_hang_cost_the_budget_once(start, first, second
 def test_every_session_of_a_dead_backend_moves(start, first, second):
     """50 clients with a search in flight each, all at once: 50 answers from the other backend."""
     proxy = start()
-    first.answer = answer_nothing
     clients = [RawClient(proxy.endpoint()) for _ in range(50)]
     for client in clients:
+        bind(client)
+    first.answer = answer_nothing
+    for client in clients:
         client.send(ber.search(9))
-    eventually(lambda: len(pdus(first)) == 50, "all searches are in flight")
+    eventually(lambda: len(pdus(first)) == 100, "all searches are in flight")
     first.die()
     for client in clients:
         entry, done = client.read_result(9)

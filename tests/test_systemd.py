@@ -1,5 +1,6 @@
 """The Debian package in a booted Debian 12: install, start, reload, crash, hang, restart, upgrade, remove."""
 
+import json
 import re
 import shutil
 import socket
@@ -114,6 +115,29 @@ def test_reload(service):
     service.run("systemctl", "reload", UNIT)
     eventually(lambda: enters(service), "the old trusted networks hold again")
     assert (service.show(UNIT, "MainPID"), service.show(UNIT, "NRestarts")) == (before, "0")
+
+
+def test_the_access_log_goes_to_the_journal_with_fields_to_search_by(service):
+    service.path(CONFIG).write_text(service.path(CONFIG).read_text() + '\n[access_log]\noutput = "journald"\n')
+    service.run("systemctl", "reload", UNIT)
+    with RawClient(service.endpoint) as client:
+        client.ask(ber.bind, "cn=ann\nPRIORITY=0", "s3cret-of-this-test")
+        client.ask(ber.search, "dc=x")
+        client.send(ber.unbind(client.next_id()))
+        assert client.ended()
+
+    def entries(*fields):
+        output = service.run("journalctl", "--no-pager", "-o", "json", "LDAPS_PROXY_LOG=access", *fields).stdout
+        return [json.loads(line) for line in output.splitlines()]
+
+    eventually(lambda: entries("LDAPS_PROXY_EVENT=session"), "the session is told")
+    told = entries()
+    assert [entry.get("LDAPS_PROXY_OPERATION") for entry in told] == ["bind", "search", "unbind", None]
+    bind, search = told[:2]
+    assert (bind["LDAPS_PROXY_DN"], bind["PRIORITY"], bind["_SYSTEMD_UNIT"]) == ("cn=ann\nPRIORITY=0", "6", UNIT)
+    assert json.loads(search["MESSAGE"])["dn"] == search["LDAPS_PROXY_DN"] == "dc=x"
+    assert entries("LDAPS_PROXY_RESULT=success", "LDAPS_PROXY_OPERATION=search") == [search]
+    assert "s3cret" not in service.journal()
 
 
 def test_a_crash_is_mended(service):

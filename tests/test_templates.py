@@ -12,6 +12,7 @@ import yaml
 
 from support.container import REPOSITORY
 from support.process import run
+from support.pypi import installed
 from support.proxy import check
 
 AWS = sorted((REPOSITORY / "docker" / "aws").glob("*.yaml"))
@@ -26,15 +27,7 @@ PARAMETERS = {
 
 @pytest.fixture(scope="module")
 def linters():
-    """The folder of the linters' commands; installed into target/ the first time, of these versions and no other."""
-    folder = REPOSITORY / "target" / "linters"
-    made_of = folder / "made-of"
-    if not made_of.exists() or made_of.read_text() != repr(LINTERS):
-        shutil.rmtree(folder, ignore_errors=True)
-        run(["/usr/bin/python3", "-m", "venv", folder], seconds=120)
-        run([folder / "bin" / "pip", "install", "--quiet", *LINTERS], seconds=300)
-        made_of.write_text(repr(LINTERS))
-    return folder / "bin"
+    return installed("linters", LINTERS)
 
 
 @pytest.mark.deadline(500)

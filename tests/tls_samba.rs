@@ -13,7 +13,7 @@ use std::time::Duration;
 use ldaps_proxy::config::{CertificateFiles, ClientCertificates, SessionTickets, Tls, TlsPolicy, TlsVersion};
 use ldaps_proxy::ldap::reply::result;
 use ldaps_proxy::ldap::{OperationKind, ResultCode, envelope};
-use ldaps_proxy::tls::{Handshake, ServerTls, UnixTime};
+use ldaps_proxy::tls::{ServerTls, UnixTime};
 use rcgen::generate_simple_self_signed;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -29,8 +29,7 @@ async fn ldbsearch_gets_its_answer() {
         let directory = tokio::spawn(async move {
             let (tcp, _) = listener.accept().await.unwrap();
             tcp.set_nodelay(true).unwrap();
-            let mut tls = server.accept(tcp).await.unwrap();
-            let agreed = Handshake::from(tls.get_ref().1);
+            let (mut tls, agreed) = server.accept(tcp).await.unwrap();
             assert_eq!((agreed.version, agreed.resumed), ("1.3", false));
             answer(&mut tls).await.unwrap();
         });
@@ -58,7 +57,7 @@ fn server(directory: &Path, session_tickets: SessionTickets) -> ServerTls {
     };
     let default_certificate = CertificateFiles {
         certificate: write("certificate.pem", made.cert.pem()),
-        private_key: write("private_key.pem", made.signing_key.serialize_pem()),
+        private_key: write("private_key.pem", made.signing_key.serialize_pem()).into(),
         certificate_chain: None,
         private_key_passphrase_file: None,
     };

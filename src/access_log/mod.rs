@@ -5,6 +5,8 @@ mod filter;
 mod record;
 mod render;
 mod selection;
+#[cfg(feature = "otlp")]
+mod spans;
 mod writer;
 
 use std::io;
@@ -18,9 +20,17 @@ use crate::metrics::Metrics;
 use selection::Selection;
 use writer::Writer;
 
-/// The access log, or nothing. A clone writes to the same output.
-#[derive(Clone)]
-pub struct AccessLog(Option<Arc<Open>>);
+/// Where records go, if anywhere. A clone writes to the same outputs.
+#[derive(Clone, Default)]
+pub struct AccessLog {
+    log: Option<Arc<Open>>,
+    #[cfg(feature = "otlp")]
+    spans: Option<(Arc<spans::Spans>, Redaction)>,
+}
+
+/// Whether values of filters are left out.
+#[cfg(feature = "otlp")]
+type Redaction = bool;
 
 struct Open {
     writer: Writer,
@@ -32,60 +42,85 @@ struct Open {
 
 impl AccessLog {
     /// A log that is off costs one comparison per operation.
-    pub const fn off() -> Self {
-        Self(None)
+    pub fn off() -> Self {
+        Self::default()
     }
 
     /// Opens the output that is configured; an error names it.
     pub fn start(settings: &config::AccessLog, metrics: Arc<Metrics>) -> io::Result<Self> {
-        if settings.output == AccessLogOutput::Off {
-            return Ok(Self::off());
-        }
-        Ok(Self(Some(Arc::new(Open {
-            writer: Writer::start(&settings.output, metrics)?,
-            format: settings.format,
-            operations: settings.detail == AccessLogDetail::Operations,
-            redact_filters: settings.redact_filters,
-            selection: Selection::new(settings),
-        }))))
+        let log = match settings.output {
+            AccessLogOutput::Off => None,
+            _ => Some(Arc::new(Open {
+                writer: Writer::start(&settings.output, metrics)?,
+                format: settings.format,
+                operations: settings.detail == AccessLogDetail::Operations,
+                redact_filters: settings.redact_filters,
+                selection: Selection::new(settings),
+            })),
+        };
+        #[cfg(feature = "otlp")]
+        let spans = spans::Spans::of_process().map_err(io::Error::other)?.map(|spans| (spans, settings.redact_filters));
+        Ok(Self {
+            log,
+            #[cfg(feature = "otlp")]
+            spans,
+        })
     }
 
     /// Describes a request for the record that is written when it ends; `None` if none will be.
     pub fn describe(&self, request: &Request<'_>) -> Option<Box<Described>> {
-        let open = self.0.as_ref().filter(|open| open.operations)?;
-        Some(Box::new(describe::describe(request, open.redact_filters)))
+        let redact = self.log.as_ref().filter(|log| log.operations).map(|log| log.redact_filters);
+        #[cfg(feature = "otlp")]
+        let redact = redact.or(self.spans.as_ref().map(|(_, redact)| *redact));
+        Some(Box::new(describe::describe(request, redact?)))
     }
 
     /// Writes an operation's record, if it is one of those to be told.
     pub fn operation(&self, record: &OperationRecord<'_>) {
-        if let Some(open) = self.0.as_ref().filter(|open| open.operations && open.selection.takes(record)) {
-            open.writer.line(render::operation_line(record, open.format));
+        if let Some(log) = self.log.as_ref().filter(|log| log.operations && log.selection.takes(record)) {
+            log.writer.line(render::operation_line(record, log.format));
+        }
+        #[cfg(feature = "otlp")]
+        if let Some((spans, _)) = &self.spans {
+            spans.operation(record);
         }
     }
 
     /// Writes a session's record.
     pub fn session(&self, record: &SessionRecord<'_>) {
-        if let Some(open) = &self.0 {
-            open.writer.line(render::session_line(record, open.format));
+        if let Some(log) = &self.log {
+            log.writer.line(render::session_line(record, log.format));
+        }
+        #[cfg(feature = "otlp")]
+        if let Some((spans, _)) = &self.spans {
+            spans.session(record);
         }
     }
 
     /// Whether there is anything to write to: a session's record needn't be made otherwise.
-    pub const fn is_on(&self) -> bool {
-        self.0.is_some()
+    pub fn is_on(&self) -> bool {
+        #[cfg(feature = "otlp")]
+        if self.spans.is_some() {
+            return true;
+        }
+        self.log.is_some()
     }
 
     /// Opens the output again, after its file was moved away.
     pub fn reopen(&self) {
-        if let Some(open) = &self.0 {
-            open.writer.reopen();
+        if let Some(log) = &self.log {
+            log.writer.reopen();
         }
     }
 
-    /// Writes what is queued and closes the output. Blocks; later records are lost and counted.
+    /// Writes what is queued and closes the outputs. Blocks; later records are lost and counted.
     pub fn finish(&self) {
-        if let Some(open) = &self.0 {
-            open.writer.finish();
+        if let Some(log) = &self.log {
+            log.writer.finish();
+        }
+        #[cfg(feature = "otlp")]
+        if let Some((spans, _)) = &self.spans {
+            spans.finish();
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Serialize, Serializer};
 
 use super::render::Timestamp;
-use crate::failure::{EndReason, Refusal};
+use crate::failure::{EndReason, Refusal, SubCode};
 use crate::ldap::{OperationKind, ResultCode};
 
 /// Who: the part that all records of a session share. Cheap to make anew for each record.
@@ -66,7 +66,7 @@ pub struct OperationRecord<'a> {
     pub result: Option<ResultCode>,
     /// AD's reason for a failed bind.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub sub_code: Option<&'a str>,
+    pub sub_code: Option<SubCode>,
     /// Why the proxy answered instead of a backend.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refusal: Option<Refusal>,

@@ -174,7 +174,7 @@ mod tests {
 
     use super::super::record::{Timing, TlsFacts};
     use super::*;
-    use crate::failure::{EndReason, Refusal};
+    use crate::failure::{EndReason, Refusal, SubCode};
     use crate::ldap::{OperationKind, ResultCode};
 
     const MICROSECOND: Duration = Duration::from_micros(1);
@@ -326,8 +326,11 @@ mod tests {
             controls: vec![String::new()],
         };
         let tls = tls();
-        let record =
-            OperationRecord { sub_code: Some("52e"), refusal: Some(Refusal::NoBackend), ..operation(&tls, &full) };
+        let record = OperationRecord {
+            sub_code: Some(SubCode::WrongPassword),
+            refusal: Some(Refusal::NoBackend),
+            ..operation(&tls, &full)
+        };
         let told =
             [parsed(&operation_line(&record, LogFormat::Json)), parsed(&session_line(&session(&tls), LogFormat::Json))];
         let told: BTreeSet<_> =

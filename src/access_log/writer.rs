@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use serde_json::Value;
 use tracing::{error, info};
 
 use crate::config::AccessLogOutput;
@@ -195,9 +196,29 @@ fn open_journal() -> io::Result<UnixDatagram> {
     Ok(socket)
 }
 
-/// systemd's native protocol; a field without a newline is `NAME=value`. Priority 6 is "informational".
+/// An entry in the journal's native protocol: the line as its message and, where that is JSON, its texts and numbers as
+/// fields to search by (`LDAPS_PROXY_RESULT=busy`). Priority 6 is "informational".
 fn journal_entry(line: &[u8]) -> Vec<u8> {
-    [b"PRIORITY=6\nSYSLOG_IDENTIFIER=ldaps-proxy\nLDAPS_PROXY_LOG=access\nMESSAGE=", line, b"\n"].concat()
+    let mut entry = b"PRIORITY=6\nSYSLOG_IDENTIFIER=ldaps-proxy\nLDAPS_PROXY_LOG=access\n".to_vec();
+    journal_field(&mut entry, "MESSAGE", line);
+    for (name, value) in serde_json::from_slice::<serde_json::Map<_, _>>(line).unwrap_or_default() {
+        let name = format!("LDAPS_PROXY_{}", name.to_ascii_uppercase());
+        match value {
+            Value::String(text) => journal_field(&mut entry, &name, text.as_bytes()),
+            Value::Number(number) => journal_field(&mut entry, &name, number.to_string().as_bytes()),
+            _ => {}
+        }
+    }
+    entry
+}
+
+/// With its length, since a client's words may hold a line's end.
+fn journal_field(entry: &mut Vec<u8>, name: &str, value: &[u8]) {
+    entry.extend_from_slice(name.as_bytes());
+    entry.push(b'\n');
+    entry.extend_from_slice(&(value.len() as u64).to_le_bytes());
+    entry.extend_from_slice(value);
+    entry.push(b'\n');
 }
 
 #[cfg(test)]
@@ -251,6 +272,20 @@ mod tests {
         writer.line(b"one\n".to_vec());
         writer.finish();
         assert_eq!((metrics.access_log_records.get(), metrics.access_log_dropped.get()), (0, 1));
+    }
+
+    #[test]
+    fn a_journal_entry_has_the_line_and_its_fields() {
+        let entry = journal_entry(br#"{"event":"operation","session":7,"dn":"a\nPRIORITY=0","tls":{"version":"1.3"}}"#);
+        let field = |name: &str, value: &[u8]| {
+            [name.as_bytes(), b"\n", &(value.len() as u64).to_le_bytes(), value, b"\n"].concat()
+        };
+        for (name, value) in [("EVENT", &b"operation"[..]), ("SESSION", b"7"), ("DN", b"a\nPRIORITY=0")] {
+            let wanted = field(&format!("LDAPS_PROXY_{name}"), value);
+            assert!(entry.windows(wanted.len()).any(|window| window == wanted), "{name}");
+        }
+        let text = journal_entry(b"a line of text");
+        assert!(text.ends_with(&field("MESSAGE", b"a line of text")));
     }
 
     #[test]

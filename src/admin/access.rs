@@ -3,6 +3,10 @@
 //! The Unix socket's own permissions decide there. Over TCP a change needs the token of `token_file`, and a request that
 //! a browser sends has to come from a page of this very server, called by an address or by the machine's own name: the
 //! token alone would do, the rest keeps a foreign page from trying.
+//!
+//! The page and the API tell who is connected, so they too answer only to such a name: a foreign page whose own name is
+//! made to resolve to this address (DNS rebinding) learns nothing. `/metrics`, `/healthz` and `/readyz`, which name no
+//! client, answer to any, since scrapers and balancers call them by names only the network knows.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -34,9 +38,10 @@ impl Denied {
                 (StatusCode::UNAUTHORIZED, "send `Authorization: Bearer TOKEN` with the token of `token_file`")
             }
             Self::Origin => (StatusCode::FORBIDDEN, "changes are taken only from this server's own page"),
-            Self::Host => {
-                (StatusCode::FORBIDDEN, "call this server by its IP address or its own host name to change state")
-            }
+            Self::Host => (
+                StatusCode::MISDIRECTED_REQUEST,
+                "call this server by its IP address, as localhost, or by its own host name",
+            ),
         }
     }
 }
@@ -56,6 +61,12 @@ pub(super) fn authorize(headers: &HeaderMap, token: Option<&[u8]>, host_name: &s
     let given =
         only(headers, header::AUTHORIZATION).and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
     verify_slices_are_equal(given.as_bytes(), token).map_err(|_| Denied::Token)
+}
+
+/// Judges a request over TCP that reads what names clients. One without a `Host` is from no browser.
+pub(super) fn authorize_reading(headers: &HeaderMap, host_name: &str) -> Result<(), Denied> {
+    let is_own = only(headers, header::HOST).is_some_and(|host| is_own_host(host, host_name));
+    if is_own || !headers.contains_key(header::HOST) { Ok(()) } else { Err(Denied::Host) }
 }
 
 /// The value of a header that is there exactly once, as text.
@@ -128,5 +139,22 @@ mod tests {
         }
         assert_eq!(judge(&[TOKEN], Some("secret")), Err(Denied::Host));
         assert_eq!(judge(&[HOST, HOST, TOKEN], Some("secret")), Err(Denied::Host));
+    }
+
+    #[test]
+    fn who_reads_calls_this_machine_by_its_own_name_too() {
+        let read = |hosts: &[&'static str]| {
+            let mut map = HeaderMap::new();
+            for host in hosts {
+                map.append(header::HOST, HeaderValue::from_static(host));
+            }
+            authorize_reading(&map, "proxy1")
+        };
+        for own in [&["127.0.0.1:9636"][..], &["localhost:9636"], &["proxy1.corp.example:9636"], &[]] {
+            assert_eq!(read(own), Ok(()), "{own:?}");
+        }
+        for foreign in [&["rebound.example:9636"][..], &["127.0.0.1", "rebound.example"], &[""]] {
+            assert_eq!(read(foreign), Err(Denied::Host), "{foreign:?}");
+        }
     }
 }

@@ -192,14 +192,16 @@ pub struct Reload {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Failure {
-    /// When.
+    /// When, for the last time.
     pub at: u64,
     /// A word of a closed list in [`crate::failure`].
     pub reason: String,
-    /// Who met it, where: a client, a backend.
+    /// Who met it: a client, a backend, a pool, a listener.
     pub subject: String,
-    /// What happened, in words.
+    /// What happened, in words; the last time.
     pub detail: String,
+    /// How many times, each within a minute of the one before.
+    pub count: u64,
 }
 
 /// What `GET /api/v1/status` gives: the snapshot and what is derived from sessions and metrics.

@@ -28,15 +28,16 @@ const DEFAULT_SESSIONS: usize = 1000;
 
 type Shared = State<Arc<Admin>>;
 
-/// Everything; changes need what [`access::authorize`] asks.
+/// Everything, as far as [`access`] allows.
 pub(super) fn tcp(admin: Arc<Admin>) -> Router {
     let changes = changes().route_layer(middleware::from_fn_with_state(Arc::clone(&admin), authorize));
-    finish(reads().merge(health_routes()).merge(changes), admin)
+    let reads = reads().route_layer(middleware::from_fn_with_state(Arc::clone(&admin), authorize_reading));
+    finish(reads.merge(anonymous()).merge(changes), admin)
 }
 
 /// Everything: whoever may open the socket may change state.
 pub(super) fn unix(admin: Arc<Admin>) -> Router {
-    finish(reads().merge(health_routes()).merge(changes()), admin)
+    finish(reads().merge(anonymous()).merge(changes()), admin)
 }
 
 /// For load balancers and kubelets.
@@ -48,12 +49,16 @@ fn health_routes() -> Router<Arc<Admin>> {
     Router::new().route("/healthz", get("alive\n")).route("/readyz", get(readyz))
 }
 
+/// What names no client.
+fn anonymous() -> Router<Arc<Admin>> {
+    health_routes().route("/metrics", get(metrics))
+}
+
 fn reads() -> Router<Arc<Admin>> {
     Router::new()
         .route("/", get(status_page))
         .route("/status.css", get(([(header::CONTENT_TYPE, "text/css; charset=utf-8")], page::CSS)))
         .route("/status.js", get(([(header::CONTENT_TYPE, "text/javascript; charset=utf-8")], page::JAVASCRIPT)))
-        .route("/metrics", get(metrics))
         .route("/api/v1/status", get(async |State(admin): Shared| Json(status(&admin))))
         .route("/api/v1/sessions", get(sessions))
         .route("/api/v1/backends", get(backends))
@@ -226,12 +231,21 @@ async fn authorize(State(admin): Shared, request: Request, next: Next) -> Respon
     };
     match access::authorize(request.headers(), token.as_ref().map(|token| token.as_bytes()), &admin.host_name) {
         Ok(()) => next.run(request).await,
-        Err(denied) => {
-            warn!(path = request.uri().path(), why = ?denied, "admin change denied");
-            let (status, what_to_do) = denied.response();
-            Problem::new(status, what_to_do).into_response()
-        }
+        Err(denied) => deny(&request, denied),
     }
+}
+
+async fn authorize_reading(State(admin): Shared, request: Request, next: Next) -> Response {
+    match access::authorize_reading(request.headers(), &admin.host_name) {
+        Ok(()) => next.run(request).await,
+        Err(denied) => deny(&request, denied),
+    }
+}
+
+fn deny(request: &Request, denied: access::Denied) -> Response {
+    warn!(path = request.uri().path(), why = ?denied, "admin request denied");
+    let (status, what_to_do) = denied.response();
+    Problem::new(status, what_to_do).into_response()
 }
 
 /// The first line of the file. An empty token would let anyone in.

@@ -1,5 +1,6 @@
 //! The admin side over real sockets, with a stand-in for the proxy, asked by the commands' own client.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -253,7 +254,7 @@ async fn the_health_address_serves_nothing_else() {
 #[tokio::test]
 async fn the_page_and_the_metrics_are_served_and_the_page_may_load_only_its_own() {
     let running = start(None).await;
-    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", running.tcp);
     let page = raw(running.tcp, &get("/")).await;
     assert!(page.contains("content-security-policy: default-src 'none'"), "{page}");
     for asset in ["status.css", "status.js"] {
@@ -263,6 +264,36 @@ async fn the_page_and_the_metrics_are_served_and_the_page_may_load_only_its_own(
     let metrics = raw(running.tcp, &get("/metrics")).await;
     assert!(metrics.contains("content-type: text/plain; version=0.0.4\r\n"));
     assert!(metrics.contains("\nldaps_proxy_connections_total{listener=\"l\",outcome=\"accepted\"} 1\n"));
+}
+
+#[test]
+fn the_reference_has_every_path() {
+    let paths = |text: &'static str, before: &str, after: char| -> BTreeSet<&'static str> {
+        text.split(before)
+            .skip(1)
+            .filter_map(|rest| rest.split(after).next())
+            .filter(|path| path.starts_with('/'))
+            .collect()
+    };
+    let served = paths(include_str!("routes.rs"), ".route(\"", '"');
+    let reference = include_str!("../../docs/admin.md");
+    let told = &paths(reference, "| `GET ", '`') | &paths(reference, "| `POST ", '`');
+    assert!(told.len() > 10);
+    assert_eq!(told, served.into_iter().filter(|path| !path.starts_with("/status.")).collect());
+}
+
+/// DNS rebinding: a foreign page's own name is made to resolve to this address, and its browser takes us for it.
+#[tokio::test]
+async fn what_names_clients_is_told_only_to_who_calls_this_server_by_its_own_name() {
+    let running = start(None).await;
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: rebound.example\r\n\r\n");
+    for path in ["/", "/api/v1/status", "/api/v1/sessions", "/api/v1/backends", "/api/v1/certificates"] {
+        let answer = raw(running.tcp, &get(path)).await;
+        assert!(answer.starts_with("HTTP/1.1 403 ") && !answer.contains("10.0."), "{path}: {answer}");
+    }
+    for path in ["/metrics", "/healthz", "/readyz"] {
+        assert!(raw(running.tcp, &get(path)).await.starts_with("HTTP/1.1 200 "), "{path}");
+    }
 }
 
 #[tokio::test]

@@ -35,7 +35,7 @@ impl Control for Controller {
         let backends = state.parts.pools.iter().flat_map(|(pool, running)| {
             running.pool.backends().iter().map(|backend| show_backend(pool, backend)).collect::<Vec<_>>()
         });
-        let certificates = state.parts.tls.iter().flat_map(|(_, server)| server.certificates());
+        let certificates = state.parts.tls.certificates();
         Snapshot {
             started: unix(proxy.started),
             draining: proxy.leaving.is_cancelled(),
@@ -43,6 +43,7 @@ impl Control for Controller {
             listeners: listeners.collect(),
             backends: backends.collect(),
             certificates: certificates
+                .into_iter()
                 .map(|certificate| model::Certificate {
                     name: certificate.name,
                     subject: certificate.subject,
@@ -55,6 +56,7 @@ impl Control for Controller {
                 .collect(),
             last_reload: state.last_reload.clone(),
             recent_failures: proxy
+                .metrics
                 .failures
                 .newest()
                 .into_iter()
@@ -63,6 +65,7 @@ impl Control for Controller {
                     reason: failure.reason.to_owned(),
                     subject: failure.subject,
                     detail: failure.detail,
+                    count: failure.count,
                 })
                 .collect(),
         }
@@ -136,6 +139,11 @@ pub struct Vitals {
 type Place = (Arc<Pool>, Arc<Backend>);
 
 impl Proxy {
+    /// How many sessions there are.
+    pub fn session_count(&self) -> usize {
+        self.registry.len()
+    }
+
     /// How it goes, for who supervises the process.
     pub fn vitals(&self) -> Vitals {
         let sessions = self.registry.len();

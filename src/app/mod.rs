@@ -13,12 +13,12 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, Admin};
 use crate::config::{Config, Loaded, Shutdown};
-use crate::failure::RecentFailures;
 use crate::lifecycle::Inherited;
 use crate::listener::{Addresses, Admission};
 use crate::log::LogLevel;
 use crate::metrics::Metrics;
 use crate::session::{Command, Memory, Registry};
+use crate::tls::Served;
 pub use control::Vitals;
 use parts::Parts;
 
@@ -30,7 +30,6 @@ pub struct Proxy {
     admission: Arc<Admission>,
     addresses: Arc<Addresses>,
     memory: Arc<Memory>,
-    failures: Arc<RecentFailures>,
     log: LogLevel,
     inherited: Inherited,
     state: Mutex<State>,
@@ -59,12 +58,18 @@ struct State {
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 impl Proxy {
-    /// Starts everything a configuration file asks for, on the sockets that are open already and on new ones.
+    /// Starts everything a configuration file asks for, on the sockets that are open already and on new ones. `tls` is what
+    /// its listeners offer.
     ///
     /// # Errors
     /// What couldn't be opened or read, one line each.
-    pub async fn start(loaded: Loaded, inherited: Inherited, log: LogLevel) -> Result<Arc<Self>, Vec<String>> {
-        Self::start_with(loaded.config.clone(), Some(loaded), inherited, log).await
+    pub async fn start(
+        loaded: Loaded,
+        tls: Served,
+        inherited: Inherited,
+        log: LogLevel,
+    ) -> Result<Arc<Self>, Vec<String>> {
+        Self::start_with(loaded.config.clone(), Some((loaded, tls)), inherited, log).await
     }
 
     /// Starts a configuration that has no file, and so can't be reloaded.
@@ -77,7 +82,7 @@ impl Proxy {
 
     async fn start_with(
         config: Config,
-        loaded: Option<Loaded>,
+        loaded: Option<(Loaded, Served)>,
         inherited: Inherited,
         log: LogLevel,
     ) -> Result<Arc<Self>, Vec<String>> {
@@ -89,6 +94,7 @@ impl Proxy {
         let addresses = Addresses::new(&config.limits);
         let memory = Memory::new(config.limits.buffer_memory, Arc::clone(&metrics));
         let config = Arc::new(config);
+        let (loaded, tls) = loaded.unzip();
         let proxy = Arc::new(Self {
             started: SystemTime::now(),
             metrics,
@@ -96,7 +102,6 @@ impl Proxy {
             admission,
             addresses,
             memory,
-            failures: Arc::default(),
             log,
             inherited,
             state: Mutex::new(State {
@@ -113,10 +118,12 @@ impl Proxy {
             draining: CancellationToken::new(),
             stopping: CancellationToken::new(),
         });
-        let plan = proxy.plan(&config).await?;
+        let tls = tls.map_or_else(|| proxy.load_tls(&config), Ok);
+        let plan = proxy.plan(&config, tls).await?;
         proxy.serve_admin(&config).await.map_err(|error| vec![error.to_string()])?;
         proxy.carry_out(plan);
         proxy.watch_files();
+        proxy.watch_expiry();
         Ok(proxy)
     }
 

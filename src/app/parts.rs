@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -13,14 +14,15 @@ use super::Proxy;
 use crate::access_log::AccessLog;
 use crate::config::{self, Config, ListenerProtocol};
 use crate::discovery::{self, Discovery};
+use crate::failure::Trouble;
 use crate::health;
 use crate::listener::{self, Door, Keys};
 use crate::policy::Policy;
-use crate::pool::{Event, Pool, keep_warm};
+use crate::pool::{Event, Health, Pool, keep_warm};
 use crate::referral;
 use crate::session::{self, Command, ReplayGuard};
 use crate::throttle::LoginThrottle;
-use crate::tls::{CertificateInfo, ServerTls, UnixTime};
+use crate::tls::{CertificateInfo, Served, ServerTls, UnixTime};
 use crate::trust::{Reload, TrustSource};
 use crate::upstream::Connector;
 
@@ -29,7 +31,7 @@ const EVENTS: usize = 1024;
 
 /// What is running.
 pub(super) struct Parts {
-    pub tls: Vec<(Arc<config::Tls>, Arc<ServerTls>)>,
+    pub tls: Served,
     pub pools: BTreeMap<String, RunningPool>,
     pub listeners: BTreeMap<String, RunningListener>,
     pub throttle: Arc<LoginThrottle>,
@@ -56,7 +58,7 @@ pub(super) struct RunningListener {
 /// Parts that are ready to take over.
 pub(super) struct Plan {
     pub config: Arc<Config>,
-    tls: Vec<(Arc<config::Tls>, Arc<ServerTls>)>,
+    tls: Served,
     pools: BTreeMap<String, PlannedPool>,
     listeners: Vec<PlannedListener>,
     /// A throttle and a log that replace those in use; none where their settings stay.
@@ -81,7 +83,7 @@ struct PlannedListener {
 impl Default for Parts {
     fn default() -> Self {
         Self {
-            tls: Vec::new(),
+            tls: Served::default(),
             pools: BTreeMap::new(),
             listeners: BTreeMap::new(),
             throttle: Arc::new(LoginThrottle::new(&config::LoginThrottle::default())),
@@ -94,18 +96,47 @@ impl Parts {
     /// The files that are followed while they are in use.
     pub fn files(&self) -> Vec<PathBuf> {
         let lists = self.listeners.values().filter_map(|listener| listener.settings.trusted_networks_file.clone());
-        self.tls.iter().flat_map(|(_, server)| server.files()).chain(lists).collect()
+        self.tls.files().chain(lists).collect()
     }
 }
 
 impl Proxy {
-    /// Reads and opens everything that `config` needs and isn't there already. Changes nothing that is running.
+    /// Reads again what serves TLS; warnings are logged.
     ///
     /// # Errors
     /// Everything that is wrong, one line each.
-    pub(super) async fn plan(&self, config: &Arc<Config>) -> Result<Plan, Vec<String>> {
+    pub(super) fn load_tls(&self, config: &Config) -> Result<Served, Vec<String>> {
+        let before = self.state().parts.tls.clone();
         let mut problems = Vec::new();
-        let tls = self.plan_tls(config, &mut problems);
+        let served = Served::load(config, &before, UnixTime::now(), |_, finding| {
+            if finding.is_error() {
+                problems.push(finding.to_string());
+            } else {
+                tracing::warn!("{finding}");
+            }
+        });
+        if problems.is_empty() { Ok(served) } else { Err(problems) }
+    }
+
+    /// Reads and opens everything else that `config` needs and isn't there already. Changes nothing that is running.
+    ///
+    /// # Errors
+    /// Everything that is wrong, one line each.
+    pub(super) async fn plan(
+        &self,
+        config: &Arc<Config>,
+        tls: Result<Served, Vec<String>>,
+    ) -> Result<Plan, Vec<String>> {
+        let (tls, mut problems) = match tls {
+            Ok(tls) => (tls, Vec::new()),
+            Err(problems) => (Served::default(), problems),
+        };
+        for server in tls.servers() {
+            server.measure(self.metrics());
+            if let Err(findings) = server.prove_tokens() {
+                problems.extend(findings.iter().map(ToString::to_string));
+            }
+        }
         let pools = self.plan_pools(config, &mut problems).await;
         let listeners = self.plan_listeners(config, &tls, &mut problems);
         let (throttle, access_log) = self.plan_throttle_and_log(config, &mut problems);
@@ -113,27 +144,6 @@ impl Proxy {
             return Err(problems);
         }
         Ok(Plan { config: Arc::clone(config), tls, pools, listeners, throttle, access_log })
-    }
-
-    fn plan_tls(&self, config: &Config, problems: &mut Vec<String>) -> Vec<(Arc<config::Tls>, Arc<ServerTls>)> {
-        let mut planned: Vec<(Arc<config::Tls>, Arc<ServerTls>)> = Vec::new();
-        for settings in config.listeners.iter().filter_map(|listener| listener.tls.as_ref()) {
-            if planned.iter().any(|(known, _)| known == settings) {
-                continue;
-            }
-            match ServerTls::load(settings, UnixTime::now()) {
-                Ok(loaded) => {
-                    for finding in &loaded.findings {
-                        tracing::warn!("{finding}");
-                    }
-                    planned.push((Arc::clone(settings), Arc::new(loaded.server)));
-                }
-                Err(findings) => {
-                    problems.extend(findings.iter().filter(|finding| finding.is_error()).map(ToString::to_string));
-                }
-            }
-        }
-        planned
     }
 
     async fn plan_pools(&self, config: &Config, problems: &mut Vec<String>) -> BTreeMap<String, PlannedPool> {
@@ -196,16 +206,11 @@ impl Proxy {
         (throttle, access_log)
     }
 
-    fn plan_listeners(
-        &self,
-        config: &Config,
-        tls: &[(Arc<config::Tls>, Arc<ServerTls>)],
-        problems: &mut Vec<String>,
-    ) -> Vec<PlannedListener> {
+    fn plan_listeners(&self, config: &Config, tls: &Served, problems: &mut Vec<String>) -> Vec<PlannedListener> {
         let running = &self.state().parts.listeners;
         let mut planned = Vec::new();
         for settings in &config.listeners {
-            let tls = settings.tls.as_ref().and_then(|wanted| tls.iter().find(|(known, _)| known == wanted));
+            let tls = settings.tls.as_ref().and_then(|table| tls.find(table));
             let stays = running.get(&settings.name).is_some_and(|known| known.settings.address == settings.address);
             let policy = match Policy::new(&settings.policy) {
                 Ok(policy) => policy,
@@ -226,12 +231,7 @@ impl Proxy {
                     }
                 }
             }
-            planned.push(PlannedListener {
-                settings: settings.clone(),
-                policy,
-                tls: tls.map(|(_, server)| Arc::clone(server)),
-                fresh,
-            });
+            planned.push(PlannedListener { settings: settings.clone(), policy, tls: tls.cloned(), fresh });
         }
         planned
     }
@@ -239,7 +239,7 @@ impl Proxy {
     /// Puts a plan in the place of what is running. Cannot fail.
     pub(super) fn carry_out(self: &Arc<Self>, plan: Plan) {
         let Plan { config, tls, pools, listeners, throttle, access_log } = plan;
-        self.admission.resize(config.limits.max_connections);
+        self.admission.change(&config.limits);
         self.addresses.change(&config.limits);
         self.memory.resize(config.limits.buffer_memory);
         let mut state = self.state();
@@ -331,7 +331,6 @@ impl Proxy {
             admission: Arc::clone(&self.admission),
             addresses: Arc::clone(&self.addresses),
             registry: Arc::clone(&self.registry),
-            failures: Arc::clone(&self.failures),
             connections: self.connections.clone(),
             draining: self.draining.clone(),
         }
@@ -343,12 +342,16 @@ impl Proxy {
         let registry = Arc::clone(&self.registry);
         let rebalance = pool.settings().rebalance;
         let all = Arc::clone(&pool);
+        let failures = Arc::clone(&self.metrics().failures);
         let on_change = move |change: &health::Change| {
+            if let Some(trouble) = trouble(change.verdict.health) {
+                failures.record(SystemTime::now(), trouble, change.backend.name(), &change.verdict.reason);
+            }
             if change.is_loss() {
                 registry.command_on(&change.backend, Command::Leave);
             } else if change.is_return() && rebalance {
-                for other in all.backends().iter().filter(|other| !Arc::ptr_eq(other, &change.backend)) {
-                    registry.command_on(other, Command::Move);
+                for (other, excess) in all.excess(&change.backend) {
+                    registry.command_some(&other, excess, Command::Rebalance);
                 }
             }
         };
@@ -365,7 +368,7 @@ impl Proxy {
 
     /// Shows when the certificates now served expire.
     pub(super) fn show_certificates(&self, parts: &Parts) {
-        let certificates: Vec<_> = parts.tls.iter().flat_map(|(_, server)| server.certificates()).collect();
+        let certificates = parts.tls.certificates();
         let expiry = |one: &CertificateInfo| i64::try_from(one.not_after.as_secs()).unwrap_or(i64::MAX);
         self.metrics().certificates(certificates.iter().map(|one| (one.name.as_str(), expiry(one))));
     }
@@ -379,10 +382,20 @@ impl Proxy {
             }
             Reload::ListKept(problem) => {
                 tracing::error!(listener = door.name(), %problem, "the last good list of trusted networks is kept");
+                self.metrics().failures.record(SystemTime::now(), Trouble::TrustListStale, door.name(), &problem);
                 true
             }
         };
         self.metrics().listener(door.name()).trust_list_stale(stale);
+    }
+}
+
+/// What a backend's new state is among the recent failures.
+fn trouble(health: Health) -> Option<Trouble> {
+    match health {
+        Health::Down => Some(Trouble::BackendDown),
+        Health::Degraded => Some(Trouble::BackendDegraded),
+        Health::Up | Health::Unknown => None,
     }
 }
 

@@ -6,9 +6,9 @@ use std::time::SystemTime;
 use super::Proxy;
 use crate::admin::model::Reload;
 use crate::config;
-use crate::failure::ReloadOutcome;
+use crate::failure::{ReloadOutcome, Trouble};
 use crate::session::Command;
-use crate::tls::FileWatcher;
+use crate::tls::{self, FileWatcher, UnixTime};
 
 impl Proxy {
     /// Reads the configuration file and every file it names again.
@@ -28,6 +28,7 @@ impl Proxy {
         } else {
             self.metrics.reloaded(ReloadOutcome::Rejected);
             tracing::error!(problems = ?lines, "reload refused, nothing was changed");
+            self.record_rejected("configuration", lines.join(" "));
         }
         self.state().last_reload = Some(Reload { at: super::control::unix(SystemTime::now()), applied, lines });
         outcome
@@ -41,7 +42,7 @@ impl Proxy {
             None => None,
         };
         let fresh = loaded.as_ref().map_or_else(|| Arc::clone(&before), |loaded| Arc::new(loaded.config.clone()));
-        let plan = self.plan(&fresh).await?;
+        let plan = self.plan(&fresh, self.load_tls(&fresh)).await?;
         if fresh.admin != before.admin || fresh.health_address != before.health_address {
             self.serve_admin(&fresh).await.map_err(|error| vec![error.to_string()])?;
         }
@@ -60,6 +61,10 @@ impl Proxy {
             self.end_untrusted_sessions();
         }
         Ok(changes)
+    }
+
+    fn record_rejected(&self, what: &str, problem: impl std::fmt::Display) {
+        self.metrics.failures.record(SystemTime::now(), Trouble::ReloadRejected, what, problem);
     }
 
     fn end_untrusted_sessions(&self) {
@@ -85,6 +90,17 @@ impl Proxy {
         });
     }
 
+    /// Says every day which certificates end soon.
+    pub(super) fn watch_expiry(self: &Arc<Self>) {
+        let proxy = Arc::clone(self);
+        self.background.spawn(async move {
+            let served = || proxy.state().parts.tls.clone();
+            let warn = |finding| tracing::warn!("{finding}");
+            let stopping = proxy.stopping.clone();
+            let _ = stopping.run_until_cancelled(tls::remind_of_expiry(served, UnixTime::now, warn)).await;
+        });
+    }
+
     async fn follow_files(self: Arc<Self>) {
         loop {
             let files = self.state().parts.files();
@@ -98,17 +114,20 @@ impl Proxy {
 
     async fn files_changed(self: &Arc<Self>) {
         let _alone = self.reloading.lock().await;
-        let state = self.state();
+        // A key in a token may take its time to sign: nobody waits for this lock meanwhile.
+        let served = self.state().parts.tls.clone();
         let mut outcome = ReloadOutcome::Applied;
-        for (_, server) in &state.parts.tls {
-            match server.reload(crate::tls::UnixTime::now()) {
+        for server in served.servers() {
+            match server.reload(UnixTime::now()) {
                 Ok(findings) => findings.iter().for_each(|finding| tracing::warn!("{finding}")),
                 Err(findings) => {
                     outcome = ReloadOutcome::Rejected;
                     findings.iter().for_each(|finding| tracing::error!("{finding}; the old certificate stays"));
+                    findings.iter().for_each(|finding| self.record_rejected("certificate", finding));
                 }
             }
         }
+        let state = self.state();
         self.show_certificates(&state.parts);
         for listener in state.parts.listeners.values() {
             self.reload_trust(&listener.door, &listener.settings);

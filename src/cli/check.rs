@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use crate::config::{self, Diagnostic, Diagnostics, ListenerProtocol, Loaded, Severity};
+use crate::config::{self, Diagnostic, Diagnostics, ListenerProtocol, Loaded, PrivateKeySource, Severity};
 use crate::discovery::Discovery;
 use crate::health;
 use crate::metrics::Metrics;
 use crate::pool::Pool;
-use crate::tls::{self, UnixTime};
+use crate::tls::{self, Served, UnixTime};
 use crate::trust::TrustSource;
 use crate::upstream::Connector;
 
@@ -20,8 +20,10 @@ use crate::upstream::Connector;
 /// standard output. With `probe` it also resolves names and asks every backend. Warnings don't change the exit code.
 pub fn check(file: &Path, probe: bool) -> ExitCode {
     let further = |loaded: &Loaded| {
-        let mut found = files(loaded);
+        let (_, mut found) = files(loaded);
+        found.extend(pool_files(loaded));
         if probe {
+            found.extend(ask_tokens(loaded));
             found.extend(ask_backends(loaded));
         }
         found
@@ -44,22 +46,31 @@ pub fn check(file: &Path, probe: bool) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// What is wrong with the certificates and lists of networks that a configuration names.
-pub(super) fn files(loaded: &Loaded) -> Vec<Diagnostic> {
+/// What the listeners offer, ready to serve, and what is wrong with the files that a configuration names: certificates, keys
+/// and what else stands in `[tls]`, lists of networks.
+pub(super) fn files(loaded: &Loaded) -> (Served, Vec<Diagnostic>) {
     let mut found = Vec::new();
-    for (table, files) in loaded.certificates() {
-        for finding in tls::lint(files, UnixTime::now()) {
-            let severity = if finding.is_error() { Severity::Error } else { Severity::Warning };
-            found.push(loaded.report(&format!("{table}.{}", finding.key), severity, finding.message, finding.help));
-        }
-    }
+    let served = Served::load(&loaded.config, &Served::default(), UnixTime::now(), |listener, finding| {
+        let table = loaded.tls_table(listener);
+        let part = finding.additional.map_or_else(String::new, |index| format!(".additional[{index}]"));
+        let severity = if finding.is_error() { Severity::Error } else { Severity::Warning };
+        found.push(loaded.report(&format!("{table}{part}.{}", finding.key), severity, finding.message, finding.help));
+    });
     for (index, listener) in loaded.config.listeners.iter().enumerate() {
         if let Err(error) = TrustSource::open(listener) {
             let key = format!("listener[{index}].trusted_networks_file");
             found.push(loaded.report(&key, Severity::Error, error.to_string(), ""));
         }
     }
-    found
+    (served, found)
+}
+
+/// What is wrong with the files that pools name for TLS to their backends.
+fn pool_files(loaded: &Loaded) -> impl Iterator<Item = Diagnostic> {
+    loaded.config.pools.iter().filter_map(|(name, settings)| {
+        let finding = Connector::new(settings).err()?;
+        Some(loaded.report(&format!("pools.{name}.{}", finding.key), Severity::Error, finding.message, finding.help))
+    })
 }
 
 /// Who is served on which address from which backends.
@@ -82,6 +93,22 @@ fn summary(loaded: &Loaded) -> String {
         .expect("writing to a String doesn't fail");
     }
     text
+}
+
+/// What keeps tokens from signing for their certificates.
+fn ask_tokens(loaded: &Loaded) -> Vec<Diagnostic> {
+    let mut found = Vec::new();
+    for (table, files) in loaded.certificates() {
+        let PrivateKeySource::Token(key) = &files.private_key else { continue };
+        match tls::try_token(files) {
+            Ok(()) => println!("  {} signs for {}", key.uri, files.certificate.display()),
+            Err(finding) => {
+                let key = format!("{table}.{}", finding.key);
+                found.push(loaded.report(&key, Severity::Error, finding.message, finding.help));
+            }
+        }
+    }
+    found
 }
 
 /// What is wrong with reaching the backends: names that don't resolve, servers that don't answer as they should.
@@ -110,7 +137,8 @@ async fn ask_pool(loaded: &Loaded, settings: &Arc<config::Pool>, found: &mut Vec
     }
     let connector = match Connector::new(settings) {
         Ok(connector) => connector,
-        Err(finding) => return wrong(finding.message, &finding.help),
+        // That is told already, at its key.
+        Err(_) => return,
     };
     let (events, _nobody) = mpsc::channel(1);
     let pool = Arc::new(Pool::new(Arc::clone(settings), connector, Metrics::new(), events));

@@ -109,11 +109,14 @@ fn render(status: &Status) -> String {
         .recent_failures
         .iter()
         .take(10)
-        .map(|failure| vec![since(failure.at), failure.reason.clone(), failure.subject.clone(), failure.detail.clone()])
+        .map(|failure| {
+            let times = if failure.count > 1 { format!("{}×", failure.count) } else { String::new() };
+            vec![since(failure.at), times, failure.reason.clone(), failure.subject.clone(), failure.detail.clone()]
+        })
         .collect();
     if !failures.is_empty() {
         text += "\n";
-        text += &table(&["AGO", "FAILURE", "WHO", "WHAT"], &failures);
+        text += &table(&["AGO", "", "FAILURE", "WHO", "WHAT"], &failures);
     }
     if let Some(reload) = snapshot.last_reload.as_ref().filter(|reload| !reload.applied) {
         text += &format!("\nThe last reload, {} ago, was rejected:\n", since(reload.at));

@@ -55,14 +55,19 @@ impl Loaded {
         let mut found = BTreeMap::new();
         for (index, listener) in self.config.listeners.iter().enumerate() {
             let Some(tls) = &listener.tls else { continue };
-            let own = format!("listener[{index}].tls");
-            let path = if self.places.contains(&own) { own } else { "tls".into() };
+            let path = self.tls_table(index);
             for (index, files) in tls.additional.iter().enumerate() {
                 found.insert(format!("{path}.additional[{index}]"), files);
             }
             found.insert(path, &tls.default_certificate);
         }
         found.into_iter().collect()
+    }
+
+    /// The path of the table that says what the listener at this place, counted from 0, offers: its own, or `tls`.
+    pub fn tls_table(&self, listener: usize) -> String {
+        let own = format!("listener[{listener}].tls");
+        if self.places.contains(&own) { own } else { "tls".into() }
     }
 
     /// Every setting in force, written or default, as it would be written, by the path of its key; null where it has neither.
@@ -74,8 +79,8 @@ impl Loaded {
     /// The same, once a look into the files it names has found no mistake in the names.
     pub(super) fn with_readable_files(self) -> Result<Self, Diagnostics> {
         let keyless_bundle = |files: &CertificateFiles| {
-            files.private_key == files.certificate
-                && std::fs::read(&files.private_key)
+            files.private_key.file() == Some(&files.certificate)
+                && std::fs::read(&files.certificate)
                     .is_ok_and(|text| !String::from_utf8_lossy(&text).contains("PRIVATE KEY-----"))
         };
         let found: Vec<_> = (self.certificates().into_iter())

@@ -104,7 +104,7 @@ impl Discovery {
         while let Some(due) = self.next_due() {
             sleep_until(due).await;
             for failure in self.refresh().await {
-                pool.metrics().discovery_failed();
+                pool.metrics().discovery_failed(format_args!("{}: {}", failure.name, failure.reason));
                 failure.log(&pool.settings().name);
             }
             let admission = pool.admit(&self.endpoints());

@@ -3,11 +3,10 @@
 //! Each value is a label of a metric, a word in the access log and a heading of the runbook, so the texts are part of
 //! the contract: add, never rename.
 
-mod recent;
-
 use std::fmt;
 
 pub use recent::{RecentFailure, RecentFailures};
+pub use sub_code::SubCode;
 
 /// A closed list whose values are metric labels.
 pub trait ClosedList: Copy + 'static {
@@ -68,6 +67,9 @@ macro_rules! closed_list {
     };
 }
 
+mod recent;
+mod sub_code;
+
 closed_list! {
     /// What became of a connection a listener accepted from the kernel; each is counted exactly once.
     Outcome {
@@ -81,7 +83,7 @@ closed_list! {
         AddressLimit = "address_limit",
         /// `limits.connection_rate_per_address` is passed.
         RateLimited = "rate_limited",
-        /// `limits.handshakes` are under way already.
+        /// No turn among `limits.handshakes` came in time.
         HandshakeLimit = "handshake_limit",
         /// The TLS handshake failed; `ldaps_proxy_handshake_failures_total` says why.
         HandshakeFailed = "handshake_failed",
@@ -267,6 +269,28 @@ closed_list! {
 }
 
 closed_list! {
+    /// What else went wrong, beside refusals and connections: a word of the list of recent failures.
+    Trouble {
+        /// A backend fails its probes, or was ejected for what real traffic met there.
+        BackendDown = "backend_down",
+        /// A backend answers, but its deep probe fails or is too slow.
+        BackendDegraded = "backend_degraded",
+        /// An upstream was lost while operations were in flight on it.
+        UpstreamLost = "upstream_lost",
+        /// A backend answered a client's bind with invalidCredentials; the sub-code says why.
+        BindRefused = "bind_refused",
+        /// A name could not be resolved; the last good answer stays in force.
+        LookupFailed = "lookup_failed",
+        /// The account of a pool's probes is refused, and its probe stands still.
+        ProbeAccountRefused = "probe_account_refused",
+        /// A listener's list of trusted networks could not be read; the last good one stays in force.
+        TrustListStale = "trust_list_stale",
+        /// A reload found an error and changed nothing.
+        ReloadRejected = "reload_rejected",
+    }
+}
+
+closed_list! {
     /// What became of a reload of configuration and certificates.
     ReloadOutcome {
         /// Everything was taken over.
@@ -300,7 +324,22 @@ mod tests {
         for (index, value) in L::ALL.iter().enumerate() {
             assert_eq!(value.index(), index);
             let text = value.as_str();
-            assert!(!text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{text:?}");
+            assert!(
+                !text.is_empty() && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_')),
+                "{text:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_runbook_has_every_trouble() {
+        let runbook = include_str!("../../docs/runbook.md");
+        let section = runbook.split("\n## ").find(|section| section.starts_with("Recent failures\n"));
+        let rows: Vec<_> = section.expect("a section").lines().filter(|line| line.starts_with("| `")).collect();
+        assert_eq!(rows.len(), Trouble::ALL.len());
+        for (row, trouble) in rows.iter().zip(Trouble::ALL) {
+            let begin = format!("| `{trouble}` | {} | ", trouble.meaning());
+            assert!(row.starts_with(&begin), "{row} doesn't start with {begin}");
         }
     }
 
@@ -312,6 +351,8 @@ mod tests {
         check::<FailoverKind>();
         check::<EndReason>();
         check::<ReloadOutcome>();
+        check::<SubCode>();
+        check::<Trouble>();
         check::<Limit>();
     }
 }

@@ -62,3 +62,16 @@ fn record(prober: &Prober, outcome: &Outcome, duration: Duration) {
 fn jittered(interval: Duration) -> Duration {
     interval.mul_f64(1.0 - fastrand::f64() / 10.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn probes_come_early_at_random_and_never_late() {
+        let interval = Duration::from_secs(1);
+        let intervals: Vec<_> = (0..100).map(|_| jittered(interval)).collect();
+        assert!(intervals.iter().all(|one| *one <= interval && *one >= interval.mul_f64(0.9)));
+        assert!(intervals.iter().any(|one| *one != intervals[0]));
+    }
+}

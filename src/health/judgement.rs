@@ -133,6 +133,16 @@ impl Judgement {
         self.ejection.begin(now)
     }
 
+    /// Its probes have taken it down; how long it stays out even if they pass again, if it has failed before lately.
+    pub fn relapse(&mut self, now: Instant) -> Option<Duration> {
+        self.ejection.relapse(now)
+    }
+
+    /// Ends its ejection early: no better backend is left.
+    pub fn pardon(&mut self, now: Instant) {
+        self.ejection.end(now);
+    }
+
     /// Whether it is ejected.
     pub fn is_ejected(&self, now: Instant) -> bool {
         self.ejection.lasts(now)
@@ -146,10 +156,11 @@ impl Judgement {
                 return Verdict { silent: self.cheap.silent, ..verdict(Health::Down, &self.cheap.trouble) };
             }
             _ if self.is_ejected(now) => {
-                return verdict(
-                    Health::Down,
-                    "ejected: several clients' connections to it failed or were lost, though probes may pass",
-                );
+                let reason = match self.ejection.is_relapse() {
+                    true => "ejected: it has come and gone several times within minutes, though probes may pass now",
+                    false => "ejected: several clients' connections to it failed or were lost, though probes may pass",
+                };
+                return verdict(Health::Down, reason);
             }
             None => return verdict(Health::Unknown, "not probed yet"),
             Some(true) => {}

@@ -41,12 +41,14 @@ pub struct Change {
     pub before: Health,
     /// What it is now, and why.
     pub verdict: Verdict,
+    returns: bool,
 }
 
 impl Change {
-    /// It was down and serves again: sessions may be moved to it (`rebalance`).
+    /// It was down, and is up for the first time since, perhaps after a while as degraded: sessions may be moved to it
+    /// (`rebalance`).
     pub fn is_return(&self) -> bool {
-        self.before == Health::Down && matches!(self.verdict.health, Health::Up)
+        self.returns
     }
 
     /// It has stopped answering: what its sessions wait for won't come.
@@ -114,6 +116,8 @@ struct Patient {
     judgement: Judgement,
     troubles: Troubles,
     reason: String,
+    /// It has been down and not up since.
+    fallen: bool,
     /// Rung for a probe at once.
     hurry: Arc<Notify>,
     checkers: Vec<tokio::task::AbortHandle>,
@@ -161,6 +165,7 @@ impl<F: Fn(&Change)> Watcher<F> {
             judgement: Judgement::new(&settings),
             troubles: Troubles::default(),
             reason: String::new(),
+            fallen: false,
             hurry,
             checkers,
             backend,
@@ -193,26 +198,31 @@ impl<F: Fn(&Change)> Watcher<F> {
     }
 
     fn eject(&mut self, index: usize, now: Instant) {
+        let (pool, backend) = (&self.pool.settings().name, &self.patients[index].backend);
+        if !self.may_eject(index, now) {
+            tracing::warn!(
+                pool,
+                backend = backend.name(),
+                "several clients' connections to it failed or were lost; it stays, too few others would be left"
+            );
+            self.patients[index].hurry.notify_one();
+            return;
+        }
+        backend.metrics().ejected();
+        let length = self.patients[index].judgement.eject(now);
+        tracing::warn!(pool, backend = self.patients[index].backend.name(), ?length, "ejected");
+        self.pronounce(index, now);
+    }
+
+    /// Whether the pool can do without one more.
+    fn may_eject(&self, index: usize, now: Instant) -> bool {
         let is_enabled = |patient: &&Patient| patient.backend.duty() == Duty::Enabled;
         let enabled = self.patients.iter().filter(is_enabled).count();
         let ejected = self.patients.iter().filter(|patient| patient.judgement.is_ejected(now)).count();
         let this = &self.patients[index].backend;
         let others = self.patients.iter().filter(|patient| !Arc::ptr_eq(&patient.backend, this));
         let others = others.filter(|patient| patient.backend.is_usable()).count();
-        let (pool, backend) = (&self.pool.settings().name, this.name());
-        if !outlier::may_eject(enabled, ejected, others) {
-            tracing::warn!(
-                pool,
-                backend,
-                "several clients' connections to it failed or were lost; it stays, too few others would be left"
-            );
-            self.patients[index].hurry.notify_one();
-            return;
-        }
-        this.metrics().ejected();
-        let length = self.patients[index].judgement.eject(now);
-        tracing::warn!(pool, backend = self.patients[index].backend.name(), ?length, "ejected");
-        self.pronounce(index, now);
+        outlier::may_eject(enabled, ejected, others)
     }
 
     /// Tells a backend what is thought of it, if that has changed.
@@ -238,7 +248,34 @@ impl<F: Fn(&Change)> Watcher<F> {
             Health::Up | Health::Unknown => tracing::info!(pool, backend, ?before, reason, "backend is up"),
         }
         let backend = Arc::clone(&patient.backend);
-        (self.on_change)(&Change { backend, before, verdict });
+        let returns = verdict.health == Health::Up && std::mem::take(&mut patient.fallen);
+        if verdict.health == Health::Down {
+            patient.fallen = true;
+            self.take_fall(index, now);
+        }
+        (self.on_change)(&Change { backend, before, verdict, returns });
+    }
+
+    /// A backend has gone down. One that comes and goes costs its sessions a failover each time: it has to wait longer and
+    /// longer, unless it is needed.
+    fn take_fall(&mut self, index: usize, now: Instant) {
+        if !self.patients.iter().any(|patient| patient.backend.is_usable()) {
+            self.patients.iter_mut().for_each(|patient| patient.judgement.pardon(now));
+            return;
+        }
+        if self.patients[index].judgement.is_ejected(now) || !self.may_eject(index, now) {
+            return;
+        }
+        let Patient { backend, judgement, .. } = &mut self.patients[index];
+        if let Some(length) = judgement.relapse(now) {
+            backend.metrics().ejected();
+            tracing::warn!(
+                pool = self.pool.settings().name,
+                backend = backend.name(),
+                ?length,
+                "ejected: it comes and goes"
+            );
+        }
     }
 
     fn find(&self, backend: &Arc<Backend>) -> Option<usize> {

@@ -82,29 +82,64 @@ fn household(client: IpAddr) -> IpAddr {
     }
 }
 
-/// How long a backend stays ejected: longer each time.
+/// How long a backend stays ejected: longer each time it fails.
 #[derive(Debug, Default)]
 pub struct Ejection {
+    /// Failures lately.
     times: u32,
     until: Option<Instant>,
+    relapsed: bool,
 }
 
 impl Ejection {
     /// Begins an ejection; how long it takes.
     pub fn begin(&mut self, now: Instant) -> Duration {
-        if self.until.is_none_or(|until| now >= until + FORGIVEN_AFTER) {
-            self.times = 0;
-        }
-        let length = FIRST_EJECTION.saturating_mul(1 << self.times.min(16)).min(LONGEST_EJECTION);
-        self.times += 1;
-        self.until = Some(now + length);
-        length
+        let before = self.count(now);
+        self.last(now, doubled(before), false)
+    }
+
+    /// Its probes have taken it down. The first time it may return as soon as they pass; one that comes and goes stays out,
+    /// for how long.
+    pub fn relapse(&mut self, now: Instant) -> Option<Duration> {
+        let Some(before) = self.count(now).checked_sub(1) else {
+            self.last(now, Duration::ZERO, true);
+            return None;
+        };
+        Some(self.last(now, doubled(before), true))
+    }
+
+    /// Ends it before its time.
+    pub fn end(&mut self, now: Instant) {
+        self.until = self.until.map(|until| until.min(now));
+    }
+
+    /// Whether it comes and goes, rather than fail its clients while its probes pass.
+    pub fn is_relapse(&self) -> bool {
+        self.relapsed
     }
 
     /// Whether it still lasts.
     pub fn lasts(&self, now: Instant) -> bool {
         self.until.is_some_and(|until| now < until)
     }
+
+    /// Failures before this one.
+    fn count(&mut self, now: Instant) -> u32 {
+        if self.until.is_none_or(|until| now >= until + FORGIVEN_AFTER) {
+            self.times = 0;
+        }
+        self.times += 1;
+        self.times - 1
+    }
+
+    fn last(&mut self, now: Instant, length: Duration, relapsed: bool) -> Duration {
+        (self.until, self.relapsed) = (Some(now + length), relapsed);
+        length
+    }
+}
+
+fn doubled(times: u32) -> Duration {
+    FIRST_EJECTION.saturating_mul(1 << times.min(16)).min(LONGEST_EJECTION)
 }
 
 /// Whether one more of `enabled` backends may be ejected, where `ejected` already are and `others` could take its place.
@@ -184,6 +219,25 @@ mod tests {
         }
         now += FORGIVEN_AFTER;
         assert_eq!(ejection.begin(now), FIRST_EJECTION);
+    }
+
+    #[test]
+    fn one_that_comes_and_goes_stays_out_longer_each_time() {
+        let (mut now, mut ejection) = (Instant::now(), Ejection::default());
+        assert_eq!(ejection.relapse(now), None, "a restart is no flapping");
+        assert!(!ejection.lasts(now));
+        for seconds in [5, 10, 20, 40, 80, 160, 300, 300] {
+            now += Duration::from_secs(1);
+            let length = Duration::from_secs(seconds);
+            assert_eq!(ejection.relapse(now), Some(length));
+            assert!(ejection.lasts(now + length - Duration::from_millis(1)) && ejection.is_relapse());
+            assert!(!ejection.lasts(now + length));
+            now += length;
+        }
+        assert_eq!(ejection.begin(now), LONGEST_EJECTION, "both ways of failing count");
+        assert!(!ejection.is_relapse());
+        now += LONGEST_EJECTION + FORGIVEN_AFTER;
+        assert_eq!(ejection.relapse(now), None);
     }
 
     proptest! {

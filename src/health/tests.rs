@@ -447,6 +447,73 @@ async fn three_clients_eject_one_of_two_and_never_the_last() {
     assert!(text.contains(&format!("{} 0", ejections(second.address))), "{text}");
 }
 
+/// The deep probe, which runs seldom, is the last to notice that a backend is back.
+#[tokio::test]
+async fn a_return_may_lead_through_degraded() {
+    let secrets = tempfile::tempdir().unwrap();
+    let dc = Dc::start().await;
+    let expect = [("isSynchronized".to_owned(), "TRUE".to_owned())].into();
+    let deep = config::Probe { rise: 1, fall: 1, ..as_account(often(ProbeKind::Bind), &secrets) };
+    let health = config::Health {
+        cheap: config::Probe { expect, ..often(ProbeKind::RootDse) },
+        deep: Some(deep),
+        panic_mode: false,
+    };
+    let mut watched = Watched::start(health, &[dc.address]);
+    let first = watched.change().await;
+    assert!(first.verdict.health == Health::Up && !first.is_return(), "{first:?}");
+    for (synchronized, bind, expected, returns) in [
+        ("TRUE", ResultCode::BUSY, Health::Degraded, false),
+        ("TRUE", ResultCode::SUCCESS, Health::Up, false),
+        ("TRUE", ResultCode::BUSY, Health::Degraded, false),
+        ("FALSE", ResultCode::BUSY, Health::Down, false),
+        ("TRUE", ResultCode::BUSY, Health::Degraded, false),
+        ("TRUE", ResultCode::SUCCESS, Health::Up, true),
+    ] {
+        dc.tell(|script| (script.synchronized, script.bind) = (synchronized, bind));
+        let change = watched.change().await;
+        assert_eq!((change.verdict.health, change.is_return()), (expected, returns));
+    }
+}
+
+/// A backend that comes and goes returns at once after its first fall; after the second it has to wait, unless it is needed.
+#[tokio::test]
+async fn one_that_comes_and_goes_waits_unless_it_is_needed() {
+    let (first, second) = (Dc::start().await, Dc::start().await);
+    let expect = [("isSynchronized".to_owned(), "TRUE".to_owned())].into();
+    let probe = config::Probe { expect, rise: 1, fall: 1, ..often(ProbeKind::RootDse) };
+    let mut watched = Watched::start(cheap(probe), &[first.address, second.address]);
+    for _ in 0..2 {
+        assert_eq!(watched.change().await.verdict.health, Health::Up);
+    }
+    let synchronized = |dc: &Dc, is_so| dc.tell(|script| script.synchronized = if is_so { "TRUE" } else { "FALSE" });
+    for expected in [Health::Down, Health::Up, Health::Down] {
+        synchronized(&first, expected == Health::Up);
+        let change = watched.change().await;
+        assert_eq!((change.backend.address(), change.verdict.health), (first.address, expected));
+    }
+    synchronized(&first, true);
+    let backend = watched.pool.backend(&first.address.to_string()).unwrap();
+    in_time(async {
+        while !backend.account().reason.starts_with("ejected: it has come and gone") {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    assert_eq!(backend.health(), Health::Down);
+    // The other one goes too: then the one that answers is taken back at once, whatever it has done. It is probed every 10 ms,
+    // some 500 times in the 5 s it would have to wait.
+    synchronized(&second, false);
+    let fallen = watched.change().await;
+    assert_eq!((fallen.backend.address(), fallen.verdict.health), (second.address, Health::Down));
+    let probes = first.seen().seen.len();
+    let returned = watched.change().await;
+    assert_eq!((returned.backend.address(), returned.verdict.health), (first.address, Health::Up));
+    assert!(first.seen().seen.len() < probes + 200);
+    let ejections = format!("ldaps_proxy_backend_ejections_total{{backend=\"{}\",pool=\"p\"}} 1", first.address);
+    assert!(watched.metrics.render().contains(&ejections));
+}
+
 #[tokio::test]
 async fn checkers_follow_the_pools_backends() {
     let (first, second) = (Dc::start().await, Dc::start().await);

@@ -91,6 +91,23 @@ impl<'a> Request<'a> {
         if self.kind == OperationKind::Extended { Reader::new(self.content()).take(0x80) } else { None }
     }
 
+    /// Whether it is StartTLS (§4.14), to any backend: Samba reads an object identifier up to its first NUL.
+    pub fn is_start_tls(&self) -> bool {
+        self.extended_name()
+            .is_some_and(|name| name.split(|octet| *octet == 0).next() == Some(oid::START_TLS.as_bytes()))
+    }
+
+    /// Whether a search's filter nests and, or, not deeper than `limit`; `None` where that can't be told from octets that
+    /// a backend may read all the same: Samba takes lengths that LDAP forbids.
+    pub fn filter_is_deeper_than(&self, limit: usize) -> Option<bool> {
+        const FIELDS_BEFORE: usize = 6;
+        let mut fields = Reader::new(self.content());
+        for _ in 0..FIELDS_BEFORE {
+            fields.element()?;
+        }
+        depth_exceeds(fields.element()?.whole, limit)
+    }
+
     /// The entry an update, compare or modifyDN names.
     pub fn entry(&self) -> Option<&'a [u8]> {
         match self.kind {
@@ -99,6 +116,22 @@ impl<'a> Request<'a> {
                 Reader::new(self.content()).take(ber::OCTET_STRING)
             }
             _ => None,
+        }
+    }
+
+    /// Whether what the operation is about can be read; an unbind is about nothing.
+    pub fn is_readable(&self) -> bool {
+        match self.kind {
+            OperationKind::Bind => self.bind().is_some(),
+            OperationKind::Search => self.search().is_some(),
+            OperationKind::Abandon => self.abandoned_id().is_some(),
+            OperationKind::Extended => self.extended_name().is_some(),
+            OperationKind::Unbind => true,
+            OperationKind::Add
+            | OperationKind::Modify
+            | OperationKind::ModifyDn
+            | OperationKind::Compare
+            | OperationKind::Delete => self.entry().is_some(),
         }
     }
 
@@ -115,6 +148,14 @@ pub struct BindRequest<'a> {
     pub name: &'a [u8],
     /// How the client proves it.
     pub authentication: Authentication<'a>,
+}
+
+impl BindRequest<'_> {
+    /// Whether it names nobody. AD takes any password with no name (RFC 4513 §5.1.1 wants none), and Samba reads names up to
+    /// the first NUL.
+    pub const fn is_nameless(&self) -> bool {
+        matches!(self.name, [] | [0, ..])
+    }
 }
 
 /// A BindRequest's AuthenticationChoice. Never printed: it holds secrets.
@@ -159,37 +200,31 @@ impl<'a> SearchRequest<'a> {
         let mut rest = self.attributes;
         std::iter::from_fn(move || rest.take(ber::OCTET_STRING))
     }
-
-    /// Whether the filter nests and, or, not and matching deeper than `limit`.
-    pub fn filter_is_deeper_than(&self, limit: usize) -> bool {
-        depth_exceeds(self.filter, limit)
-    }
 }
 
-fn depth_exceeds(filter: &[u8], limit: usize) -> bool {
+fn depth_exceeds(filter: &[u8], limit: usize) -> Option<bool> {
     const AND: u8 = 0xA0;
     const OR: u8 = 0xA1;
     const NOT: u8 = 0xA2;
     let nests = |tag| matches!(tag, AND | OR | NOT);
     if !filter.first().is_some_and(|tag| nests(*tag)) {
-        return false;
+        return Some(false);
     }
     let mut open = vec![Reader::new(filter)];
     while let Some(level) = open.last_mut() {
-        match level.element() {
-            Some(element) if nests(element.tag) => {
-                if open.len() > limit {
-                    return true;
-                }
-                open.push(Reader::new(element.content));
+        if level.is_empty() {
+            open.pop();
+            continue;
+        }
+        let element = level.element()?;
+        if nests(element.tag) {
+            if open.len() > limit {
+                return Some(true);
             }
-            Some(_) => {}
-            None => {
-                open.pop();
-            }
+            open.push(Reader::new(element.content));
         }
     }
-    false
+    Some(false)
 }
 
 /// A control (§4.1.11).
@@ -306,6 +341,24 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_read() {
+        for (pdu, readable) in [
+            (SEARCH, true),
+            (b"\x30\x07\x02\x01\x02\x63\x02\x04\x00", false),
+            (b"\x30\x0f\x02\x01\x01\x60\x0a\x02\x01\x03\x04\x02cn\x80\x01p", true),
+            (b"\x30\x07\x02\x01\x01\x60\x02\xff\xff", false),
+            (b"\x30\x05\x02\x01\x01\x66\x00", false),
+            (b"\x30\x05\x02\x01\x01\x77\x00", false),
+            (b"\x30\x05\x02\x01\x01\x50\x00", false),
+            (b"\x30\x05\x02\x01\x01\x42\x00", true),
+            (b"\x30\x05\x02\x01\x01\x4a\x00", true),
+        ] {
+            let request = request(pdu).expect("it frames well");
+            assert_eq!(request.is_readable(), readable, "{pdu:02x?}");
+        }
+    }
+
+    #[test]
     fn filter_depth() {
         let nested = |depth: usize| {
             (0..depth).fold(b"\x87\x02cn".to_vec(), |inner, _| {
@@ -316,7 +369,35 @@ mod tests {
             })
         };
         for (depth, limit, exceeds) in [(0, 0, false), (1, 0, true), (100, 100, false), (101, 100, true)] {
-            assert_eq!(depth_exceeds(&nested(depth), limit), exceeds, "{depth} in {limit}");
+            assert_eq!(depth_exceeds(&nested(depth), limit), Some(exceeds), "{depth} in {limit}");
+        }
+        // Samba reads 0x80 and then a length, and five length octets; a filter in that disguise is as deep.
+        for disguised in [&b"\xa2\x06\xa2\x80\x03\x87\x01a"[..], b"\xa2\x0a\xa2\x85\0\0\0\0\x03\x87\x01a"] {
+            assert_eq!(depth_exceeds(disguised, 100), None, "{disguised:02x?}");
+        }
+    }
+
+    /// A domain controller's worker dies of StartTLS, so it must be known in every form that Samba takes for it.
+    #[test]
+    fn start_tls_in_disguise() {
+        let extended = |name: &[u8]| {
+            let mut pdu = vec![0x30, 5 + name.len() as u8, 0x02, 0x01, 0x01, 0x77, name.len() as u8];
+            pdu.extend(name);
+            pdu
+        };
+        for (name, expected) in [
+            (&b"\x80\x161.3.6.1.4.1.1466.20037"[..], true),
+            (b"\x80\x171.3.6.1.4.1.1466.20037\0", true),
+            (b"\x80\x191.3.6.1.4.1.1466.20037\0.1", true),
+            (b"\x80\x171.3.6.1.4.1.1466.200371", false),
+        ] {
+            assert_eq!(request(&extended(name)).map(|request| request.is_start_tls()), Some(expected), "{name:02x?}");
+        }
+        for unreadable in [&b"\x80\x80\x161.3.6.1.4.1.1466.20037"[..], b"\x80\x85\0\0\0\0\x161.3.6.1.4.1.1466.20037"] {
+            assert_eq!(
+                request(&extended(unreadable)).and_then(|request| request.extended_name().map(<[u8]>::len)),
+                None
+            );
         }
     }
 
@@ -333,8 +414,8 @@ mod tests {
             prop_assert!(request.controls().count() <= 20);
             if let Some(search) = request.search() {
                 prop_assert!(search.attributes().count() <= body.len());
-                let _ = search.filter_is_deeper_than(3);
             }
+            let _ = request.filter_is_deeper_than(3);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod descriptors;
 mod heartbeat;
+mod memory;
 mod signals;
 mod sockets;
 mod workers;
@@ -24,6 +25,7 @@ const ENDING: Duration = Duration::from_secs(15);
 /// Obeys signals until the proxy has ended: SIGTERM or SIGINT drains, a second one ends now, SIGHUP reloads, SIGUSR1
 /// reopens logs.
 pub async fn serve(proxy: &Arc<Proxy>, mut signals: Signals) {
+    tokio::spawn(memory::give_back(Arc::clone(proxy)));
     tell_systemd(&[NotifyState::Ready]);
     if std::env::var_os("NOTIFY_SOCKET").is_some() {
         // Not part of this future, which runs outside the worker threads that it shall prove alive.

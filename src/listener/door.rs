@@ -1,9 +1,10 @@
 //! What stands between accept and the session: trust, PROXY header, limits, handshake.
 
+use std::fmt::Display;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
@@ -14,11 +15,11 @@ use tokio_util::task::TaskTracker;
 
 use super::addresses::{Addresses, Guest};
 use super::admission::{Admission, Place};
-use crate::failure::{EndReason, Outcome, RecentFailures};
+use crate::failure::{EndReason, Outcome};
 use crate::metrics::Held;
 use crate::proxy_protocol;
 use crate::session::{self, Registry, Served, Session, StartTls};
-use crate::tls::{Handshake, HandshakeFailure, ServerTls};
+use crate::tls::{Handshake, HandshakeFailure, ServerStream, ServerTls};
 use crate::trust::{LogLimiter, TrustSource, Verdict};
 
 /// A listener's rules, applied to each connection it accepts.
@@ -41,8 +42,6 @@ pub struct House {
     pub addresses: Arc<Addresses>,
     /// Who is inside.
     pub registry: Arc<Registry>,
-    /// What went wrong lately.
-    pub failures: Arc<RecentFailures>,
     /// The tasks that serve connections.
     pub connections: TaskTracker,
     /// Cancelled once nobody new may stay.
@@ -120,7 +119,12 @@ impl Door {
         self.keys.load().session.listener.connection(Outcome::AcceptFailed);
         if let Some(suppressed) = self.accepts.admit(Instant::now()) {
             tracing::error!(listener = %self.name, %error, suppressed, "cannot accept: out of file descriptors or memory?");
+            self.record(Outcome::AcceptFailed, &self.name, error);
         }
+    }
+
+    fn record(&self, outcome: Outcome, subject: impl Display, detail: impl Display) {
+        self.keys.load().session.metrics.failures.record(SystemTime::now(), outcome, subject, detail);
     }
 
     fn is_trusted(&self, keys: &Keys, client: SocketAddr) -> bool {
@@ -137,7 +141,7 @@ impl Door {
     fn refused(&self, client: SocketAddr, outcome: Outcome, detail: &str) {
         if let Some(suppressed) = self.refusals.admit(Instant::now()) {
             tracing::warn!(listener = %self.name, %client, reason = outcome.as_str(), detail, suppressed, "refused");
-            self.house.failures.record(std::time::SystemTime::now(), outcome, client.to_string(), detail);
+            self.record(outcome, client.ip(), detail);
         }
     }
 
@@ -223,7 +227,7 @@ impl Door {
                 let tls = keys.tls.as_ref().expect("StartTLS is offered only with a certificate");
                 let (tcp, session) = session.off_transport();
                 let Some((stream, handshake)) = self.handshake(keys, tls, tcp, client).await else {
-                    return EndReason::HandshakeFailed;
+                    return session.handshake_failed();
                 };
                 Box::pin(session.on_tls(stream, &handshake).serve()).await.reason()
             }
@@ -236,20 +240,33 @@ impl Door {
         tls: &ServerTls,
         tcp: TcpStream,
         client: SocketAddr,
-    ) -> Option<(tokio_rustls::server::TlsStream<TcpStream>, Handshake)> {
+    ) -> Option<(ServerStream<TcpStream>, Handshake)> {
         let listener = &keys.session.listener;
         let patience = keys.session.limits.handshake_timeout;
         let started = Instant::now();
-        let Some(turn) = self.house.admission.handshake(patience).await else {
-            listener.connection(Outcome::HandshakeLimit);
-            self.refused(client, Outcome::HandshakeLimit, "limits.handshakes are under way and none ended in time");
-            return None;
-        };
-        let made = timeout(patience.saturating_sub(started.elapsed()), tls.accept(tcp)).await;
-        drop(turn);
+        let made = timeout(patience, async {
+            let greeted = ServerTls::greeted(tcp).await?;
+            // A turn lasts as long as we compute: a client that stalls, before its hello or after ours, takes none away.
+            let patience = patience.saturating_sub(started.elapsed());
+            let Some(turn) = self.house.admission.handshake(client.ip(), patience).await else {
+                return Ok(None);
+            };
+            // Others that are ready go first, so that no more than `handshakes` stand between a session and its turn.
+            tokio::task::yield_now().await;
+            greeted.answer(tls, turn).await.map(Some)
+        })
+        .await;
         let (outcome, failure) = match made {
-            Ok(Ok(stream)) => {
-                let handshake = Handshake::from(stream.get_ref().1);
+            Ok(Ok(None)) => {
+                listener.connection(Outcome::HandshakeLimit);
+                self.refused(
+                    client,
+                    Outcome::HandshakeLimit,
+                    "no turn for its handshake came in time (limits.handshakes)",
+                );
+                return None;
+            }
+            Ok(Ok(Some((stream, handshake)))) => {
                 listener.handshake(handshake.version, handshake.suite, handshake.resumed, started.elapsed());
                 return Some((stream, handshake));
             }
@@ -261,7 +278,7 @@ impl Door {
         if let Some(suppressed) = self.handshakes.admit(Instant::now()) {
             tracing::info!(listener = %self.name, %client, reason = failure.reason.as_str(), suppressed,
                 "handshake failed: {}", failure.explanation);
-            self.house.failures.record(std::time::SystemTime::now(), outcome, client.to_string(), &failure.explanation);
+            self.record(outcome, client.ip(), &failure.explanation);
         }
         None
     }

@@ -3,6 +3,7 @@
 mod addresses;
 mod admission;
 mod door;
+mod turns;
 
 use std::io;
 use std::net::SocketAddr;

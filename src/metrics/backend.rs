@@ -1,14 +1,18 @@
 //! What a pool and its backends count.
 
-use std::time::Duration;
+use std::fmt::Display;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
 use super::families::{
-    DURATION_BUCKETS, Held, Share, counter_of, counters, gauge_of, gauges, histogram_of, histograms, observe, samples,
+    DURATION_BUCKETS, Held, Share, add, counter_of, counters, gauge_of, gauges, histogram_of, histograms, observe,
+    samples,
 };
 use super::names;
 use super::operations::has_response;
+use crate::failure::{RecentFailures, Trouble};
 use crate::ldap::OperationKind;
 
 /// The handles of one backend; cheap enough to clone, meant to be shared.
@@ -70,12 +74,12 @@ impl BackendMetrics {
 
     /// Counts an upstream that could not be opened.
     pub fn connect_failed(&self) {
-        self.connect_failures.inc();
+        add(&self.connect_failures, 1);
     }
 
     /// Counts an upstream lost under a session.
     pub fn lost(&self) {
-        self.losses.inc();
+        add(&self.losses, 1);
     }
 
     /// Records a passed probe.
@@ -85,22 +89,22 @@ impl BackendMetrics {
 
     /// Counts a failed probe.
     pub fn probe_failed(&self) {
-        self.probe_failures.inc();
+        add(&self.probe_failures, 1);
     }
 
     /// Counts an ejection.
     pub fn ejected(&self) {
-        self.ejections.inc();
+        add(&self.ejections, 1);
     }
 
     /// Counts bytes from the backend.
     pub fn received(&self, bytes: usize) {
-        self.received.inc_by(bytes as u64);
+        add(&self.received, bytes as u64);
     }
 
     /// Counts bytes to the backend.
     pub fn sent(&self, bytes: usize) {
-        self.sent.inc_by(bytes as u64);
+        add(&self.sent, bytes as u64);
     }
 }
 
@@ -112,6 +116,8 @@ pub struct PoolMetrics {
     queue_duration: Histogram,
     discovery_failures: IntCounter,
     probe_account_refused: IntGauge,
+    name: Arc<str>,
+    failures: Arc<RecentFailures>,
 }
 
 impl PoolMetrics {
@@ -130,14 +136,20 @@ impl PoolMetrics {
         observe(&self.queue_duration, duration);
     }
 
-    /// Counts a failed name lookup.
-    pub fn discovery_failed(&self) {
-        self.discovery_failures.inc();
+    /// Counts a failed name lookup: of what, and why.
+    pub fn discovery_failed(&self, what: impl Display) {
+        add(&self.discovery_failures, 1);
+        self.failures.record(SystemTime::now(), Trouble::LookupFailed, &self.name, what);
     }
 
     /// Says whether the account of the pool's probes is refused.
     pub fn probe_account_refused(&self, refused: bool) {
         self.probe_account_refused.set(refused.into());
+        if refused {
+            let detail =
+                "the account of the probes is refused (invalidCredentials): correct bind_name or password_file";
+            self.failures.record(SystemTime::now(), Trouble::ProbeAccountRefused, &self.name, detail);
+        }
     }
 }
 
@@ -161,10 +173,11 @@ pub(super) struct PoolFamilies {
     queue_duration: HistogramVec,
     discovery_failures: IntCounterVec,
     probe_account_refused: IntGaugeVec,
+    failures: Arc<RecentFailures>,
 }
 
 impl PoolFamilies {
-    pub(super) fn new(registry: &Registry) -> Self {
+    pub(super) fn new(registry: &Registry, failures: Arc<RecentFailures>) -> Self {
         Self {
             up: gauges(registry, names::BACKEND_UP),
             drained: gauges(registry, names::BACKEND_DRAINED),
@@ -184,6 +197,7 @@ impl PoolFamilies {
             queue_duration: histograms(registry, names::QUEUE_DURATION),
             discovery_failures: counters(registry, names::DISCOVERY_FAILURES),
             probe_account_refused: gauges(registry, names::PROBE_ACCOUNT_REFUSED),
+            failures,
         }
     }
 
@@ -208,6 +222,8 @@ impl PoolFamilies {
             queue_duration: histogram_of(&self.queue_duration, &[pool]),
             discovery_failures: counter_of(&self.discovery_failures, &[pool]),
             probe_account_refused: gauge_of(&self.probe_account_refused, &[pool]),
+            name: pool.into(),
+            failures: Arc::clone(&self.failures),
         }
     }
 

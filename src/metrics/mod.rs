@@ -5,12 +5,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder};
+use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder};
 
-use crate::failure::{ClosedList as _, EndReason, FailoverKind, Limit, Refusal, ReloadOutcome};
+use crate::build_info;
+use crate::failure::{
+    ClosedList as _, EndReason, FailoverKind, Limit, RecentFailures, Refusal, ReloadOutcome, SubCode,
+};
 
-use families::{counter, counter_of, counters, gauge, gauge_of, gauges};
+use families::{counter, counter_of, counters, gauge, gauge_of, gauges, histogram_of, histograms, observe};
 
 mod backend;
 mod families;
@@ -22,8 +26,7 @@ mod process;
 pub use backend::{BackendMetrics, PoolMetrics};
 pub use families::{Counters, Held, Share};
 pub use listener::ListenerMetrics;
-use operations::is_server_trouble;
-pub use operations::{Operations, has_response};
+pub use operations::{Operations, has_response, is_server_trouble};
 
 /// All metrics of one proxy, and the handles that belong to no single listener or backend.
 #[derive(Debug)]
@@ -36,6 +39,8 @@ pub struct Metrics {
     pub refusals: Counters<Refusal>,
     /// `ldaps_proxy_sessions_ended_total`
     pub sessions_ended: Counters<EndReason>,
+    /// `ldaps_proxy_bind_failures_total`
+    pub bind_failures: Counters<SubCode>,
     /// `ldaps_proxy_tunnels_total`
     pub tunnels: IntCounter,
     /// `ldaps_proxy_undecoded_requests_total`
@@ -44,10 +49,13 @@ pub struct Metrics {
     pub access_log_records: IntCounter,
     /// `ldaps_proxy_access_log_dropped_total`
     pub access_log_dropped: IntCounter,
+    /// What went wrong lately, in words: no metric, but met in the same places.
+    pub failures: Arc<RecentFailures>,
     registry: Registry,
     sessions_active: IntGauge,
-    bind_failures: IntCounterVec,
     certificate_expiry: IntGaugeVec,
+    token_sign_duration: HistogramVec,
+    token_sign_failures: IntCounterVec,
     reloads: Counters<ReloadOutcome>,
     last_reload_successful: IntGauge,
     limits: Box<[LimitGauges]>,
@@ -61,11 +69,8 @@ impl Metrics {
     /// [`Metrics::backend`].
     pub fn new() -> Arc<Self> {
         let registry = Registry::new();
-        gauge_of(&gauges(&registry, names::BUILD_INFO), &[env!("CARGO_PKG_VERSION")]).set(1);
-        let bind_failures = counters(&registry, names::BIND_FAILURES);
-        for sub_code in SUB_CODES {
-            counter_of(&bind_failures, &[sub_code]);
-        }
+        gauge_of(&gauges(&registry, names::BUILD_INFO), &[env!("CARGO_PKG_VERSION"), &build_info::crypto_module()])
+            .set(1);
         let last_reload_successful = gauge(&registry, names::LAST_RELOAD_SUCCESSFUL);
         last_reload_successful.set(1);
         let (allowed, used) = (gauges(&registry, names::LIMIT), gauges(&registry, names::LIMIT_USED));
@@ -73,6 +78,7 @@ impl Metrics {
             allowed: gauge_of(&allowed, &[limit.as_str()]),
             used: gauge_of(&used, &[limit.as_str()]),
         };
+        let failures = Arc::<RecentFailures>::default();
         Arc::new(Self {
             operations: Operations::new(&counters(&registry, names::OPERATIONS)),
             failovers: Counters::new(&counters(&registry, names::FAILOVERS), &[]),
@@ -83,13 +89,16 @@ impl Metrics {
             access_log_records: counter(&registry, names::ACCESS_LOG_RECORDS),
             access_log_dropped: counter(&registry, names::ACCESS_LOG_DROPPED),
             sessions_active: gauge(&registry, names::SESSIONS_ACTIVE),
-            bind_failures,
+            bind_failures: Counters::new(&counters(&registry, names::BIND_FAILURES), &[]),
             certificate_expiry: gauges(&registry, names::CERTIFICATE_EXPIRY),
+            token_sign_duration: histograms(&registry, names::TOKEN_SIGN_DURATION),
+            token_sign_failures: counters(&registry, names::TOKEN_SIGN_FAILURES),
             reloads: Counters::new(&counters(&registry, names::RELOADS), &[]),
             last_reload_successful,
             limits: Limit::ALL.iter().map(limit_gauges).collect(),
             listeners: listener::ListenerFamilies::new(&registry),
-            pools: backend::PoolFamilies::new(&registry),
+            pools: backend::PoolFamilies::new(&registry, Arc::clone(&failures)),
+            failures,
             process: process::ProcessMetrics::new(&registry),
             registry,
         })
@@ -143,17 +152,21 @@ impl Metrics {
         Held::new(&self.sessions_active)
     }
 
-    /// Counts a failed bind by its sub-code (`52e`); `none` where the diagnostic has none.
-    pub fn bind_failed(&self, sub_code: &str) {
-        let sub_code = if SUB_CODES.contains(&sub_code) { sub_code } else { "other" };
-        counter_of(&self.bind_failures, &[sub_code]).inc();
-    }
-
     /// Replaces the certificates shown by these: label and expiry in Unix seconds.
     pub fn certificates<'a>(&self, certificates: impl IntoIterator<Item = (&'a str, i64)>) {
         self.certificate_expiry.reset();
         for (label, expiry) in certificates {
             gauge_of(&self.certificate_expiry, &[label]).set(expiry);
+        }
+    }
+
+    /// Counts what a PKCS#11 token made of a signature for a certificate, and the time it took.
+    pub fn token_signed(&self, certificate: &str, took: Duration, made: bool) {
+        let failures = counter_of(&self.token_sign_failures, &[certificate]);
+        if made {
+            observe(&histogram_of(&self.token_sign_duration, &[certificate]), took);
+        } else {
+            failures.inc();
         }
     }
 
@@ -189,9 +202,6 @@ pub struct Totals {
 
 /// The `Content-Type` of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
-
-/// AD's sub-codes of invalidCredentials that mean something, and the two rests.
-const SUB_CODES: [&str; 11] = ["525", "52e", "530", "531", "532", "533", "701", "773", "775", "none", "other"];
 
 #[derive(Debug)]
 struct LimitGauges {
@@ -320,8 +330,8 @@ mod tests {
     #[test]
     fn closed_lists_keep_unknown_words_out() {
         let metrics = Metrics::new();
-        metrics.bind_failed("52e");
-        metrics.bind_failed("anything a backend may say");
+        metrics.bind_failures.count(SubCode::WrongPassword);
+        metrics.bind_failures.count(SubCode::of(b"anything a backend may say, data 4711"));
         metrics.reloaded(ReloadOutcome::Rejected);
         metrics.listener("l").connection(Outcome::Untrusted);
         let text = metrics.render();

@@ -121,7 +121,7 @@ impl Policy {
                     return Ok(());
                 }
             }
-            _ if self.open || is_start_tls(request) => return Ok(()),
+            _ if self.open || request.is_start_tls() => return Ok(()),
             _ => {}
         }
         self.judge_kind(request)?;
@@ -233,10 +233,6 @@ fn undecodable(what: &str) -> Refused {
     // §4.1.1: protocolError for a PDU whose envelope alone can be read.
     let diagnostic = format!("{what}, and this listener's policy depends on it: encode it by RFC 4511");
     Refused { code: ResultCode::PROTOCOL_ERROR, reason: Refusal::Undecodable, diagnostic: diagnostic.into() }
-}
-
-fn is_start_tls(request: &Request<'_>) -> bool {
-    request.extended_name() == Some(oid::START_TLS.as_bytes())
 }
 
 fn is_root_dse(search: &SearchRequest<'_>) -> bool {

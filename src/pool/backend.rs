@@ -10,6 +10,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 use super::account::{Account, Ledger, ProbeRecord};
+use super::opening::Openings;
 use super::warm::Stock;
 use crate::balance::{self, Candidate};
 use crate::metrics::{BackendMetrics, Held};
@@ -117,6 +118,7 @@ pub struct Backend {
     sessions: AtomicUsize,
     ledger: Ledger,
     pub(super) stock: Stock,
+    pub(super) openings: Openings,
     metrics: BackendMetrics,
     events: mpsc::Sender<Event>,
     bells: OnceLock<Arc<Bells>>,
@@ -140,6 +142,7 @@ impl Backend {
             sessions: AtomicUsize::new(0),
             ledger: Ledger::new(SystemTime::now()),
             stock: Stock::default(),
+            openings: Openings::default(),
             metrics,
             events,
             bells: OnceLock::new(),

@@ -2,10 +2,11 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use super::{Backend, Duty, EventKind, Pool, Seat, Standing};
+use super::{Backend, Duty, EventKind, Pool, Seat, Standing, patiently};
 use crate::balance::Draw;
 use crate::config::FailoverMode;
 use crate::failure::FailoverKind;
@@ -18,6 +19,8 @@ pub struct NoBackend {
     pub shortage: Shortage,
     /// What was tried and what came of it, for logs.
     pub attempts: Vec<(String, String)>,
+    /// How long a seat was waited for (`max_sessions`).
+    pub queued: Duration,
 }
 
 /// Why no upstream could be opened.
@@ -34,7 +37,7 @@ pub enum Shortage {
 impl NoBackend {
     /// None could be reached.
     pub fn unreachable(attempts: Vec<(String, String)>) -> Self {
-        Self { shortage: Shortage::NoBackend, attempts }
+        Self { shortage: Shortage::NoBackend, attempts, queued: Duration::ZERO }
     }
 }
 
@@ -45,6 +48,22 @@ enum Choice {
     Full,
     /// Every backend has been tried, drained or disabled.
     Nobody,
+}
+
+/// The time for all attempts of one request.
+struct Budget {
+    deadline: Instant,
+    /// What it wasn't charged for.
+    queued: Duration,
+}
+
+impl Budget {
+    /// The time since `began` was spent in a queue.
+    fn excuse(&mut self, began: Instant) {
+        let waited = began.elapsed();
+        self.deadline += waited;
+        self.queued += waited;
+    }
 }
 
 /// Why one backend could not be connected to.
@@ -60,12 +79,29 @@ impl Pool {
     /// down are tried last, drained and disabled ones never. `lost` is the backend
     /// that has just failed this session, tried after its equals.
     ///
-    /// Waits up to `queue_timeout` where all usable backends are at their `max_sessions`, which the budget isn't charged for.
+    /// Waits up to `queue_timeout` where all usable backends are at their `max_sessions`, and for a turn to connect, longer
+    /// than the budget where no better backend is left than one that is only slow. The budget isn't charged for either.
     ///
     /// # Errors
     /// [`Shortage`]
     pub async fn connect(&self, client: SocketAddr, lost: Option<Arc<Backend>>) -> Result<Upstream, NoBackend> {
-        let mut deadline = Instant::now() + self.settings.connect_budget;
+        let mut budget = Budget { deadline: Instant::now() + self.settings.connect_budget, queued: Duration::ZERO };
+        match self.seek(client, lost, &mut budget).await {
+            Ok(mut upstream) => {
+                upstream.queued = budget.queued;
+                Ok(upstream)
+            }
+            Err(error) => Err(NoBackend { queued: budget.queued, ..error }),
+        }
+    }
+
+    /// [`Self::connect`] within this budget.
+    async fn seek(
+        &self,
+        client: SocketAddr,
+        lost: Option<Arc<Backend>>,
+        budget: &mut Budget,
+    ) -> Result<Upstream, NoBackend> {
         let mut tried = Vec::new();
         let mut overrun: Vec<Arc<Backend>> = Vec::new();
         let mut attempts = Vec::new();
@@ -81,18 +117,18 @@ impl Pool {
                 }
                 Choice::Nobody => return Err(NoBackend::unreachable(attempts)),
                 Choice::Full => {
-                    let queued = Instant::now();
+                    let began = Instant::now();
                     let ask = || match self.choose(&tried, client, lost.as_ref()) {
                         Choice::Seat(seat) => Some(Some(seat)),
                         Choice::Nobody => Some(None),
                         Choice::Full => None,
                     };
                     let waited = self.queue.wait(ask).await;
-                    deadline += queued.elapsed();
+                    budget.excuse(began);
                     match waited {
                         Ok(Some(seat)) => seat,
                         Ok(None) => return Err(NoBackend::unreachable(attempts)),
-                        Err(shortage) => return Err(NoBackend { shortage, attempts }),
+                        Err(shortage) => return Err(NoBackend { shortage, ..NoBackend::unreachable(attempts) }),
                     }
                 }
             };
@@ -100,7 +136,11 @@ impl Pool {
                 self.metrics.failovers.count(FailoverKind::Connect);
             }
             let backend = Arc::clone(seat.backend());
-            match self.open(seat, client, deadline).await {
+            let alone = !self
+                .backends()
+                .iter()
+                .any(|other| other.is_usable() && !Arc::ptr_eq(other, &backend) && !is_among(&tried, other));
+            match self.open(seat, client, alone, budget).await {
                 Ok(upstream) => return Ok(upstream),
                 Err(failure) => {
                     // All sessions of another may be coming to it at once, and Samba's accept queue holds ten.
@@ -111,25 +151,41 @@ impl Pool {
                 }
             }
             tried.push(backend);
-            if self.settings.failover.mode == FailoverMode::None || Instant::now() >= deadline {
+            if self.settings.failover.mode == FailoverMode::None || Instant::now() >= budget.deadline {
                 return Err(NoBackend::unreachable(attempts));
             }
         }
     }
 
-    async fn open(&self, seat: Seat, client: SocketAddr, deadline: Instant) -> Result<Upstream, OpenFailure> {
+    /// Connects to one backend, `alone` where there is no other to turn to.
+    async fn open(
+        &self,
+        seat: Seat,
+        client: SocketAddr,
+        alone: bool,
+        budget: &mut Budget,
+    ) -> Result<Upstream, OpenFailure> {
         let backend = Arc::clone(seat.backend());
         if let Some(stream) = backend.stock.take() {
             self.bells.stock.notify_one();
-            return Ok(Upstream::new(stream, seat));
+            return Ok(Upstream::new(stream, seat, None));
         }
-        let started = Instant::now();
+        let began = Instant::now();
+        let hope = || alone && self.vouches_for(&backend);
+        let patience = (began + self.settings.connect_timeout).min(budget.deadline);
+        let Some(turn) = patiently(patience, hope, backend.openings.turn()).await else {
+            // Those before it may be waiting for nothing: that is theirs to report.
+            let reason = "as many connections to it as may were being opened already".to_owned();
+            return Err(OpenFailure { reason, unanswered: true });
+        };
+        budget.excuse(began);
+        let (started, deadline) = (Instant::now(), budget.deadline);
         let patience = started + self.settings.connect_timeout;
         let (reason, unanswered) = match timeout_at(patience.min(deadline), self.connector.open(&backend, client)).await
         {
             Ok(Ok(stream)) => {
                 backend.report(client.ip(), EventKind::Connected(started.elapsed()));
-                return Ok(Upstream::new(stream, seat));
+                return Ok(Upstream::new(stream, seat, Some(turn.connected())));
             }
             Ok(Err(error)) => (error.to_string(), false),
             // Others had used up the budget: what was left is no measure of this backend.

@@ -4,11 +4,14 @@ mod account;
 mod backend;
 mod connect;
 mod names;
+mod opening;
+mod patience;
 mod queue;
 #[cfg(test)]
 mod tests;
 mod warm;
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -17,6 +20,8 @@ use tokio::sync::{mpsc, watch};
 pub use account::{Account, ProbeRecord};
 pub use backend::{Backend, Duty, Endpoint, Event, EventKind, Health, Seat, Standing};
 pub use connect::{NoBackend, Shortage};
+pub use opening::Opening;
+pub use patience::patiently;
 pub use warm::keep_warm;
 
 use crate::balance;
@@ -174,6 +179,30 @@ impl Pool {
                 backend.succeed(&known);
             }
         }
+    }
+
+    /// How many sessions of each other backend a backend that has returned should take over: by weight where they are
+    /// equals, all where it is the better one, none where it is worse.
+    pub fn excess(&self, returned: &Arc<Backend>) -> Vec<(Arc<Backend>, usize)> {
+        let backends = self.backends();
+        let rank = |backend: &Backend| (backend.standing(), backend.tier());
+        let equals = || backends.iter().filter(|backend| rank(backend) == rank(returned) && backend.is_usable());
+        let weights: u64 = equals().map(|backend| u64::from(backend.weight())).sum();
+        let sessions: u64 = equals().map(|backend| backend.sessions() as u64).sum();
+        let excess = |other: &Backend| match rank(other).cmp(&rank(returned)) {
+            Ordering::Less => 0,
+            Ordering::Equal => {
+                let share = (sessions * u64::from(other.weight())).div_ceil(weights.max(1));
+                other.sessions().saturating_sub(usize::try_from(share).unwrap_or(usize::MAX))
+            }
+            Ordering::Greater => other.sessions(),
+        };
+        backends
+            .iter()
+            .filter(|other| !Arc::ptr_eq(other, returned))
+            .map(|other| (Arc::clone(other), excess(other)))
+            .filter(|(_, excess)| *excess > 0)
+            .collect()
     }
 
     /// Gives the backend of this name no new session; those it has go on. Whether there is one.

@@ -100,6 +100,93 @@ async fn one_that_is_down_is_tried_before_giving_up_and_a_drained_one_is_not() {
     assert!(pool.connect(CLIENT, None).await.is_ok());
 }
 
+/// A listener whose accept queue is full: a connect to it gets no answer until somebody accepts. Linux queues one more than
+/// it was asked to.
+async fn overrun() -> (TcpListener, SocketAddr, Vec<TcpStream>) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    let waiting = vec![TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
+    (listener, address, waiting)
+}
+
+/// All sessions of a dead backend come to the other one at once: that it drops some of their connects is no reason to give
+/// up on it, as long as its probes pass.
+#[tokio::test]
+async fn an_overrun_backend_is_tried_again_within_the_budget() {
+    let (listener, address, _waiting) = overrun().await;
+    let mut settings = settings();
+    (settings.connect_timeout, settings.connect_budget) = (Duration::from_millis(100), Duration::from_secs(60));
+    let (pool, mut events) = pool(settings, &[endpoint(address)]);
+    let connecting = tokio::spawn({
+        let pool = Arc::clone(&pool);
+        async move { pool.connect(CLIENT, None).await }
+    });
+    assert_eq!(in_time(events.recv()).await.unwrap().kind, EventKind::ConnectFailed);
+    tokio::spawn(async move { while listener.accept().await.is_ok() {} });
+    assert_eq!(in_time(connecting).await.unwrap().unwrap().backend().address(), address);
+}
+
+#[tokio::test]
+async fn an_unanswered_backend_that_is_down_is_not_tried_again() {
+    let (_listener, address, _waiting) = overrun().await;
+    let mut settings = settings();
+    (settings.connect_timeout, settings.connect_budget) = (Duration::from_millis(100), Duration::from_secs(60));
+    let (pool, _events) = pool(settings, &[endpoint(address)]);
+    pool.backends()[0].set_health(Health::Down, "silent");
+    assert_eq!(in_time(pool.connect(CLIENT, None)).await.unwrap_err().attempts.len(), 1);
+}
+
+/// Who finds all turns taken turns to another backend, which says nothing against the first.
+#[tokio::test]
+async fn a_turn_to_connect_is_waited_for_but_not_for_ever() {
+    let ((_a, busy), (_b, free)) = (listener().await, listener().await);
+    let mut settings = settings();
+    settings.connect_timeout = Duration::from_millis(500);
+    let (pool, mut events) = pool(settings, &[endpoint(busy), Endpoint { tier: 1, ..endpoint(free) }]);
+    let backend = Arc::clone(&pool.backends()[0]);
+    let mut turns = Vec::new();
+    for _ in 0..backend.openings.left() {
+        turns.push(backend.openings.turn().await);
+    }
+    assert_eq!(pool.connect(CLIENT, None).await.unwrap().backend().address(), free);
+    let event = events.recv().await.unwrap();
+    assert!(event.backend.address() == free && matches!(event.kind, EventKind::Connected(_)), "{event:?}");
+    drop(turns);
+    let upstreams = [pool.connect(CLIENT, None).await.unwrap(), pool.connect(CLIENT, None).await.unwrap()];
+    assert!(upstreams.iter().all(|upstream| upstream.backend().address() == busy));
+}
+
+/// The survivor of two is slow under all the sessions of the other: whoever has no better one waits, as long as its probes
+/// say that it works.
+#[tokio::test(start_paused = true)]
+async fn a_turn_at_the_last_backend_is_waited_for_beyond_the_budget() {
+    let (_listening, address) = listener().await;
+    let (pool, _events) = pool(settings(), &[endpoint(address)]);
+    let backend = Arc::clone(&pool.backends()[0]);
+    backend.set_health(Health::Up, "answers");
+    let mut turns = Vec::new();
+    for _ in 0..backend.openings.left() {
+        turns.push(backend.openings.turn().await);
+    }
+    let connect = || {
+        let pool = Arc::clone(&pool);
+        tokio::spawn(async move { pool.connect(CLIENT, None).await })
+    };
+    let connecting = connect();
+    tokio::time::sleep(pool.settings().connect_budget * 2).await;
+    assert!(!connecting.is_finished());
+    backend.set_health(Health::Down, "silent");
+    assert_eq!(connecting.await.unwrap().unwrap_err().attempts.len(), 1);
+    backend.set_health(Health::Up, "answers");
+    let connecting = connect();
+    tokio::time::sleep(pool.settings().connect_budget * 2).await;
+    tokio::time::resume();
+    drop(turns);
+    assert!(in_time(connecting).await.unwrap().unwrap().queued > pool.settings().connect_budget);
+}
+
 #[tokio::test]
 async fn a_full_pool_queues_and_a_freed_seat_serves_the_next() {
     let (_listening, address) = listener().await;
@@ -235,6 +322,35 @@ fn a_pool_with_new_settings_goes_on_where_the_old_one_was() {
         [(Duty::Draining, Health::Unknown), (Duty::Enabled, Health::Down), (Duty::Enabled, Health::Unknown)]
     );
     assert_eq!(new.backends()[1].account().reason, "refused");
+}
+
+#[test]
+fn a_returned_backend_takes_over_its_share() {
+    let at = |last: u8, weight, tier| Endpoint { weight, tier, ..endpoint(([10, 0, 0, last], 389).into()) };
+    // (weight, tier, sessions) of each backend, the first of which has returned; what each of the others gives up.
+    for (backends, expected) in [
+        (vec![(1, 0, 0), (1, 0, 100)], vec![50]),
+        (vec![(1, 0, 0), (1, 0, 1)], vec![0]),
+        (vec![(1, 0, 40), (1, 0, 40)], vec![0]),
+        (vec![(3, 0, 0), (1, 0, 100)], vec![75]),
+        (vec![(1, 0, 0), (1, 0, 60), (1, 0, 30)], vec![30, 0]),
+        (vec![(1, 0, 0), (1, 1, 7)], vec![7]),
+        (vec![(1, 1, 0), (1, 0, 7)], vec![0]),
+    ] {
+        let endpoints: Vec<_> = (1..).zip(&backends).map(|(last, &(weight, tier, _))| at(last, weight, tier)).collect();
+        let (pool, _events) = pool(settings(), &endpoints);
+        let known = pool.backends();
+        let _seats: Vec<_> = known
+            .iter()
+            .zip(&backends)
+            .flat_map(|(backend, &(_, _, sessions))| (0..sessions).map(|_| backend.occupy().unwrap()))
+            .collect();
+        let excess = pool.excess(&known[0]);
+        let given = |backend: &Arc<Backend>| {
+            excess.iter().find(|(other, _)| Arc::ptr_eq(other, backend)).map_or(0, |(_, count)| *count)
+        };
+        assert_eq!(known[1..].iter().map(given).collect::<Vec<_>>(), expected, "{backends:?}");
+    }
 }
 
 #[test]

@@ -50,7 +50,7 @@ enum Step {
 /// How a bind proves its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
-    /// Empty name and password.
+    /// No name, with or without a password.
     Anonymous,
     /// Name without password.
     Unauthenticated,
@@ -63,11 +63,11 @@ pub enum Method {
 }
 
 impl Method {
-    /// The method of a bind.
+    /// The method of a bind. Samba reads names and passwords up to the first NUL.
     pub fn of(bind: &BindRequest<'_>) -> Self {
         match bind.authentication {
-            Authentication::Simple([]) if bind.name.is_empty() => Self::Anonymous,
-            Authentication::Simple([]) => Self::Unauthenticated,
+            Authentication::Simple(_) if bind.is_nameless() => Self::Anonymous,
+            Authentication::Simple([] | [0, ..]) => Self::Unauthenticated,
             Authentication::Simple(_) => Self::Simple,
             Authentication::Sasl { .. } => Self::Sasl,
             Authentication::Other(_) => Self::Other,
@@ -131,7 +131,7 @@ impl BindState {
         false
     }
 
-    /// The awaited bind ended without the backend's answer.
+    /// A bind ended without the backend's answer.
     pub fn fail(&mut self) {
         *self = Self::default();
     }
@@ -161,6 +161,19 @@ mod tests {
         assert_eq!(layer, method == Method::Sasl && code == 0, "rule 27: only after a successful SASL bind");
         assert_eq!(state.awaiting(), None);
         state
+    }
+
+    /// Each as Samba reads it: what it takes for anonymous must not get an authenticated session's limits.
+    #[test]
+    fn methods() {
+        let simple =
+            |name, password| Method::of(&BindRequest { name, authentication: Authentication::Simple(password) });
+        assert_eq!(simple(b"", b""), Method::Anonymous);
+        assert_eq!(simple(b"", b"secret"), Method::Anonymous);
+        assert_eq!(simple(b"\0cn=x", b"secret"), Method::Anonymous);
+        assert_eq!(simple(b"cn=x", b""), Method::Unauthenticated);
+        assert_eq!(simple(b"cn=x", b"\0secret"), Method::Unauthenticated);
+        assert_eq!(simple(b"cn=x", b"secret"), Method::Simple);
     }
 
     #[test]

@@ -3,7 +3,6 @@
 //! [`State`] decides, without sockets; `run` moves octets. `establish` opens the upstream and replays the bind on it.
 
 mod bind;
-mod buffer;
 mod establish;
 mod memory;
 mod operations;
@@ -112,23 +111,30 @@ impl<T> Session<T> {
     /// A session that begins: anonymous.
     pub fn new(settings: Arc<Settings>, entry: Entry, client: T, start_tls: StartTls) -> Self {
         let state = State::new(settings.pool.settings().failover.clone(), start_tls);
-        Self { settings, parts: Parts { client, state, entry } }
+        Self { settings, parts: Parts { client, state, entry, began: Instant::now(), failovers: 0 } }
     }
 
     /// Takes the transport off, for a handshake on it.
     pub fn off_transport(self) -> (T, Session<()>) {
-        let Parts { client, state, entry } = self.parts;
-        (client, Session { settings: self.settings, parts: Parts { client: (), state, entry } })
+        let Parts { client, state, entry, began, failovers } = self.parts;
+        (client, Session { settings: self.settings, parts: Parts { client: (), state, entry, began, failovers } })
     }
 }
 
 impl Session<()> {
     /// Goes on over TLS.
     pub fn on_tls<T>(self, client: T, handshake: &Handshake) -> Session<T> {
-        let Parts { mut state, entry, .. } = self.parts;
+        let Parts { mut state, entry, began, failovers, .. } = self.parts;
         state.start_tls();
         entry.describe(Some(handshake), None);
-        Session { settings: self.settings, parts: Parts { client, state, entry } }
+        Session { settings: self.settings, parts: Parts { client, state, entry, began, failovers } }
+    }
+
+    /// Ends a session that was told to start TLS and couldn't.
+    pub fn handshake_failed(self) -> EndReason {
+        let reason = EndReason::HandshakeFailed;
+        run::log_session(&self.settings, &self.parts.entry, self.parts.began, self.parts.failovers, reason);
+        reason
     }
 }
 

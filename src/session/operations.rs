@@ -9,6 +9,7 @@ use zeroize::Zeroizing;
 
 use super::pins::Page;
 use crate::access_log::Described;
+use crate::buffer::Lent;
 use crate::failure::{FailoverKind, Refusal};
 use crate::ldap::{MessageId, OperationKind};
 
@@ -18,7 +19,7 @@ pub enum KeptRequest {
     /// It holds a password: wiped when dropped.
     Secret(Zeroizing<Box<[u8]>>),
     /// It doesn't: wiping every search would cost as much as framing it.
-    Plain(Box<[u8]>),
+    Plain(Lent),
 }
 
 impl KeptRequest {
@@ -29,7 +30,7 @@ impl KeptRequest {
 
     /// Keeps a copy of a search or a compare.
     pub fn plain(pdu: &[u8]) -> Self {
-        Self::Plain(pdu.into())
+        Self::Plain(Lent::copy_of(pdu))
     }
 
     /// The request.
@@ -78,6 +79,8 @@ pub struct Operation {
     pub abandoned: bool,
     /// The page it asks for, if it does (RFC 2696).
     pub page: Option<Page>,
+    /// How long it waited for a seat at a backend.
+    pub queue: Duration,
     /// How long it waited for its upstream to be opened.
     pub connect: Duration,
     /// What the access log will say of it.
@@ -121,6 +124,7 @@ impl Operation {
             resent: false,
             abandoned: false,
             page: None,
+            queue: Duration::ZERO,
             connect: Duration::ZERO,
             described,
         }
@@ -159,17 +163,21 @@ const OUTCOME_UNKNOWN: &str =
     "outcome unknown: the backend was lost before it answered; read the entry to see whether the change was made";
 const BACKEND_LOST: &str = "the backend was lost and the operation could not be sent to another; repeat it";
 
-/// A session's operations in flight, oldest first.
+/// A session's operations in flight, oldest first. What every request asks of them is counted, not looked for.
 #[derive(Debug, Default)]
 pub struct Operations {
     in_flight: VecDeque<Operation>,
+    awaited: usize,
+    writes: usize,
+    /// The highest messageID so far: most clients count up.
+    highest: MessageId,
     abandoned: Abandoned,
 }
 
 impl Operations {
     /// How many operations the client awaits.
     pub fn awaited(&self) -> usize {
-        self.in_flight.iter().filter(|operation| !operation.abandoned).count()
+        self.awaited
     }
 
     /// Whether nothing is in flight.
@@ -180,12 +188,15 @@ impl Operations {
     /// Whether a new request may carry this messageID: it is in use neither by an operation in progress nor by an
     /// abandoned one, whose late result could be taken for another's (§4.1.1.1).
     pub fn may_use(&self, id: MessageId) -> bool {
-        self.find(id).is_none() && !self.abandoned.contains(id)
+        id > self.highest || (self.find(id).is_none() && !self.abandoned.contains(id))
     }
 
     /// Takes up an operation.
     pub fn begin(&mut self, operation: Operation) {
-        debug_assert!(self.may_use(operation.id));
+        debug_assert!(self.find(operation.id).is_none());
+        self.awaited += usize::from(!operation.abandoned);
+        self.writes += usize::from(operation.writes);
+        self.highest = self.highest.max(operation.id);
         self.in_flight.push_back(operation);
     }
 
@@ -202,11 +213,13 @@ impl Operations {
     /// Ends an operation and returns it.
     pub fn end(&mut self, id: MessageId) -> Option<Operation> {
         let index = self.in_flight.iter().position(|operation| operation.id == id)?;
-        let operation = self.in_flight.remove(index);
+        let operation = self.in_flight.remove(index)?;
+        self.awaited -= usize::from(!operation.abandoned);
+        self.writes -= usize::from(operation.writes);
         if self.in_flight.is_empty() && self.in_flight.capacity() > KEPT_WHILE_IDLE {
             self.in_flight = VecDeque::new();
         }
-        operation
+        Some(operation)
     }
 
     /// Ends an operation that the backend may still answer: its ID stays out of use, as an abandoned one's does.
@@ -220,16 +233,18 @@ impl Operations {
     pub fn abandon(&mut self, id: MessageId) {
         if let Some(operation) = self.find_mut(id)
             && operation.kind != OperationKind::Bind
+            && !operation.abandoned
         {
             operation.abandoned = true;
             operation.kept = None;
+            self.awaited -= 1;
             self.abandoned.insert(id);
         }
     }
 
     /// Whether a write the upstream may have taken is unanswered: reads after it must not be repeated elsewhere.
     pub fn has_unanswered_write(&self) -> bool {
-        self.in_flight.iter().any(|operation| operation.writes)
+        self.writes > 0
     }
 
     /// When the oldest awaited operation began.
@@ -239,8 +254,7 @@ impl Operations {
 
     /// Empties the table, each operation with its fate if its upstream is lost after taking `taken` octets.
     pub fn lose(&mut self, taken: u64) -> Vec<(Operation, Fate)> {
-        std::mem::take(&mut self.in_flight)
-            .into_iter()
+        self.take_all()
             .map(|operation| {
                 let fate = operation.fate(taken);
                 (operation, fate)
@@ -248,21 +262,21 @@ impl Operations {
             .collect()
     }
 
-    /// Notes how long those that hadn't left yet, of a stream of which `taken` octets have, waited for their upstream.
-    pub fn upstream_opened(&mut self, taken: u64, now: Instant) {
-        for operation in self.in_flight.iter_mut().filter(|operation| operation.position >= taken) {
-            operation.connect = now - operation.started;
+    /// Notes that all have waited for an upstream since `since`, or since they began: for a seat during `queued`, then for
+    /// its connection.
+    pub fn upstream_awaited(&mut self, since: Instant, queued: Duration, now: Instant) {
+        for operation in &mut self.in_flight {
+            let waited = now - operation.started.max(since);
+            let connect = waited.min((now - since).saturating_sub(queued));
+            operation.connect += connect;
+            operation.queue += waited - connect;
         }
     }
 
     /// Empties the table, abandoned operations included.
     pub fn take_all(&mut self) -> impl Iterator<Item = Operation> + use<> {
+        (self.awaited, self.writes) = (0, 0);
         std::mem::take(&mut self.in_flight).into_iter()
-    }
-
-    /// Empties the table of operations that the client awaits.
-    pub fn take_awaited(&mut self) -> impl Iterator<Item = Operation> + use<> {
-        std::mem::take(&mut self.in_flight).into_iter().filter(|operation| !operation.abandoned)
     }
 }
 
@@ -346,6 +360,27 @@ mod tests {
         operations.abandon(9);
         assert_eq!(operations.awaited(), 1);
         assert!(operations.may_use(9));
+    }
+
+    /// 60 ms in the queue, then 40 ms to connect; later 20 ms to connect to another.
+    #[test]
+    fn waiting_is_for_a_seat_first_and_then_for_the_connection() {
+        let (mut operations, began) = (Operations::default(), Instant::now());
+        let after = |milliseconds| began + Duration::from_millis(milliseconds);
+        for (id, started) in [(1, 0), (2, 50), (3, 90)] {
+            let kind = OperationKind::Search;
+            operations.begin(Operation { started: after(started), ..operation(id, kind, 0) });
+        }
+        operations.upstream_awaited(after(0), Duration::from_millis(60), after(100));
+        let timing = |operations: &Operations| {
+            [1, 2, 3].map(|id| {
+                let operation = operations.find(id).expect("in flight");
+                (operation.queue.as_millis(), operation.connect.as_millis())
+            })
+        };
+        assert_eq!(timing(&operations), [(60, 40), (10, 40), (0, 10)]);
+        operations.upstream_awaited(after(200), Duration::ZERO, after(220));
+        assert_eq!(timing(&operations), [(60, 60), (10, 60), (0, 30)]);
     }
 
     #[test]

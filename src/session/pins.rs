@@ -95,9 +95,10 @@ impl Pins {
             .or_else(|| recent_write.then_some(Pin::RecentWrite))
     }
 
-    /// The backend's state is gone: the session may start afresh elsewhere.
-    pub fn clear(&mut self) {
-        *self = Self::default();
+    /// A bind has made the backend forget what it kept for the session. A recent write stays: whoever the session is now,
+    /// other backends may not have it yet.
+    pub fn rebound(&mut self) {
+        *self = Self { last_write: self.last_write, ..Self::default() };
     }
 }
 
@@ -172,5 +173,17 @@ mod tests {
         pins.wrote(now);
         assert_eq!(pins.pin(now + AFFINITY / 2, AFFINITY), Some(Pin::RecentWrite));
         assert_eq!(pins.pin(now + AFFINITY, AFFINITY), None);
+    }
+
+    #[test]
+    fn a_bind_frees_from_all_but_a_recent_write() {
+        let now = Instant::now();
+        let mut pins = Pins { lasting: Some(Pin::UpdateSequence), ..Pins::default() };
+        pins.paged(Page::First, Some(b"a"));
+        pins.rebound();
+        assert_eq!(pins.pin(now, AFFINITY), None);
+        pins.wrote(now);
+        pins.rebound();
+        assert_eq!(pins.pin(now, AFFINITY), Some(Pin::RecentWrite));
     }
 }

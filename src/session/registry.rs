@@ -37,6 +37,8 @@ pub enum Command {
     Stop = 16,
     /// The backend has stopped answering: take the upstream for lost.
     Leave = 32,
+    /// As [`Command::Move`], because another backend has come back.
+    Rebalance = 64,
 }
 
 /// One live session, seen from outside.
@@ -176,11 +178,13 @@ impl Registry {
 
     /// Tells every session on this backend something.
     pub fn command_on(&self, backend: &Arc<Backend>, command: Command) {
-        for session in self.sessions() {
-            if session.facts().backend.is_some_and(|its| Arc::ptr_eq(&its, backend)) {
-                session.command(command);
-            }
-        }
+        self.command_some(backend, usize::MAX, command);
+    }
+
+    /// Tells at most this many sessions on this backend something.
+    pub fn command_some(&self, backend: &Arc<Backend>, most: usize, command: Command) {
+        let is_on = |session: &Arc<Handle>| session.facts().backend.is_some_and(|its| Arc::ptr_eq(&its, backend));
+        self.sessions().into_iter().filter(is_on).take(most).for_each(|session| session.command(command));
     }
 
     /// The session of this number.

@@ -23,6 +23,8 @@ const MOST_KEPT: usize = 1 << 20;
 #[derive(Debug)]
 pub struct State {
     operations: Operations,
+    /// Operations nobody awaited when their upstream was lost, until they are written down.
+    forgotten: Vec<Operation>,
     bind: BindState,
     pins: Pins,
     layer: Layer,
@@ -66,7 +68,7 @@ pub enum RequestVerdict {
     /// Nobody answers it.
     Ignore,
     /// The client starts TLS: answer success, then handshake.
-    StartTls(MessageId),
+    StartTls,
     /// The client says goodbye.
     Unbind,
     /// The session ends with this notice.
@@ -152,6 +154,8 @@ pub struct Settled {
     pub operation: Operation,
     /// Its result code; `None` where the backend's result can't be read.
     pub code: Option<ResultCode>,
+    /// The name of a simple bind that has been refused for its name or password.
+    pub refused_name: Option<Box<str>>,
 }
 
 /// What becomes of a session whose upstream is lost.
@@ -172,6 +176,7 @@ impl State {
     pub fn new(failover: Failover, offers_start_tls: StartTls) -> Self {
         Self {
             operations: Operations::default(),
+            forgotten: Vec::new(),
             bind: BindState::default(),
             pins: Pins::default(),
             layer: Layer::default(),
@@ -240,10 +245,10 @@ impl State {
         if kind == OperationKind::Unbind {
             return Some(RequestVerdict::Unbind);
         }
-        let start_tls = request.extended_name() == Some(oid::START_TLS.as_bytes());
+        let start_tls = request.is_start_tls();
         if start_tls && self.bind.awaiting().is_some() {
             // RFC 4513 §3.1.1: not while a bind is under way. Nothing would be gained by waiting.
-            return self.judge_start_tls(id, |code, reason, diagnostic| {
+            return self.judge_start_tls(|code, reason, diagnostic| {
                 Some(RequestVerdict::Answer(Answer::to(request, code, reason, diagnostic.into(), now)))
             });
         }
@@ -276,16 +281,27 @@ impl State {
             );
         }
         if start_tls {
-            return self.judge_start_tls(id, answer);
+            return self.judge_start_tls(answer);
         }
-        if request.search().is_some_and(|search| search.filter_is_deeper_than(limits.filter_depth)) {
-            return answer(
+        // Only StartTLS must not reach the backend, and no filter too deep: what can't be told from them isn't sent.
+        let deep = match kind {
+            OperationKind::Search => request.filter_is_deeper_than(limits.filter_depth),
+            OperationKind::Extended => request.extended_name().map(|_| false),
+            _ => Some(false),
+        };
+        match deep {
+            Some(false) => None,
+            Some(true) => answer(
                 ResultCode::BUSY,
                 Refusal::FilterDepth,
                 "the search filter is nested too deeply (limits.filter_depth): simplify it",
-            );
+            ),
+            None => answer(
+                ResultCode::PROTOCOL_ERROR,
+                Refusal::Undecodable,
+                "not every server reads this request alike: encode it by RFC 4511 section 5.1",
+            ),
         }
-        None
     }
 
     /// Takes up an operation that is forwarded. `position` is where its first octet will stand in the upstream's stream.
@@ -306,6 +322,15 @@ impl State {
         });
     }
 
+    /// Takes up a bind that goes no further than the proxy: it leaves the session anonymous all the same (RFC 4513 §4).
+    /// Returns whether the upstream has to be left, because it has an identity, or half of one.
+    pub fn refuse_bind(&mut self) -> bool {
+        let bound = !matches!(self.bind.identity(), Identity::Anonymous) || self.bind.is_stateful();
+        self.bind.fail();
+        self.pins.rebound();
+        bound
+    }
+
     /// Takes up one whole response.
     pub fn response(&mut self, response: &Response<'_>, now: Instant) -> ResponseVerdict {
         let id = response.message_id();
@@ -320,15 +345,19 @@ impl State {
         operation.delivered_octets += response.pdu().len() as u64;
         let code = response.result().map(|result| result.code);
         let success = code == Some(ResultCode::SUCCESS);
+        let mut refused_name = None;
         match operation.kind {
             OperationKind::Bind => {
+                if code == Some(ResultCode::INVALID_CREDENTIALS) {
+                    refused_name = operation.kept.as_ref().and_then(bind_name);
+                }
                 // An unreadable result is not a success.
                 let code = code.unwrap_or(ResultCode::OPERATIONS_ERROR);
                 if self.bind.response(code, operation.kept.take(), now) {
                     self.layer = Layer::Undecided;
                 }
                 if success {
-                    self.pins.clear();
+                    self.pins.rebound();
                 }
             }
             OperationKind::Search => {
@@ -339,7 +368,7 @@ impl State {
             _ if operation.writes && success => self.pins.wrote(now),
             _ => {}
         }
-        let settled = Settled { operation, code };
+        let settled = Settled { operation, code, refused_name };
         ResponseVerdict::Forward(Some(settled))
     }
 
@@ -369,7 +398,7 @@ impl State {
         for (mut operation, fate) in self.operations.lose(taken) {
             self.release(&operation);
             match fate {
-                Fate::Forget => {}
+                Fate::Forget => self.forgotten.push(operation),
                 Fate::Fail(kind, reason, diagnostic) => {
                     loss.fail(operation, kind, reason, diagnostic);
                 }
@@ -417,8 +446,12 @@ impl State {
         diagnostic: &'static str,
     ) -> Vec<(Operation, Answer)> {
         let mut loss = Loss::default();
-        for operation in self.operations.take_awaited() {
-            loss.fail(operation, FailoverKind::Exhausted, reason, diagnostic);
+        for operation in self.operations.take_all() {
+            if operation.abandoned {
+                self.forgotten.push(operation);
+            } else {
+                loss.fail(operation, FailoverKind::Exhausted, reason, diagnostic);
+            }
         }
         for (_, answer) in &mut loss.answers {
             answer.code = code;
@@ -430,15 +463,15 @@ impl State {
         loss.answers
     }
 
-    /// The session stops: everything in flight is answered, and a write that may have happened is told from one that
-    /// hasn't.
-    pub fn stop(&mut self, taken: u64, diagnostic: &'static str) -> Vec<(Operation, Answer)> {
+    /// The upstream is given up: everything in flight is answered, and a write that may have happened is told from one
+    /// that hasn't.
+    pub fn stop(&mut self, taken: u64, reason: Refusal, diagnostic: &'static str) -> Vec<(Operation, Answer)> {
         let mut loss = Loss::default();
         for (operation, fate) in self.operations.lose(taken) {
             match fate {
-                Fate::Forget => {}
+                Fate::Forget => self.forgotten.push(operation),
                 Fate::Fail(kind, reason @ Refusal::OutcomeUnknown, text) => loss.fail(operation, kind, reason, text),
-                _ => loss.fail(operation, FailoverKind::Exhausted, Refusal::Draining, diagnostic),
+                _ => loss.fail(operation, FailoverKind::Exhausted, reason, diagnostic),
             }
         }
         self.kept_octets = 0;
@@ -466,14 +499,20 @@ impl State {
         Some((operation, answer))
     }
 
-    /// An upstream stands: what waited for it is about to leave.
-    pub fn upstream_opened(&mut self, now: Instant) {
-        self.operations.upstream_opened(0, now);
+    /// An upstream stands, or none could be opened: what waited for it, at most since `since`, is about to leave or to be
+    /// answered. `queued` of that time was spent waiting for a seat.
+    pub fn upstream_awaited(&mut self, since: Instant, queued: Duration, now: Instant) {
+        self.operations.upstream_awaited(since, queued, now);
+    }
+
+    /// What nobody awaited any more when its upstream was lost.
+    pub fn take_forgotten(&mut self) -> Vec<Operation> {
+        std::mem::take(&mut self.forgotten)
     }
 
     /// What nobody will answer any more.
     pub fn take_unfinished(&mut self) -> impl Iterator<Item = Operation> + use<> {
-        self.operations.take_all()
+        self.take_forgotten().into_iter().chain(self.operations.take_all())
     }
 
     /// Why the session can't move to another backend now, if it can't.
@@ -501,10 +540,7 @@ impl State {
 
     /// The name of the last successful simple bind.
     pub fn bound_name(&self) -> Option<Box<str>> {
-        let pdu = self.credential()?.pdu();
-        let envelope = ldap::envelope(pdu, pdu.len()).ok()??;
-        let name = Request::new(pdu, envelope)?.bind()?.name;
-        Some(String::from_utf8_lossy(name).into())
+        self.credential().and_then(bind_name)
     }
 
     /// When the kept credential must be wiped.
@@ -538,7 +574,6 @@ impl State {
 
     fn judge_start_tls(
         &self,
-        id: MessageId,
         answer: impl Fn(ResultCode, Refusal, &'static str) -> Option<RequestVerdict>,
     ) -> Option<RequestVerdict> {
         match self.offers_start_tls {
@@ -555,7 +590,7 @@ impl State {
                 Refusal::StartTls,
                 "StartTLS must wait until no operation and no SASL bind is in progress",
             ),
-            StartTls::Offered => Some(RequestVerdict::StartTls(id)),
+            StartTls::Offered => Some(RequestVerdict::StartTls),
         }
     }
 
@@ -590,6 +625,14 @@ impl State {
     fn release(&mut self, operation: &Operation) {
         self.kept_octets -= operation.kept.as_ref().map_or(0, |kept| kept.pdu().len());
     }
+}
+
+/// The name in a BindRequest.
+fn bind_name(request: &KeptRequest) -> Option<Box<str>> {
+    let pdu = request.pdu();
+    let envelope = ldap::envelope(pdu, pdu.len()).ok()??;
+    let name = Request::new(pdu, envelope)?.bind()?.name;
+    Some(String::from_utf8_lossy(name).into())
 }
 
 const SESSION_LOST: &str = "the backend that held this session's state was lost: reconnect, bind and repeat";

@@ -29,9 +29,9 @@ pub struct LoginName {
 impl BindName {
     /// Whom this bind names.
     pub fn of(bind: &BindRequest<'_>) -> Self {
-        // Samba reads names and passwords up to the first NUL.
+        // Samba reads passwords, too, up to the first NUL.
         match bind.authentication {
-            Authentication::Simple(_) if matches!(bind.name, [] | [0, ..]) => Self::Anonymous,
+            Authentication::Simple(_) if bind.is_nameless() => Self::Anonymous,
             Authentication::Simple([] | [0, ..]) => Self::Unauthenticated(LoginName::new(bind.name)),
             Authentication::Simple(_) => Self::Named(LoginName::new(bind.name)),
             Authentication::Sasl { mechanism, .. } if mechanism.eq_ignore_ascii_case(b"ANONYMOUS") => Self::Anonymous,

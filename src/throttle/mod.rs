@@ -19,7 +19,6 @@
 mod buckets;
 mod login_name;
 mod ntlm;
-mod sub_code;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -28,7 +27,6 @@ use std::time::{Duration, Instant};
 use buckets::{Buckets, Charge, Refill};
 
 pub use login_name::{BindName, LoginName};
-pub use sub_code::SubCode;
 
 use crate::config;
 use crate::failure::Refusal;

@@ -1,5 +1,7 @@
 //! Judges whether a chain leads from a certificate to its root.
 
+use std::time::Duration;
+
 use rustls_pki_types::UnixTime;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::error::X509Error;
@@ -7,7 +9,7 @@ use x509_parser::extensions::{GeneralName, ParsedExtension};
 
 use super::Finding;
 use super::certificate::unix_time;
-use super::lint::key_of;
+use super::lint::{EXPIRY_WARNING, key_of};
 
 /// Each doubt about body and chain, in their order. ACM: "each directly certifies the one preceding"; RFC 8446 §4.4.2 lets the root be left out.
 pub(super) fn chain_order(chain: &[X509Certificate<'_>], now: UnixTime) -> Vec<Finding> {
@@ -47,14 +49,19 @@ pub(super) fn chain_order(chain: &[X509Certificate<'_>], now: UnixTime) -> Vec<F
                 format!("certificate {place} of the chain ({}) didn't sign the one before it", issuer.subject()),
                 "the issuer has another key of the same name: ask it for the chain that belongs to this certificate",
             ));
-        } else if now > unix_time(issuer.validity().not_after) {
+        } else if !issuer.is_ca() {
             findings.push(Finding::warning(
                 "certificate_chain",
                 format!(
-                    "certificate {place} of the chain ({}) ended on {}",
-                    issuer.subject(),
-                    issuer.validity().not_after
+                    "certificate {place} of the chain ({}) is no certificate authority (basicConstraints): clients refuse it",
+                    issuer.subject()
                 ),
+                "have the certificate issued by one that is",
+            ));
+        } else if let Some(when) = validity(issuer, now) {
+            findings.push(Finding::warning(
+                "certificate_chain",
+                format!("certificate {place} of the chain ({}) {when}", issuer.subject()),
                 "get the issuer's current chain",
             ));
         }
@@ -70,6 +77,17 @@ pub(super) fn chain_order(chain: &[X509Certificate<'_>], now: UnixTime) -> Vec<F
         ));
     }
     findings
+}
+
+/// What an issuer's dates keep it from, now or soon.
+fn validity(issuer: &X509Certificate<'_>, now: UnixTime) -> Option<String> {
+    let validity = issuer.validity();
+    let left = unix_time(validity.not_after).as_secs().checked_sub(now.as_secs());
+    match left.map(Duration::from_secs) {
+        None => Some(format!("ended on {}", validity.not_after)),
+        Some(left) if left < EXPIRY_WARNING => Some(format!("ends on {}", validity.not_after)),
+        _ => (now < unix_time(validity.not_before)).then(|| format!("isn't valid before {}", validity.not_before)),
+    }
 }
 
 /// Where the issuer's certificate can be had, if the issuer is no root known to everyone.
@@ -92,6 +110,8 @@ pub(super) fn is_self_issued(certificate: &X509Certificate<'_>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use rcgen::{CertificateParams, IsCa, date_time_ymd};
+
     use super::super::Severity;
     use super::super::testing::{Authority, NAMES, ecdsa, expect, findings};
 
@@ -113,6 +133,25 @@ mod tests {
         }
         let found = findings(&issued, &[&issued.certificate, &intermediate.pem]);
         assert!(found[0].message.contains("is there twice"), "{found:?}");
+    }
+
+    /// The dates are judged on 2030-01-01.
+    #[test]
+    fn an_issuer_that_clients_refuse_is_one_warning() {
+        let root = Authority::root("root");
+        type Change = fn(&mut CertificateParams);
+        let cases: [(Change, &str); 5] = [
+            (|params| params.not_after = date_time_ymd(2029, 12, 29), "ended on Dec 29"),
+            (|params| params.not_after = date_time_ymd(2030, 2, 10), "ends on Feb 10"),
+            (|params| params.not_before = date_time_ymd(2031, 1, 1), "isn't valid before Jan  1"),
+            (|params| params.is_ca = IsCa::ExplicitNoCa, "is no certificate authority"),
+            (|params| params.is_ca = IsCa::NoCa, "is no certificate authority"),
+        ];
+        for (change, words) in cases {
+            let intermediate = root.intermediate_with("intermediate", change);
+            let found = findings(&intermediate.issue(NAMES), &[&intermediate.pem]);
+            expect(&found, Severity::Warning, "certificate_chain", words);
+        }
     }
 
     #[test]

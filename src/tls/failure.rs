@@ -99,7 +99,9 @@ fn incompatible_peer(incompatible: &PeerIncompatible) -> (HandshakeFailureReason
         NoKxGroupsInCommon | NamedGroupsExtensionRequired | NoEcPointFormatsInCommon | UncompressedEcPointsRequired => {
             (
                 HandshakeFailureReason::NoSharedCipher,
-                "no shared key exchange group: the client lacks X25519, P-256 and P-384".into(),
+                "no shared key exchange: the client offers only suites without forward secrecy, or none of the groups \
+                 X25519, P-256 and P-384"
+                    .into(),
             )
         }
         NoSignatureSchemesInCommon => (

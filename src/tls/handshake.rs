@@ -1,6 +1,6 @@
 //! What a finished handshake agreed on.
 
-use rustls::{CipherSuite, HandshakeKind, NamedGroup, ProtocolVersion, ServerConnection};
+use rustls::{CipherSuite, CommonState, HandshakeKind, NamedGroup, ProtocolVersion};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
@@ -21,9 +21,9 @@ pub struct Handshake {
     pub client_subject: Option<String>,
 }
 
-impl From<&ServerConnection> for Handshake {
+impl Handshake {
     /// Call it once the handshake is done; before that, most of it is unknown.
-    fn from(connection: &ServerConnection) -> Self {
+    pub(super) fn new(connection: &CommonState, sni: Option<String>) -> Self {
         let subject =
             |certificate| X509Certificate::from_der(certificate).ok().map(|(_, x509)| x509.subject().to_string());
         Self {
@@ -31,7 +31,7 @@ impl From<&ServerConnection> for Handshake {
             suite: connection.negotiated_cipher_suite().map_or("none", |suite| suite_label(suite.suite())),
             group: connection.negotiated_key_exchange_group().map_or("none", |group| group_label(group.name())),
             resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed),
-            sni: connection.server_name().map(str::to_owned),
+            sni,
             client_subject: connection
                 .peer_certificates()
                 .and_then(|chain| chain.first())

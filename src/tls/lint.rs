@@ -3,6 +3,7 @@
 //! An error is what no handshake could succeed with. All else is a warning: an expired certificate is served, since
 //! whoever restarts the proxy at night needs those clients that don't check more than none at all.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use x509_parser::public_key::PublicKey;
 
 use super::certificate::{CertificateInfo, common_name, names, unix_time};
 use super::chain::{chain_order, is_self_issued};
-use super::import::Import;
+use super::import::{Import, Key};
 use super::{Finding, Severity};
 use crate::config::CertificateFiles;
 
@@ -32,7 +33,7 @@ pub fn lint(files: &CertificateFiles, now: UnixTime) -> Vec<Finding> {
 /// The findings about an import and about the files it came from, errors first.
 pub(super) fn judge_files(import: &Import, files: &CertificateFiles, now: UnixTime) -> Vec<Finding> {
     let mut findings = judge(import, now);
-    findings.extend(loose_mode("private_key", &files.private_key));
+    findings.extend(files.private_key.file().and_then(|path| loose_mode("private_key", path)));
     findings.extend(
         files.private_key_passphrase_file.as_deref().and_then(|path| loose_mode("private_key_passphrase_file", path)),
     );
@@ -94,7 +95,9 @@ fn key_fits(import: &Import, leaf: &X509Certificate<'_>) -> Option<Finding> {
             ));
         }
     }
-    let key = match any_supported_type(import.key.der()) {
+    // A token isn't asked here: it proves that its key fits when it is opened, by a signature.
+    let Key::Local(key) = &import.key else { return None };
+    let key = match any_supported_type(key.der()) {
         Ok(key) => key,
         Err(error) => {
             let help = "use RSA of 2048 to 8192 bits, ECDSA P-256, P-384 or P-521, or Ed25519";
@@ -155,12 +158,13 @@ fn has_names(leaf: &X509Certificate<'_>) -> Option<Finding> {
         return None;
     }
     let name = common_name(leaf).unwrap_or("ldap.example.com");
+    let kind = if name.parse::<IpAddr>().is_ok() { "IP" } else { "DNS" };
     Some(Finding::warning(
         "certificate",
         "the certificate has no subject alternative name, and most clients ignore the common name",
         format!(
             "have it issued with one, for a self-signed one: openssl req -x509 -newkey rsa:2048 -nodes -days 365 \
-             -subj /CN={name} -addext subjectAltName=DNS:{name} -addext basicConstraints=critical,CA:FALSE \
+             -subj /CN={name} -addext subjectAltName={kind}:{name} -addext basicConstraints=critical,CA:FALSE \
              -keyout private_key.pem -out certificate.pem"
         ),
     ))
@@ -282,9 +286,16 @@ mod tests {
 
     #[test]
     fn the_fix_for_a_certificate_without_names_names_it() {
-        let issued = Authority::root("root").issue_with(NAMES, ecdsa(), |params| params.subject_alt_names.clear());
-        let help = &findings(&issued, &[])[0].help;
-        assert!(help.contains("-addext subjectAltName=DNS:ldap.example.com"), "{help}");
+        let root = Authority::root("root");
+        for (name, alternative) in [
+            ("ldap.example.com", "DNS:ldap.example.com"),
+            ("10.0.0.1", "IP:10.0.0.1"),
+            ("2001:db8::1", "IP:2001:db8::1"),
+        ] {
+            let issued = root.issue_with(&[name], ecdsa(), |params| params.subject_alt_names.clear());
+            let help = &findings(&issued, &[])[0].help;
+            assert!(help.contains(&format!("-addext subjectAltName={alternative} ")), "{help}");
+        }
     }
 
     #[test]
@@ -306,7 +317,7 @@ mod tests {
         let missing = |name: &str| dir.path().join(name);
         let files = CertificateFiles {
             certificate: missing("a"),
-            private_key: missing("b"),
+            private_key: missing("b").into(),
             certificate_chain: Some(missing("c")),
             private_key_passphrase_file: None,
         };
@@ -321,7 +332,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let files = Authority::root("root").issue(NAMES).write(dir.path(), "server");
         for (mode, loose) in [(0o400, false), (0o640, false), (0o644, true), (0o660, true), (0o604, true)] {
-            std::fs::set_permissions(&files.private_key, std::fs::Permissions::from_mode(mode)).unwrap();
+            std::fs::set_permissions(files.private_key.file().unwrap(), std::fs::Permissions::from_mode(mode)).unwrap();
             let found = lint(&files, now());
             assert_eq!(!found.is_empty(), loose, "{mode:o} {found:?}");
         }

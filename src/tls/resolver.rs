@@ -1,5 +1,6 @@
 //! Chooses the certificate for a client, by the name it asks for and the keys it can verify.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -51,8 +52,19 @@ impl Certificates {
 
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        ASKED.set(Some(hello.server_name().map(str::to_owned)));
         Some(Arc::clone(self.choose(hello.server_name(), hello.signature_schemes())))
     }
+}
+
+thread_local! {
+    static ASKED: Cell<Option<Option<String>>> = const { Cell::new(None) };
+}
+
+/// The host name that a client asked for, if this thread has chosen a certificate for one since the last call. rustls's
+/// unbuffered connections don't tell it.
+pub(super) fn take_asked() -> Option<Option<String>> {
+    ASKED.take()
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

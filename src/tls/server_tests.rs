@@ -67,18 +67,31 @@ async fn versions_follow_policy_and_min_version() {
     }
 }
 
+#[cfg(not(feature = "fips"))]
+#[test]
+fn fips_needs_a_build_of_its_own() {
+    let (_directory, mut settings, _root) = good();
+    settings.policy = TlsPolicy::Fips;
+    let findings = ServerTls::load(&settings, UnixTime::now()).unwrap_err();
+    assert_eq!(
+        findings.iter().map(|finding| (finding.key, finding.is_error())).collect::<Vec<_>>(),
+        [("policy", true)]
+    );
+}
+
+#[cfg(feature = "fips")]
 #[tokio::test]
-async fn fips_takes_no_chacha_and_says_what_the_build_lacks() {
+async fn fips_offers_nothing_that_is_not_approved() {
     let (_directory, mut settings, root) = good();
     settings.policy = TlsPolicy::Fips;
-    let loaded = ServerTls::load(&settings, UnixTime::now()).unwrap();
-    let config = loaded.server.server_config();
-    assert!(config.require_ems);
-    let provider = config.crypto_provider();
-    assert!(provider.cipher_suites.iter().all(|suite| !format!("{:?}", suite.suite()).contains("CHACHA")));
-    assert_eq!(loaded.findings.iter().map(|finding| finding.key).collect::<Vec<_>>(), ["policy"]);
-    let (agreed, _) = handshake(&loaded.server, &client(&root, ONLY_12, None), NAME).await.unwrap();
-    assert_eq!(agreed.group, "secp256r1");
+    let server = load(&settings);
+    let config = server.server_config();
+    assert!(config.fips() && config.require_ems);
+    for (versions, group) in [(ONLY_12, "secp256r1"), (ONLY_13, "X25519MLKEM768")] {
+        let (agreed, _) = handshake(&server, &client(&root, versions, None), NAME).await.unwrap();
+        assert_eq!(agreed.group, group);
+        assert!(agreed.suite.contains("AES"), "{}", agreed.suite);
+    }
 }
 
 #[tokio::test]
@@ -236,6 +249,40 @@ async fn client_certificates_are_verified_at_every_handshake() {
     assert!(handshake(&server, &with(BOTH), NAME).await.unwrap().0.client_subject.is_some());
 }
 
+/// Two copies share ticket keys, and only one of them asks for certificates, or the same one did not before a reload.
+#[tokio::test]
+async fn a_ticket_given_without_a_certificate_opens_no_door_that_asks_for_one() {
+    let (directory, mut settings, root) = good();
+    settings.session_tickets = SessionTickets::All;
+    settings.ticket_key_file = Some(write(directory.path(), "tickets", &"5a".repeat(48)));
+    let open = load(&settings);
+    let ca = write(directory.path(), "client-ca.pem", &root.pem);
+    settings.client_certificates = ClientCertificates::Required { ca, crl: None };
+    let closed = load(&settings);
+    for versions in [ONLY_12, ONLY_13] {
+        let client = client(&root, versions, None);
+        handshake(&open, &client, NAME).await.unwrap();
+        assert!(handshake(&open, &client, NAME).await.unwrap().0.resumed);
+        assert_eq!(reason(handshake(&closed, &client, NAME).await), HandshakeFailureReason::ClientCertificate);
+    }
+}
+
+/// A bind in early data could be replayed.
+#[tokio::test]
+async fn no_ticket_allows_early_data() {
+    let (_directory, mut settings, root) = good();
+    settings.session_tickets = SessionTickets::All;
+    let server = load(&settings);
+    let mut eager = std::sync::Arc::unwrap_or_clone(client(&root, ONLY_13, None));
+    eager.enable_early_data = true;
+    let eager = std::sync::Arc::new(eager);
+    for resumed in [false, true] {
+        assert_eq!(handshake(&server, &eager, NAME).await.unwrap().0.resumed, resumed, "there are tickets");
+    }
+    let mut third = rustls::ClientConnection::new(eager, NAME.try_into().unwrap()).unwrap();
+    assert!(third.early_data().is_none());
+}
+
 #[tokio::test]
 async fn a_revoked_client_ends_at_the_handshake_after_a_reload() {
     let (directory, mut settings, root) = good();
@@ -318,7 +365,7 @@ async fn what_isn_t_our_tls_is_told_apart() {
         let (mut near, far) = tokio::io::duplex(4096);
         near.write_all(&bytes).await.unwrap();
         near.shutdown().await.unwrap();
-        let failure = HandshakeFailure::from(&server.accept(far).await.unwrap_err());
+        let failure = HandshakeFailure::from(&server.accept(far).await.err().unwrap());
         assert_eq!(failure.reason, expected, "{bytes:x?}: {failure}");
     }
 }

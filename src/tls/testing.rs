@@ -31,7 +31,12 @@ impl Authority {
     }
 
     pub(super) fn intermediate(&self, name: &str) -> Self {
-        let (params, key) = authority_params(name);
+        self.intermediate_with(name, |_| {})
+    }
+
+    pub(super) fn intermediate_with(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Self {
+        let (mut params, key) = authority_params(name);
+        change(&mut params);
         let pem = params.signed_by(&key, &self.issuer).unwrap().pem();
         Self { pem, issuer: Issuer::new(params, key) }
     }
@@ -64,7 +69,7 @@ impl Issued {
     pub(super) fn write(&self, directory: &Path, name: &str) -> CertificateFiles {
         CertificateFiles {
             certificate: write(directory, &format!("{name}.pem"), &self.certificate),
-            private_key: write(directory, &format!("{name}.key"), &self.key),
+            private_key: write(directory, &format!("{name}.key"), &self.key).into(),
             certificate_chain: None,
             private_key_passphrase_file: None,
         }
@@ -154,12 +159,12 @@ pub(super) async fn handshake(server: &ServerTls, client: &Arc<ClientConfig>, na
         std::io::Result::Ok(seen)
     };
     let server_side = async {
-        let mut stream = server.accept(far).await?;
+        let (mut stream, handshake) = server.accept(far).await?;
         let mut question = [0];
         stream.read_exact(&mut question).await?;
         stream.write_all(b"!").await?;
         stream.flush().await?;
-        std::io::Result::Ok(Handshake::from(stream.get_ref().1))
+        std::io::Result::Ok(handshake)
     };
     let (seen, agreed) = tokio::join!(client_side, server_side);
     Ok((agreed?, seen?))

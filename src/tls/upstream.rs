@@ -90,16 +90,18 @@ fn system_roots() -> Result<RootCertStore, Finding> {
 }
 
 fn config(roots: RootCertStore, pinned: Vec<CertificateDer<'static>>) -> Result<ClientConfig, Finding> {
-    let provider = policy::provider(TlsPolicy::Intermediate);
+    let policy = if cfg!(feature = "fips") { TlsPolicy::Fips } else { TlsPolicy::Intermediate };
+    let provider = policy::provider(policy);
     let webpki = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
         .build()
         .map_err(|error| Finding::error("ca_file", error.to_string(), "name a file of certificate authorities"))?;
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(policy::versions(TlsPolicy::Intermediate, TlsVersion::V1_2))
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(policy::versions(policy, TlsVersion::V1_2))
         .expect("the provider has suites for both versions, which a test checks")
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(BackendVerifier { pinned, webpki }))
         .with_no_client_auth();
+    config.require_ems = policy == TlsPolicy::Fips;
     Ok(config)
 }
 
@@ -187,7 +189,7 @@ fn explain(error: &io::Error) -> String {
                      issued with one, or put that very certificate into ca_file"
                 )
             } else {
-                let presented = presented.join(", ");
+                let presented = presented.iter().map(|name| bare(name)).collect::<Vec<_>>().join(", ");
                 format!(
                     "the backend's certificate is for {presented}, not for \"{expected}\": connect by that name, or set \
                      server_name"
@@ -209,6 +211,12 @@ fn explain(error: &io::Error) -> String {
         }
         other => format!("the handshake with the backend failed: {other}"),
     }
+}
+
+/// `DnsName("dc1.example.com")` and `IpAddress(10.0.0.1)`, as rustls has them, without the words around.
+fn bare(name: &str) -> &str {
+    let inner = name.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')')).unwrap_or(name);
+    inner.trim_matches('"')
 }
 
 /// Bytes that may wait in a connection for a backend that doesn't read.
@@ -239,9 +247,9 @@ mod tests {
         let tcp = TcpStream::connect(listener.local_addr()?).await?;
         let (accepted, _) = listener.accept().await?;
         let backend = async {
-            let mut stream = backend.accept(accepted).await?;
+            let (mut stream, handshake) = backend.accept(accepted).await?;
             stream.write_all(b"!").await?;
-            io::Result::Ok(Handshake::from(stream.get_ref().1))
+            io::Result::Ok(handshake)
         };
         let client = async {
             let mut stream = upstream.connect(host, tcp).await?;
@@ -262,7 +270,7 @@ mod tests {
         let agreed = connect(&upstream, &backend, "127.0.0.11").await.unwrap();
         assert_eq!(agreed.sni, None);
         let error = connect(&upstream, &backend, "dc2.example.com").await.unwrap_err().to_string();
-        assert!(error.contains("dc1.example.com") && error.contains("not for \"dc2.example.com\""), "{error}");
+        assert!(error.contains("is for dc1.example.com, 127.0.0.11, not for \"dc2.example.com\""), "{error}");
         let named = UpstreamTls::new(&pool(directory.path(), &root, Some("dc1.example.com"))).unwrap();
         connect(&named, &backend, "10.9.9.9").await.unwrap();
     }

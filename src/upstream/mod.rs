@@ -8,24 +8,35 @@ mod stream;
 mod tests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use connector::Connector;
+#[cfg(fuzzing)]
+pub use connector::Dial;
 pub use pdu::read_pdu;
 pub use stream::Stream;
 
-use crate::pool::{Backend, Seat};
+use crate::pool::{Backend, Opening, Seat};
 
 /// A live connection to a backend and the seat it holds there.
 #[derive(Debug)]
 pub struct Upstream {
     /// The bytes.
     pub stream: Stream,
+    /// How long it took until there was a seat (`max_sessions`) and a turn to connect.
+    pub queued: Duration,
     seat: Seat,
+    opening: Option<Opening>,
 }
 
 impl Upstream {
-    pub(crate) fn new(stream: Stream, seat: Seat) -> Self {
-        Self { stream, seat }
+    pub(crate) fn new(stream: Stream, seat: Seat, opening: Option<Opening>) -> Self {
+        Self { stream, queued: Duration::ZERO, seat, opening }
+    }
+
+    /// The backend has answered, so it has accepted the connection: the next one may be opened.
+    pub(crate) fn heard(&mut self) {
+        self.opening = None;
     }
 
     /// The backend at the other end.

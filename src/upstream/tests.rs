@@ -33,7 +33,7 @@ fn server_tls(directory: &Path) -> ServerTls {
     let settings = Tls {
         default_certificate: CertificateFiles {
             certificate: write("cert.pem", issued.cert.pem()),
-            private_key: write("key.pem", issued.signing_key.serialize_pem()),
+            private_key: write("key.pem", issued.signing_key.serialize_pem()).into(),
             certificate_chain: None,
             private_key_passphrase_file: None,
         },
@@ -83,11 +83,11 @@ async fn greet(
         tcp.write_all(&[octet]).await.unwrap();
         return (header, None);
     }
-    let mut stream = tls.accept(tcp).await.unwrap();
+    let (mut stream, handshake) = tls.accept(tcp).await.unwrap();
     let octet = stream.read_u8().await.unwrap();
     stream.write_all(&[octet]).await.unwrap();
     stream.flush().await.unwrap();
-    (header, Some(Handshake::from(stream.get_ref().1)))
+    (header, Some(handshake))
 }
 
 #[tokio::test]
@@ -164,4 +164,17 @@ async fn pdus_arrive_in_pieces_and_several_at_once() {
         assert_eq!(end.kind(), std::io::ErrorKind::UnexpectedEof);
     }
     assert!(read_pdu(&mut &octets[..], &mut BytesMut::new(), 10).await.is_err(), "a limit is a limit");
+}
+
+/// What a host that vanishes is noticed by when no probe asks: TCP_USER_TIMEOUT for what was sent, keepalive for the rest.
+#[tokio::test]
+async fn connections_notice_that_their_host_has_vanished() {
+    let (_listener, backend) = backend().await;
+    let pool = crate::config::Pool::new("p", Vec::new());
+    let Stream::Plain(tcp) = Connector::new(&pool).unwrap().open_own(&backend).await.unwrap() else { unreachable!() };
+    let socket = socket2::SockRef::from(&tcp);
+    assert!(socket.keepalive().unwrap() && socket.tcp_nodelay().unwrap());
+    assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(60));
+    assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(10));
+    assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(20)));
 }

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from .reconcile import note_password
+
 BIND_REQUEST, BIND_RESPONSE, UNBIND_REQUEST = 0x60, 0x61, 0x42
 SEARCH_REQUEST, SEARCH_ENTRY, SEARCH_DONE, SEARCH_REFERENCE = 0x63, 0x64, 0x65, 0x73
 MODIFY_REQUEST, MODIFY_RESPONSE = 0x66, 0x67
@@ -15,7 +17,7 @@ NOTICE_OF_DISCONNECTION = "1.3.6.1.4.1.1466.20036"
 START_TLS = "1.3.6.1.4.1.1466.20037"
 WHO_AM_I = "1.3.6.1.4.1.4203.1.11.3"
 
-SUCCESS, OPERATIONS_ERROR, PROTOCOL_ERROR, NO_SUCH_OBJECT = 0, 1, 2, 32
+SUCCESS, OPERATIONS_ERROR, PROTOCOL_ERROR, STRONGER_AUTH_REQUIRED, NO_SUCH_OBJECT = 0, 1, 2, 8, 32
 CONFIDENTIALITY_REQUIRED, INVALID_CREDENTIALS, BUSY, UNAVAILABLE, UNWILLING_TO_PERFORM = 13, 49, 51, 52, 53
 SASL_BIND_IN_PROGRESS = 14
 
@@ -74,6 +76,7 @@ def control(oid, value=None, critical=False):
 # Requests.
 
 def bind(message_id, name="", password="", version=3):
+    note_password(password)
     return message(message_id, tlv(BIND_REQUEST, integer(version), octets(name), octets(password, tag=0x80)))
 
 

@@ -16,23 +16,24 @@ class Certificate:
 
 
 class Authority:
-    """A CA in `directory`; `ca` is its certificate, `issue` makes leaves."""
+    """A CA called `name` in `directory`; `ca` is its certificate, `issue` makes leaves."""
 
-    def __init__(self, directory):
+    def __init__(self, directory, name="tests CA"):
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         self.ca = self.directory / "ca.pem"
         self._key = self.directory / "ca-key.pem"
         _openssl(
-            "req", "-x509", *_NEW_KEY, "-keyout", self._key, "-out", self.ca, "-days", 90, "-subj", "/CN=tests CA",
+            "req", "-x509", *_NEW_KEY, "-keyout", self._key, "-out", self.ca, "-days", 90, "-subj", f"/CN={name}",
             "-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign,cRLSign",
         )
 
-    def issue(self, name, subject_alt_names=(f"DNS:{PROXY_NAME}", "DNS:localhost", "IP:127.0.0.1"), days=90):
-        """A leaf certificate and its key, in files named after `name`."""
+    def issue(self, name, subject_alt_names=(f"DNS:{PROXY_NAME}", "DNS:localhost", "IP:127.0.0.1"), days=90, rsa=False, key=()):
+        """A leaf certificate and its key, ECDSA or RSA, in files named after `name`. `key` are the words that make another with
+        `openssl req`."""
         leaf = Certificate(self.directory / f"{name}.pem", self.directory / f"{name}-key.pem")
         request, extensions = self.directory / f"{name}.csr", self.directory / f"{name}.ext"
-        _openssl("req", *_NEW_KEY, "-keyout", leaf.private_key, "-out", request, "-subj", f"/CN={name}")
+        _openssl("req", *(key or (_NEW_RSA_KEY if rsa else _NEW_KEY)), "-nodes", "-keyout", leaf.private_key, "-out", request, "-subj", f"/CN={name}")
         leaf.private_key.chmod(0o600)
         lines = ["basicConstraints=critical,CA:FALSE", "extendedKeyUsage=serverAuth,clientAuth"]
         if subject_alt_names:
@@ -46,6 +47,7 @@ class Authority:
 
 
 _NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+_NEW_RSA_KEY = ("-newkey", "rsa:2048", "-nodes")
 
 
 def _openssl(*arguments):

@@ -42,13 +42,13 @@ class Endpoint:
         return f"{'ldaps' if self.ca else 'ldap'}://{self.host}:{self.port}"
 
 
-def tool(command, endpoint, *arguments, account=None, input="", check=True, ca=None):
+def tool(command, endpoint, *arguments, account=None, input="", check=True, ca=None, env=None):
     """Runs one of OpenLDAP's client tools with a simple bind (anonymous without `account`). It trusts the endpoint's
-    CA, or `ca` where TLS starts later."""
+    CA, or `ca` where TLS starts later; `env` are variables for it."""
     login = ["-D", account.name, "-w", account.password] if account else []
     return run(
         [command, "-x", "-H", endpoint.url, *login, *arguments],
-        input=input, check=check, seconds=SECONDS, env=tool_environment(ca or endpoint.ca),
+        input=input, check=check, seconds=SECONDS, env={**tool_environment(ca or endpoint.ca), **(env or {})},
     )
 
 

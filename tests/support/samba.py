@@ -19,7 +19,7 @@ REALM, BASE = "CORP.EXAMPLE.COM", "dc=corp,dc=example,dc=com"
 ADMINISTRATOR = Account("Administrator@corp.example.com", "Passw0rd!")
 USERS = tuple(Account(f"user{number:02}@corp.example.com", f"Secret-{number:02}!") for number in range(1, 21))
 HOST_NAME = "dc1.corp.example.com"
-LDAP, GLOBAL_CATALOG, KERBEROS, KPASSWD = 389, 3268, 88, 464
+LDAP, LDAPS, GLOBAL_CATALOG, KERBEROS, KPASSWD = 389, 636, 3268, 88, 464
 
 
 def provision(directory):
@@ -30,7 +30,7 @@ def provision(directory):
         f"--realm={REALM}", "--domain=CORP", "--host-name=dc1", "--host-ip=127.0.0.1",
         f"--adminpass={ADMINISTRATOR.password}", f"--targetdir={template}",
     ], seconds=180)
-    _configure(template, "127.0.0.1")
+    _configure(template, "127.0.0.1", _NO_TLS)
     contents = {"users": USERS, "services": [f"ldap/{name}" for name in (HOST_NAME, PROXY_NAME)]}
     populate = Path(__file__).with_name("populate.py")
     run(["/usr/bin/python3", "-I", populate, _settings(template)], input=json.dumps(contents), seconds=120)
@@ -38,17 +38,25 @@ def provision(directory):
 
 
 class DomainController:
-    """One DC. `endpoint` is its LDAP port, `global_catalog` its second one; `name` is what its description says."""
+    """One DC. `endpoint` is its LDAP port, `global_catalog` its second one; `name` is what its description says.
 
-    def __init__(self, template, directory, name):
+    With an `authority` it has a certificate for HOST_NAME and its address, and demands what DCs do by default: passwords
+    under TLS only. `endpoint` is its LDAPS port then.
+    """
+
+    def __init__(self, template, directory, name, authority=None):
         self.name = name
         self.directory = Path(directory)
-        self.address = net.free_address(LDAP, GLOBAL_CATALOG, KERBEROS, KPASSWD)
-        self.endpoint = Endpoint(self.address, LDAP)
+        self.address = net.free_address(LDAP, LDAPS, GLOBAL_CATALOG, KERBEROS, KPASSWD)
+        self.endpoint = Endpoint(self.address, LDAPS, authority.ca) if authority else Endpoint(self.address, LDAP)
         self.global_catalog = Endpoint(self.address, GLOBAL_CATALOG)
         self._process = None
         shutil.copytree(template, self.directory, symlinks=True)
-        _configure(self.directory, self.address)
+        security = _NO_TLS
+        if authority:
+            own = authority.issue(name, [f"DNS:{HOST_NAME}", f"IP:{self.address}"])
+            security = _TLS.format(own=own, ca=authority.ca)
+        _configure(self.directory, self.address, security)
 
     @property
     def backend(self):
@@ -103,7 +111,7 @@ class DomainController:
     def _answers(self):
         if self._process.returncode() is not None:
             raise RuntimeError(f"samba ended at its start:\n{self.log()}")
-        ports = (self.endpoint, self.global_catalog)
+        ports = [self.endpoint] if self.endpoint.ca else [self.endpoint, self.global_catalog]
         return all(_binds(endpoint) for endpoint in ports)
 
 
@@ -116,11 +124,24 @@ def _settings(directory):
     return Path(directory) / "etc" / "smb.conf"
 
 
-def _configure(directory, address):
+def _configure(directory, address, security):
     run_directory = Path(directory) / "run"
     (run_directory / "ntp_signd").mkdir(parents=True, exist_ok=True)
-    _settings(directory).write_text(_SMB_CONF.format(directory=directory, run=run_directory, address=address, realm=REALM))
+    _settings(directory).write_text(_SMB_CONF.format(directory=directory, run=run_directory, address=address, realm=REALM, security=security))
 
+
+_NO_TLS = """\
+    ldap server require strong auth = no
+    tls enabled = no
+"""
+
+_TLS = """\
+    ldap server require strong auth = yes
+    tls enabled = yes
+    tls keyfile = {own.private_key}
+    tls certfile = {own.certificate}
+    tls cafile = {ca}
+"""
 
 # The mask is /8 because with /32 Samba finds no interface.
 _SMB_CONF = """\
@@ -133,9 +154,7 @@ _SMB_CONF = """\
     idmap_ldb:use rfc2307 = yes
     interfaces = {address}/8
     bind interfaces only = yes
-    ldap server require strong auth = no
-    tls enabled = no
-    private dir = {directory}/private
+{security}    private dir = {directory}/private
     state directory = {directory}/state
     cache directory = {directory}/cache
     lock directory = {directory}

@@ -48,7 +48,9 @@ fn limits_table(t: &mut Table<'_, '_, '_>) -> Limits {
         connection_rate_per_address: t
             .key("connection_rate_per_address", "New clients a second from one address; 0 is off.")
             .default(count(), default.connection_rate_per_address),
-        handshakes: t.key("handshakes", "TLS handshakes at once.").default(number(1..=1_000_000), default.handshakes),
+        handshakes: t
+            .key("handshakes", "TLS handshakes being computed at once; others wait.")
+            .default(number(1..=1_000_000), default.handshakes),
         handshake_timeout: t
             .key("handshake_timeout", "From the first byte to the end of the handshake.")
             .default(duration(), default.handshake_timeout),
@@ -59,7 +61,7 @@ fn limits_table(t: &mut Table<'_, '_, '_>) -> Limits {
             .key("request_timeout", "From a request's first byte to its last.")
             .default(duration(), default.request_timeout),
         idle_timeout: t
-            .key("idle_timeout", "A client with nothing in flight that says nothing.")
+            .key("idle_timeout", "A client that says nothing, with nothing in flight or its side closed.")
             .default(duration(), default.idle_timeout),
         write_timeout: t
             .key("write_timeout", "A peer that takes nothing we have for it.")

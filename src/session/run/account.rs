@@ -1,34 +1,35 @@
 //! What a session counts and writes down.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use tokio::time::Instant;
 
-use super::Run;
+use super::{Link, Passing, Run};
 use crate::access_log::{OperationRecord, SessionRecord, Timing, Who};
-use crate::failure::{EndReason, Refusal};
+use crate::failure::{ClosedList, EndReason, Refusal, SubCode, Trouble};
 use crate::ldap::{OperationKind, Request, Response, ResultCode};
 use crate::pool::Backend;
+use crate::session::Settings;
 use crate::session::operations::Operation;
-use crate::session::registry::Facts;
+use crate::session::registry::{Entry, Facts};
 use crate::session::state::{Answer, Settled};
-use crate::throttle::SubCode;
 
 /// How an operation ended, for its record.
 #[derive(Default)]
 struct End<'a> {
     backend: Option<&'a str>,
     code: Option<ResultCode>,
-    sub_code: Option<&'a str>,
+    sub_code: Option<SubCode>,
     refusal: Option<Refusal>,
 }
 
 impl<T> Run<T> {
     /// Counts and logs an operation that the backend has answered.
     pub(super) fn settle(&mut self, settled: Settled, response: &Response<'_>, backend: &Arc<Backend>, now: Instant) {
-        let Settled { operation, code } = settled;
+        let Settled { operation, code, refused_name } = settled;
         let code = code.unwrap_or(ResultCode::OTHER);
         self.clock.active = now;
         self.count(operation.kind, code);
@@ -45,8 +46,11 @@ impl<T> Run<T> {
                 }
                 ResultCode::INVALID_CREDENTIALS => {
                     let diagnostic = response.result().map_or(&b""[..], |result| result.diagnostic);
-                    let reason = SubCode::of(diagnostic).as_str();
-                    self.settings.metrics.bind_failed(reason);
+                    let reason = SubCode::of(diagnostic);
+                    self.settings.metrics.bind_failures.count(reason);
+                    let name = refused_name.as_deref().unwrap_or("a name that isn't known");
+                    let detail = format_args!("{name} at {}: {reason}. {}", backend.name(), reason.meaning());
+                    self.record(Trouble::BindRefused, self.entry.client.ip(), detail);
                     sub_code = Some(reason);
                 }
                 _ => {}
@@ -66,6 +70,10 @@ impl<T> Run<T> {
     pub(super) fn answer_all(&mut self, answers: Vec<(Operation, Answer)>, now: Instant) {
         for (mut operation, answer) in answers {
             self.settings.metrics.refusals.count(answer.reason);
+            if !matches!(answer.reason, Refusal::NoBackend | Refusal::QueueFull | Refusal::QueueTimeout) {
+                let detail = format_args!("{}: {}", answer.kind, answer.diagnostic);
+                self.record(answer.reason, self.entry.client.ip(), detail);
+            }
             self.count(answer.kind, answer.code);
             // A login that no directory has judged costs its name nothing. One that timed out may have been judged.
             if answer.kind == OperationKind::Bind
@@ -78,11 +86,28 @@ impl<T> Run<T> {
             operation.delivered_octets += pdu.len() as u64;
             self.count_sent(pdu.len());
             self.own_words += pdu.len();
-            self.to_client.queue(&pdu);
+            if self.is_inside_a_response() {
+                self.held_words.extend_from_slice(&pdu);
+            } else {
+                self.to_client.queue(&pdu);
+            }
             let end = End { code: Some(answer.code), refusal: Some(answer.reason), ..End::default() };
             self.log_operation(&operation, end, now);
         }
+        for operation in self.state.take_forgotten() {
+            self.unanswered(&operation, now);
+        }
         self.clock.active = now;
+    }
+
+    /// Sends, counts and logs the success of a request that the proxy itself carries out.
+    pub(super) fn carried_out(&mut self, request: &Request<'_>, response: &[u8], now: Instant) {
+        let mut operation = self.record_of(request, now);
+        operation.delivered_octets = response.len() as u64;
+        self.count(operation.kind, ResultCode::SUCCESS);
+        self.count_sent(response.len());
+        self.to_client.queue(response);
+        self.log_operation(&operation, End { code: Some(ResultCode::SUCCESS), ..End::default() }, now);
     }
 
     /// Counts and logs a request that has no response: an unbind or an abandon.
@@ -104,21 +129,19 @@ impl<T> Run<T> {
             return;
         }
         for operation in self.state.take_unfinished() {
-            self.log_operation(&operation, End::default(), now);
+            self.unanswered(&operation, now);
         }
-        let facts = self.entry.facts();
-        self.settings.access_log.session(&SessionRecord {
-            time: SystemTime::now(),
-            who: self.who(&facts),
-            backend: facts.last_backend.as_deref().map(Backend::name),
-            tunnel: facts.tunnel,
-            operations: self.entry.operations.load(Ordering::Relaxed),
-            failovers: self.failovers,
-            bytes_in: self.entry.received.load(Ordering::Relaxed),
-            bytes_out: self.entry.sent.load(Ordering::Relaxed),
-            duration: now - self.clock.began,
-            ended: reason,
-        });
+        log_session(&self.settings, &self.entry, self.began, self.failovers, reason);
+    }
+
+    /// Keeps something that went wrong for the status page.
+    pub(super) fn record(&self, reason: impl ClosedList, subject: impl Display, detail: impl Display) {
+        self.settings.metrics.failures.record(SystemTime::now(), reason, subject, detail);
+    }
+
+    /// Whether the client has the beginning of a response and not its end.
+    pub(super) fn is_inside_a_response(&self) -> bool {
+        matches!(&self.link, Link::Up(up) if matches!(up.passing, Passing::ToClient(_)))
     }
 
     /// Counts octets to the client.
@@ -132,13 +155,19 @@ impl<T> Run<T> {
         self.settings.metrics.operations.record(kind, code.0);
     }
 
+    /// Logs what has no result for the metrics: it was abandoned, or its client has gone.
+    fn unanswered(&self, operation: &Operation, now: Instant) {
+        self.entry.operations.fetch_add(1, Ordering::Relaxed);
+        self.log_operation(operation, End::default(), now);
+    }
+
     fn log_operation(&self, operation: &Operation, end: End<'_>, now: Instant) {
         let Some(described) = &operation.described else { return };
         let facts = self.entry.facts();
         let total = now - operation.started;
         self.settings.access_log.operation(&OperationRecord {
             time: SystemTime::now(),
-            who: self.who(&facts),
+            who: who(&self.entry, &facts),
             message_id: operation.id,
             operation: operation.kind,
             request: described,
@@ -152,21 +181,44 @@ impl<T> Run<T> {
             bytes_out: operation.delivered_octets,
             retries: operation.resent.into(),
             timing: Timing {
+                queue: operation.queue,
                 connect: operation.connect,
-                backend: total.saturating_sub(operation.connect),
+                backend: total.saturating_sub(operation.queue + operation.connect),
                 total,
-                ..Timing::default()
             },
         });
     }
+}
 
-    fn who<'a>(&'a self, facts: &'a Facts) -> Who<'a> {
-        Who {
-            session: self.entry.id,
-            client: self.entry.client,
-            listener: &self.entry.listener,
-            tls: facts.tls.as_ref(),
-            bound_as: facts.bind_name.as_deref(),
-        }
+/// Logs a session that has ended.
+pub(in crate::session) fn log_session(
+    settings: &Settings,
+    entry: &Entry,
+    began: Instant,
+    failovers: u64,
+    ended: EndReason,
+) {
+    let facts = entry.facts();
+    settings.access_log.session(&SessionRecord {
+        time: SystemTime::now(),
+        who: who(entry, &facts),
+        backend: facts.last_backend.as_deref().map(Backend::name),
+        tunnel: facts.tunnel,
+        operations: entry.operations.load(Ordering::Relaxed),
+        failovers,
+        bytes_in: entry.received.load(Ordering::Relaxed),
+        bytes_out: entry.sent.load(Ordering::Relaxed),
+        duration: began.elapsed(),
+        ended,
+    });
+}
+
+fn who<'a>(entry: &'a Entry, facts: &'a Facts) -> Who<'a> {
+    Who {
+        session: entry.id,
+        client: entry.client,
+        listener: &entry.listener,
+        tls: facts.tls.as_ref(),
+        bound_as: facts.bind_name.as_deref(),
     }
 }

@@ -10,10 +10,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::{Link, Moved, Outcome, Passing, Phase, Run};
-use crate::failure::{EndReason, FailoverKind, Refusal};
+use crate::buffer::Inbox;
+use crate::failure::{EndReason, FailoverKind, Refusal, Trouble};
 use crate::ldap::{MessageId, OperationKind, ResultCode, reply};
 use crate::pool::EventKind;
-use crate::session::buffer::Inbox;
 use crate::session::registry::Command;
 use crate::session::state::{Ending, Layer};
 
@@ -23,6 +23,8 @@ const TUNNEL_QUIET: Duration = Duration::from_secs(1);
 const LINGER: Duration = Duration::from_secs(2);
 const MOST_LINGERING: usize = 1 << 20;
 
+const BIND_TOO_EARLY: &str =
+    "a refused bind ended the session's identity before this was answered: await results, then bind";
 const DRAINING: &str = "the proxy is shutting down: reconnect";
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
@@ -40,6 +42,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             self.settings.metrics.failovers.count(kind);
         }
         self.entry.set_facts(|facts| facts.backend = None);
+        if in_flight > 0 {
+            let detail = format_args!("operations in flight: {in_flight}, of {}", self.entry.client.ip());
+            self.record(Trouble::UpstreamLost, backend.name(), detail);
+        } else if let Some(ending) = &loss.ending {
+            self.record(
+                ending.reason,
+                self.entry.client.ip(),
+                format_args!("its session ended with {}", backend.name()),
+            );
+        }
         if cut {
             // The client is in the middle of a PDU: nothing else can be said on this connection.
             return self.end(Ending::silent(EndReason::BackendLost));
@@ -72,7 +84,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             return self.end_now(EndReason::Untrusted, "your address is no longer trusted by this service");
         }
         if self.entry.is_told(Command::Stop) {
-            let answers = self.state.stop(self.to_upstream.taken(), DRAINING);
+            let answers = self.state.stop(self.to_upstream.taken(), Refusal::Draining, DRAINING);
             self.answer_all(answers, now);
             return self.end_now(EndReason::Shutdown, DRAINING);
         }
@@ -89,19 +101,40 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         if self.entry.is_told(Command::Drain) && quiet {
             return self.end_now(EndReason::Shutdown, DRAINING);
         }
-        if self.entry.is_told(Command::Move) && quiet && self.state.operations().is_empty() && !opaque {
+        let (drained, outweighed) = (self.entry.is_told(Command::Move), self.entry.is_told(Command::Rebalance));
+        if (drained || outweighed) && quiet && self.state.operations().is_empty() && !opaque {
             self.entry.fulfil(Command::Move);
+            self.entry.fulfil(Command::Rebalance);
             if let Link::Up(up) = &self.link
                 && self.state.pin(now).is_none()
             {
                 self.lost = Some(Arc::clone(up.upstream.backend()));
-                self.moving = Some(FailoverKind::Drain);
+                self.moving = Some(if drained { FailoverKind::Drain } else { FailoverKind::Rebalance });
                 self.link = Link::Down;
                 self.entry.set_facts(|facts| facts.backend = None);
                 return Moved::Yes;
             }
         }
         Moved::No
+    }
+
+    /// Leaves the identity that a refused bind has ended, and the upstream with it, so that nothing that follows is done
+    /// under a name the client has given up.
+    pub(super) fn leave_identity(&mut self, now: Instant) {
+        if !self.state.refuse_bind() {
+            return;
+        }
+        if self.is_inside_a_response() {
+            return self.end(Ending::silent(EndReason::Policy));
+        }
+        self.link = Link::Down;
+        self.entry.set_facts(|facts| (facts.backend, facts.bind_name) = (None, None));
+        let answers = self.state.stop(self.to_upstream.taken(), Refusal::ProtocolError, BIND_TOO_EARLY);
+        self.to_upstream.restart(Vec::new());
+        if !answers.is_empty() {
+            self.answer_all(answers, now);
+            self.end(Ending::told(EndReason::Policy, ResultCode::UNWILLING_TO_PERFORM, BIND_TOO_EARLY));
+        }
     }
 
     fn end_now(&mut self, reason: EndReason, text: &'static str) -> Moved {
@@ -113,8 +146,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         if self.phase != Phase::Serving {
             return;
         }
+        if is_fault(ending.reason) {
+            let text = ending.notice.as_ref().map_or("", |(_, text)| text);
+            self.record(ending.reason, self.entry.client.ip(), text);
+        }
         if let Some((code, text)) = &ending.notice
             && self.state.layer() != Layer::Opaque
+            && !self.is_inside_a_response()
         {
             self.to_client.queue(&reply::notice_of_disconnection(*code, text));
         }
@@ -191,8 +229,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
     /// Ends the session if its buffers are large while all sessions' together are too large.
     pub(super) fn keep_to_memory(&mut self) {
         let from_upstream = if let Link::Up(up) = &self.link { up.inbox.capacity() } else { 0 };
-        let held =
-            self.from_client.capacity() + self.to_client.capacity() + self.to_upstream.capacity() + from_upstream;
+        let ours = self.from_client.capacity() + self.to_client.capacity() + self.to_upstream.capacity();
+        let held = ours + self.held_words.capacity() + from_upstream;
         if !self.memory.hold(held) && self.phase == Phase::Serving {
             self.settings.metrics.refusals.count(Refusal::BufferMemory);
             let text = "the proxy's buffers are full (limits.buffer_memory): send smaller requests, read faster, or retry later";
@@ -223,6 +261,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             return (moved, next);
         }
         let busy = self.state.operations().awaited() > 0;
+        // A client that is gone looks like one that has only nothing more to ask, and behind a bind it isn't read. Neither
+        // can be waited for without end: a change notification has none.
+        let maybe_gone = self.client_ended || self.state.bind().awaiting().is_some();
         if !self.clock.first_request && due(self.clock.began + limits.first_request_timeout) {
             self.end(Ending::silent(EndReason::FirstRequestTimeout));
         } else if self.clock.partial.is_some_and(|since| due(since + limits.request_timeout)) {
@@ -233,9 +274,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         } else if self.clock.upstream_stuck.is_some_and(|since| due(since + limits.write_timeout)) {
             self.lose(now);
             moved = Moved::Yes;
-        } else if !busy && due(self.clock.active + limits.idle_timeout) {
+        } else if (!busy || maybe_gone) && due(self.clock.active + limits.idle_timeout) {
             let text = "closed for being idle (limits.idle_timeout): reconnect when needed";
             self.end(Ending::told(EndReason::IdleTimeout, ResultCode::UNAVAILABLE, text));
+        }
+        if self.phase != Phase::Serving {
+            // Nothing may follow the notice of disconnection, not even the answer to what is overdue as well.
+            return (Moved::Yes, next);
         }
         if let Some(timeout) = limits.operation_timeout {
             while let Some((operation, answer)) = self.state.time_out(timeout, now) {
@@ -266,6 +311,17 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         }
         (moved, next)
     }
+}
+
+/// Whether a session that ended so failed by itself: neither usual nor told of elsewhere.
+fn is_fault(reason: EndReason) -> bool {
+    use EndReason::{
+        BackendProtocolError, BufferMemory, Policy, ProtocolError, RequestSize, RequestTimeout, WriteTimeout,
+    };
+    matches!(
+        reason,
+        ProtocolError | RequestSize | RequestTimeout | WriteTimeout | BufferMemory | Policy | BackendProtocolError
+    )
 }
 
 /// An Abandon of this operation, under a messageID of its own that no client of ours uses.

@@ -18,19 +18,20 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep};
 
 use super::Settings;
-use super::buffer::{Inbox, Outbox};
 use super::establish::EstablishError;
 use super::memory::Part;
 use super::registry::Entry;
 use super::state::State;
+use crate::buffer::{Inbox, Outbox};
 use crate::failure::{EndReason, FailoverKind};
 use crate::metrics::Share;
 use crate::pool::Backend;
 use crate::throttle::Attempt;
 use crate::upstream::Upstream;
+pub(super) use account::log_session;
 
-/// Turns of the loop before other sessions get theirs.
-const TURNS: usize = 32;
+/// Turns of the loop before other sessions get theirs: up to 256 KiB, or 512 requests.
+const TURNS: usize = 8;
 
 /// What a session came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +47,10 @@ pub(super) struct Parts<T> {
     pub client: T,
     pub state: State,
     pub entry: Entry,
+    /// When it began.
+    pub began: Instant,
+    /// Times it went on with another backend.
+    pub failovers: u64,
 }
 
 /// A session at work.
@@ -58,6 +63,8 @@ pub(super) struct Run<T> {
     to_client: Outbox,
     /// Octets of our own answers among those that wait for the client.
     own_words: usize,
+    /// Our own answers that wait for the end of the response that is passing: inside it they would be taken for it.
+    held_words: Vec<u8>,
     link: Link,
     to_upstream: Outbox,
     lost: Option<Arc<Backend>>,
@@ -67,6 +74,7 @@ pub(super) struct Run<T> {
     attempt: Option<Attempt>,
     /// Times it went on with another backend.
     failovers: u64,
+    began: Instant,
     memory: Part,
     phase: Phase,
     client_ended: bool,
@@ -78,8 +86,8 @@ pub(super) struct Run<T> {
 enum Link {
     /// None: the next request opens one.
     Down,
-    /// It is being opened.
-    Opening(Pin<Box<dyn Future<Output = Result<Upstream, EstablishError>> + Send>>),
+    /// It is being opened, since when.
+    Opening(Pin<Box<dyn Future<Output = Result<Upstream, EstablishError>> + Send>>, Instant),
     /// It stands.
     Up(Box<Up>),
 }
@@ -130,6 +138,7 @@ impl Phase {
 
 /// When things last happened.
 struct Clock {
+    /// Since when requests can be read.
     began: Instant,
     first_request: bool,
     /// The client's last octet, or the last operation's end.
@@ -162,12 +171,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             from_client: Inbox::default(),
             to_client: Outbox::default(),
             own_words: 0,
+            held_words: Vec::new(),
             link: Link::Down,
             to_upstream: Outbox::default(),
             lost: None,
             moving: None,
             attempt: None,
-            failovers: 0,
+            failovers: parts.failovers,
+            began: parts.began,
             memory,
             phase: Phase::Serving,
             client_ended: false,
@@ -186,7 +197,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
 
     /// Takes the session off its transport.
     pub(super) fn into_parts(self) -> (Arc<Settings>, Parts<T>) {
-        (self.settings, Parts { client: self.client, state: self.state, entry: self.entry })
+        let Self { settings, client, state, entry, began, failovers, .. } = self;
+        (settings, Parts { client, state, entry, began, failovers })
     }
 
     fn turn(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Outcome> {

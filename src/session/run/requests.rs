@@ -3,22 +3,27 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::{Link, Moved, Passing, Phase, Run, Up};
+use crate::buffer::Inbox;
 use crate::failure::{EndReason, FailoverKind, Refusal};
-use crate::ldap::{self, FrameError, MessageId, OperationKind, Request, ResultCode, reply};
+use crate::ldap::{self, FrameError, OperationKind, Request, ResultCode, reply};
 use crate::policy::{Refused, Standing};
 use crate::pool::Shortage;
-use crate::session::buffer::Inbox;
 use crate::session::establish::{Establish, EstablishError};
 use crate::session::state::{Answer, Ending, Layer, RequestVerdict};
 use crate::throttle::BindName;
 
 /// Octets that may wait for a peer before the other side is no longer read.
 const MOST_WAITING: usize = 64 * 1024;
+
+/// Requests dealt with before responses, and other sessions, get their turn: a read may bring 800, at 5 µs each if the
+/// client floods us with what we answer ourselves.
+const AT_ONCE: usize = 64;
 
 const NO_BACKEND: &str = "no directory server can be reached; retry later";
 const NO_SEAT: &str = "every directory server has as many sessions as it may (max_sessions); retry later";
@@ -76,8 +81,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         // What is forwarded is a run of adjacent requests, sent with one write.
         let mut run = 0;
         let mut at = 0;
+        let mut left = AT_ONCE;
         self.clock.partial = self.clock.partial.filter(|_| !octets.is_empty());
-        while let Some(&first) = octets.get(at) {
+        while let Some(&first) = octets.get(at).filter(|_| left > 0) {
             match self.state.layer() {
                 Layer::Inspected => {}
                 Layer::Undecided => {
@@ -111,6 +117,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
                     break;
                 }
             };
+            left -= 1;
             self.clock.partial = None;
             self.clock.first_request = true;
             let length = request.pdu().len();
@@ -182,6 +189,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
     }
 
     fn begin(&mut self, request: &Request<'_>, position: u64, now: Instant) {
+        if !request.is_readable() {
+            self.settings.metrics.undecoded_requests.inc();
+        }
         if request.kind() == OperationKind::Abandon {
             self.unanswerable(request, now);
         } else {
@@ -192,9 +202,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
 
     fn carry_out(&mut self, verdict: RequestVerdict, request: &Request<'_>, cx: &mut Context<'_>, now: Instant) {
         match verdict {
-            RequestVerdict::Answer(answer) => self.answer(answer, request, now),
+            RequestVerdict::Answer(answer) => {
+                self.answer(answer, request, now);
+                if request.kind() == OperationKind::Bind {
+                    self.leave_identity(now);
+                }
+            }
             RequestVerdict::End(ending) => self.end(ending),
-            RequestVerdict::StartTls(id) => self.begin_start_tls(id),
+            RequestVerdict::StartTls => self.begin_start_tls(request, now),
             RequestVerdict::Unbind => {
                 self.unanswerable(request, now);
                 if !matches!(self.link, Link::Down) || !self.to_upstream.is_empty() {
@@ -220,7 +235,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
                     self.to_upstream.queue(octets);
                 }
             }
-            Link::Down | Link::Opening(_) => self.to_upstream.queue(octets),
+            Link::Down | Link::Opening(..) => self.to_upstream.queue(octets),
         }
     }
 
@@ -256,21 +271,23 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
                 lost: self.lost.take(),
                 credential: self.state.credential().cloned(),
             };
-            self.link = Link::Opening(Box::pin(establish.run()));
+            self.link = Link::Opening(Box::pin(establish.run()), now);
         }
-        let Link::Opening(opening) = &mut self.link else { return Moved::No };
+        let Link::Opening(opening, since) = &mut self.link else { return Moved::No };
+        let since = *since;
         match opening.as_mut().poll(cx) {
             Poll::Pending => Moved::No,
             Poll::Ready(Ok(upstream)) => {
                 if let Some(kind) = self.moving.take() {
-                    let kind = if self.state.credential().is_some() { FailoverKind::BindReplay } else { kind };
+                    let bound = kind == FailoverKind::Idle && self.state.credential().is_some();
+                    let kind = if bound { FailoverKind::BindReplay } else { kind };
                     self.settings.metrics.failovers.count(kind);
                     self.failovers += 1;
                 }
                 let backend = Arc::clone(upstream.backend());
                 let in_flight = backend.metrics().operations_in_flight();
                 backend.metrics().sent(self.to_upstream.len());
-                self.state.upstream_opened(now);
+                self.state.upstream_awaited(since, upstream.queued, now);
                 self.entry.set_facts(|facts| {
                     facts.last_backend = Some(Arc::clone(&backend));
                     facts.backend = Some(backend);
@@ -284,26 +301,32 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
                 self.link = Link::Down;
                 self.to_upstream.restart(Vec::new());
                 self.moving = None;
-                self.fail(error, now);
+                self.fail(error, since, now);
                 Moved::Yes
             }
         }
     }
 
-    fn fail(&mut self, error: EstablishError, now: Instant) {
+    fn fail(&mut self, error: EstablishError, since: Instant, now: Instant) {
         match error {
             EstablishError::NoBackend(error) => {
+                self.state.upstream_awaited(since, error.queued, now);
                 self.settings.no_backend.warn(&self.settings.pool.settings().name, &error, now);
                 let (code, reason, text) = match error.shortage {
                     Shortage::NoBackend => (ResultCode::UNAVAILABLE, Refusal::NoBackend, NO_BACKEND),
                     Shortage::QueueFull => (ResultCode::BUSY, Refusal::QueueFull, NO_SEAT),
                     Shortage::QueueTimeout => (ResultCode::BUSY, Refusal::QueueTimeout, NO_SEAT),
                 };
+                let attempts: Vec<_> =
+                    error.attempts.iter().map(|(backend, why)| format!("{backend}: {why}")).collect();
+                let detail = if attempts.is_empty() { text.to_owned() } else { attempts.join("; ") };
+                self.record(reason, &self.settings.pool.settings().name, detail);
                 self.settings.metrics.failovers.count(FailoverKind::Exhausted);
                 let answers = self.state.fail_all(code, reason, text);
                 self.answer_all(answers, now);
             }
             EstablishError::ReplayRefused(code) => {
+                self.state.upstream_awaited(since, Duration::ZERO, now);
                 tracing::warn!(session = self.entry.id, client = %self.entry.client, code = code.map(|code| code.0),
                     "the session's bind was refused by another backend: was the password changed?");
                 self.settings.metrics.failovers.count(FailoverKind::ReplayRefused);
@@ -327,9 +350,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         self.entry.set_facts(|facts| facts.tunnel = true);
     }
 
-    fn begin_start_tls(&mut self, id: MessageId) {
-        self.settings.metrics.operations.record(OperationKind::Extended, 0);
-        self.to_client.queue(&reply::start_tls(id, ResultCode::SUCCESS, ""));
+    fn begin_start_tls(&mut self, request: &Request<'_>, now: Instant) {
+        self.carried_out(request, &reply::start_tls(request.message_id(), ResultCode::SUCCESS, ""), now);
         self.phase = Phase::StartingTls;
     }
 }

@@ -29,6 +29,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
                 Moved::No
             }
             Poll::Ready(Ok(count)) if count > 0 => {
+                up.upstream.heard();
                 up.upstream.backend().metrics().received(count);
                 if self.state.layer() == Layer::Opaque {
                     self.clock.active = now;
@@ -62,6 +63,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
                     let count = (*left).min(rest.len());
                     at += count;
                     up.passing = if count == *left { Passing::Nothing } else { Passing::ToClient(*left - count) };
+                    if up.passing == Passing::Nothing && !self.held_words.is_empty() {
+                        self.deliver(cx, &octets[run..at]);
+                        run = at;
+                        self.to_client.queue(&std::mem::take(&mut self.held_words));
+                    }
                     continue;
                 }
                 Passing::ToNobody(left) => {
@@ -173,7 +179,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         match self.to_client.poll_flush(cx, &mut self.client) {
             Poll::Ready(Ok(())) => {
                 self.clock.client_stuck = None;
-                self.own_words = 0;
+                self.own_words = self.held_words.len();
                 if self.to_client.taken() == before { Moved::No } else { Moved::Yes }
             }
             Poll::Ready(Err(_)) => {

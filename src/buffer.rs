@@ -1,4 +1,4 @@
-//! Buffers that are there only while octets move: an idle session holds none.
+//! Buffers that are there only while octets move: an idle connection holds none.
 
 use std::cell::RefCell;
 use std::io;
@@ -14,9 +14,12 @@ const READ: usize = 32 * 1024;
 /// An inbox that holds no more than this between two reads gives its large buffer back.
 const KEPT: usize = 4 * 1024;
 
+/// Spare buffers a worker keeps: a session reads into one for TLS and one for each of its two sides at a time.
+const SPARES: usize = 3;
+
 thread_local! {
-    /// The buffer that sessions of this worker read into, one after the other.
-    static SPARE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// The buffers that sessions of this worker read into, one after the other.
+    static SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Octets received and not yet dealt with.
@@ -30,6 +33,11 @@ impl Inbox {
     /// What has arrived and is not consumed.
     pub fn unread(&self) -> &[u8] {
         &self.buffer[self.start..]
+    }
+
+    /// The same, for those who decipher in place.
+    pub fn unread_mut(&mut self) -> &mut [u8] {
+        &mut self.buffer[self.start..]
     }
 
     /// Octets of memory it takes.
@@ -51,7 +59,7 @@ impl Inbox {
     /// Reads what is there, up to [`READ`] octets more: `Ok(0)` is the end of the stream.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>, io: &mut (impl AsyncRead + Unpin)) -> Poll<io::Result<usize>> {
         if self.buffer.capacity() == 0 {
-            self.buffer = SPARE.take();
+            self.buffer = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
         }
         if self.start > 0 {
             self.buffer.drain(..self.start);
@@ -89,8 +97,63 @@ impl Inbox {
         self.start = 0;
         buffer.clear();
         if buffer.capacity() <= 4 * READ {
-            SPARE.set(buffer);
+            SPARE.with_borrow_mut(|spare| {
+                if spare.len() < SPARES {
+                    spare.push(buffer);
+                }
+            });
         }
+    }
+}
+
+/// A few octets kept for as long as an operation takes, in a buffer that then goes back to the worker.
+pub struct Lent(Vec<u8>);
+
+/// Buffers of a worker for [`Lent`], and octets each may take while it isn't lent.
+const SMALL: usize = 64;
+const MOST_SMALL: usize = 512;
+
+thread_local! {
+    static SMALL_SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Lent {
+    /// A copy.
+    pub fn copy_of(octets: &[u8]) -> Self {
+        let mut buffer = SMALL_SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
+        buffer.extend_from_slice(octets);
+        Self(buffer)
+    }
+}
+
+impl Clone for Lent {
+    fn clone(&self) -> Self {
+        Self::copy_of(self)
+    }
+}
+
+impl std::ops::Deref for Lent {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let mut buffer = std::mem::take(&mut self.0);
+        if buffer.capacity() > MOST_SMALL {
+            return;
+        }
+        buffer.clear();
+        // The worker may be ending, its spare buffers gone.
+        let _ = SMALL_SPARE.try_with(|spare| {
+            let mut spare = spare.borrow_mut();
+            if spare.len() < SMALL {
+                spare.push(buffer);
+            }
+        });
     }
 }
 
@@ -213,7 +276,7 @@ mod tests {
         inbox.consume(5);
         inbox.settle();
         assert_eq!(inbox.buffer.capacity(), 0);
-        assert!(SPARE.with_borrow(|spare| spare.capacity() >= READ));
+        assert!(SPARE.with_borrow(|spare| spare.iter().any(|buffer| buffer.capacity() >= READ)));
     }
 
     #[test]

@@ -1,0 +1,70 @@
+"""What must hold for the access log of any proxy, whatever a test did to it."""
+
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+
+REFERENCE = Path(__file__).parents[2] / "docs" / "access-log.md"
+FIELDS = set(re.findall(r"^\| `(\w+)` \|", REFERENCE.read_text(), re.M))
+COMMON = {"event", "time", "session", "client", "listener", "bytes_in", "bytes_out"}
+OF_OPERATION = {"message_id", "operation", "entries", "references", "retries", "queue_us", "connect_us", "backend_us", "total_us"}
+OF_SESSION = {"tunnel", "operations", "failovers", "duration_us", "ended"}
+WITHOUT_RESPONSE = {"unbind", "abandon"}
+
+passwords = set()
+"""Those the clients of this run have sent: none may be in any log."""
+
+
+def note_password(password):
+    """Remembers a password that can't be anything else by chance."""
+    text = password.decode(errors="replace") if isinstance(password, bytes) else password
+    if 6 <= len(text) <= 64 and text not in _WORDS:
+        passwords.add(text)
+
+
+_WORDS = {"secret", "password"}
+
+
+def check(log_file, whole):
+    """Raises for the first line or session that can't be right. `whole`: the proxy ended in good order, so that every
+    session has its end."""
+    text = log_file.read_text()
+    if leaked := [password for password in passwords if password in text]:
+        raise AssertionError(f"{log_file} holds a password: {leaked}")
+    lines = text.splitlines()
+    if not whole and not text.endswith("\n"):
+        lines = lines[:-1]  # a killed proxy may be cut off in the middle of one
+    operations, sessions = defaultdict(list), {}
+    for line in lines:
+        record = json.loads(line)
+        _check_record(record)
+        number = record["session"]
+        assert number not in sessions, f"a record after its session's end: {line}"
+        if record["event"] == "operation":
+            operations[number].append(record)
+        else:
+            sessions[number] = record
+            told = operations.get(number, [])
+            assert record["operations"] == len(told), f"{len(told)} operations are told: {line}"
+            who = {(known["client"], known["listener"]) for known in told}
+            assert who <= {(record["client"], record["listener"])}, line
+    if whole:
+        assert not operations.keys() - sessions.keys(), f"sessions without an end: {operations.keys() - sessions.keys()}"
+    return len(lines)
+
+
+def _check_record(record):
+    expected = COMMON | {"operation": OF_OPERATION, "session": OF_SESSION}[record["event"]]
+    assert expected <= record.keys() <= FIELDS, f"fields {record.keys() ^ expected}: {record}"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", record["time"]), record
+    if record["event"] == "session":
+        return
+    # Each is cut to whole microseconds.
+    assert record["queue_us"] + record["connect_us"] + record["backend_us"] <= record["total_us"], record
+    assert ("result" in record) == ("result_code" in record), record
+    if record["operation"] in WITHOUT_RESPONSE:
+        assert "result" not in record, record
+    by_proxy = "refusal" in record or record.get("oid") == "1.3.6.1.4.1.1466.20037"
+    assert ("backend" in record) == ("result" in record and not by_proxy), f"who answered? {record}"
+    assert "sub_code" not in record or record["result_code"] == 49, record

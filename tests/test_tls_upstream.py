@@ -1,0 +1,64 @@
+"""TLS to the backends: a real DC that takes passwords under TLS only, and a backend that counts resumed sessions."""
+
+import pytest
+
+from support import ber
+from support.clients import RawClient
+from support.proxy import check, config
+from support.samba import HOST_NAME, LDAP, LDAPS, USERS
+from support.waiting import eventually
+
+
+def bind(proxy):
+    with RawClient(proxy.endpoint()) as client:
+        return client.ask(ber.bind, *USERS[0])[-1].result_code
+
+
+@pytest.mark.parametrize(("protocol", "port"), [("ldaps", LDAPS), ("starttls", LDAP)])
+@pytest.mark.parametrize("name", ["", f'server_name = "{HOST_NAME}"'])
+def test_a_dc_that_demands_tls_gets_it(start_proxy, strict_dc, authority, protocol, port, name):
+    """Verified for its address as configured, or for `server_name`."""
+    proxy = start_proxy(
+        [f"{strict_dc.address}:{port}"], pool=f'protocol = "{protocol}"\nca_file = "{authority.ca}"\n{name}',
+    )
+    assert bind(proxy) == ber.SUCCESS
+
+
+def test_without_tls_that_dc_takes_no_password(start_proxy, strict_dc):
+    assert bind(start_proxy([f"{strict_dc.address}:{LDAP}"])) == ber.STRONGER_AUTH_REQUIRED
+
+
+def test_a_dc_of_another_name_is_no_backend(start_proxy, strict_dc, authority):
+    """No password goes to it, and the log says whose certificate it has."""
+    proxy = start_proxy(
+        [f"{strict_dc.address}:{LDAPS}"], ready=False,
+        pool=f'protocol = "ldaps"\nca_file = "{authority.ca}"\nserver_name = "dc9.corp.example.com"',
+    )
+    words = f"the backend's certificate is for {HOST_NAME}, {strict_dc.address}, not for"
+    eventually(lambda: words in proxy.log(), "the log says whose certificate it has")
+    assert proxy.metrics().sum("ldaps_proxy_backend_up") == 0
+    assert bind(proxy) == ber.UNAVAILABLE
+
+
+def test_sessions_with_a_backend_are_resumed(start_proxy, start_backend, certificate, authority):
+    """The backend is another ldaps-proxy, which counts. Each connection to it but the first is a resumed one."""
+    far = start_proxy(text=config(certificate, [start_backend()], pool='health.probe = "tcp"').replace(
+        "[tls]", '[tls]\nsession_tickets = "all"'))
+    there = far.endpoint()
+    near = start_proxy(
+        [f"{there.host}:{there.port}"], pool=f'protocol = "ldaps"\nca_file = "{authority.ca}"\nhealth.interval = "1h"',
+    )
+    for _ in range(3):
+        assert bind(near) == ber.SUCCESS
+    metrics = far.metrics()
+    assert metrics.sum("ldaps_proxy_handshakes_total", resumed="false") == 1, "the probe's"
+    assert metrics.sum("ldaps_proxy_handshakes_total", resumed="true") == 3
+
+
+def test_a_ca_file_that_cannot_be_used_is_told_by_check(tmp_path, certificate):
+    file = tmp_path / "ldaps-proxy.toml"
+    (tmp_path / "empty.pem").write_text("")
+    file.write_text(config(certificate, ["127.0.0.1:636"], pool='protocol = "ldaps"\nca_file = "empty.pem"'))
+    done = check(file)
+    assert done.returncode == 1
+    assert "empty.pem is empty" in done.stderr and 'ca_file = "empty.pem"' in done.stderr
