@@ -42,7 +42,7 @@ pub fn run(file: &Path, without_admin: bool) -> ExitCode {
     if let Err(error) = approved_cryptography() {
         return fail(error);
     }
-    fit_descriptors(&mut loaded.config);
+    lifecycle::fit_descriptors(&mut loaded.config.limits);
     // Passwords kept for replay and private keys must not end in a core dump.
     if let Err(error) = nix::sys::prctl::set_dumpable(false) {
         tracing::warn!(%error, "core dumps stay possible");
@@ -117,20 +117,4 @@ fn approved_cryptography() -> Result<(), &'static str> {
         tracing::info!(module = %crate::build_info::crypto_module(), "FIPS mode");
     }
     Ok(())
-}
-
-/// Raises the limit on descriptors, and lowers the cap on connections where it doesn't fit.
-fn fit_descriptors(config: &mut Config) {
-    match lifecycle::raise_limit() {
-        Ok(fitting) if fitting < config.limits.max_connections => {
-            tracing::warn!(
-                asked = config.limits.max_connections,
-                allowed = fitting,
-                "limits.max_connections is lowered: each connection takes two file descriptors; raise LimitNOFILE"
-            );
-            config.limits.max_connections = fitting;
-        }
-        Ok(_) => {}
-        Err(error) => tracing::warn!(%error, "the limit on file descriptors is unknown"),
-    }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-pub use descriptors::raise_limit;
+pub use descriptors::fit_descriptors;
 pub use signals::Signals;
 pub use sockets::Inherited;
 
