@@ -16,6 +16,7 @@ pub mod admin;
 pub mod app;
 pub mod balance;
 mod buffer;
+pub mod build_info;
 pub mod cli;
 pub mod config;
 pub mod discovery;

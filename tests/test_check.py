@@ -33,6 +33,13 @@ def checked(tmp_path):
     return look
 
 
+def test_a_policy_that_this_build_cannot_keep_is_an_error(checked, good):
+    done, found = checked(good.replace("[tls]", '[tls]\npolicy = "fips"'))
+    assert done.returncode == 1
+    [(kind, line, message)] = found
+    assert (kind, line) == ("error", 'policy = "fips"') and "not AWS-LC FIPS" in message and "packaging/fips" in done.stderr
+
+
 def test_a_good_configuration(checked, good):
     done, found = checked(good)
     assert (done.returncode, found) == (0, []), done.stderr

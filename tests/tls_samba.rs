@@ -57,7 +57,7 @@ fn server(directory: &Path, session_tickets: SessionTickets) -> ServerTls {
     };
     let default_certificate = CertificateFiles {
         certificate: write("certificate.pem", made.cert.pem()),
-        private_key: write("private_key.pem", made.signing_key.serialize_pem()),
+        private_key: write("private_key.pem", made.signing_key.serialize_pem()).into(),
         certificate_chain: None,
         private_key_passphrase_file: None,
     };

@@ -131,6 +131,12 @@ impl Proxy {
             Ok(tls) => (tls, Vec::new()),
             Err(problems) => (Served::default(), problems),
         };
+        for server in tls.servers() {
+            server.measure(self.metrics());
+            if let Err(findings) = server.prove_tokens() {
+                problems.extend(findings.iter().map(ToString::to_string));
+            }
+        }
         let pools = self.plan_pools(config, &mut problems).await;
         let listeners = self.plan_listeners(config, &tls, &mut problems);
         let (throttle, access_log) = self.plan_throttle_and_log(config, &mut problems);

@@ -114,9 +114,10 @@ impl Proxy {
 
     async fn files_changed(self: &Arc<Self>) {
         let _alone = self.reloading.lock().await;
-        let state = self.state();
+        // A key in a token may take its time to sign: nobody waits for this lock meanwhile.
+        let served = self.state().parts.tls.clone();
         let mut outcome = ReloadOutcome::Applied;
-        for server in state.parts.tls.servers() {
+        for server in served.servers() {
             match server.reload(UnixTime::now()) {
                 Ok(findings) => findings.iter().for_each(|finding| tracing::warn!("{finding}")),
                 Err(findings) => {
@@ -126,6 +127,7 @@ impl Proxy {
                 }
             }
         }
+        let state = self.state();
         self.show_certificates(&state.parts);
         for listener in state.parts.listeners.values() {
             self.reload_trust(&listener.door, &listener.settings);

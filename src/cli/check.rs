@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use crate::config::{self, Diagnostic, Diagnostics, ListenerProtocol, Loaded, Severity};
+use crate::config::{self, Diagnostic, Diagnostics, ListenerProtocol, Loaded, PrivateKeySource, Severity};
 use crate::discovery::Discovery;
 use crate::health;
 use crate::metrics::Metrics;
 use crate::pool::Pool;
-use crate::tls::{Served, UnixTime};
+use crate::tls::{self, Served, UnixTime};
 use crate::trust::TrustSource;
 use crate::upstream::Connector;
 
@@ -23,6 +23,7 @@ pub fn check(file: &Path, probe: bool) -> ExitCode {
         let (_, mut found) = files(loaded);
         found.extend(pool_files(loaded));
         if probe {
+            found.extend(ask_tokens(loaded));
             found.extend(ask_backends(loaded));
         }
         found
@@ -92,6 +93,22 @@ fn summary(loaded: &Loaded) -> String {
         .expect("writing to a String doesn't fail");
     }
     text
+}
+
+/// What keeps tokens from signing for their certificates.
+fn ask_tokens(loaded: &Loaded) -> Vec<Diagnostic> {
+    let mut found = Vec::new();
+    for (table, files) in loaded.certificates() {
+        let PrivateKeySource::Token(key) = &files.private_key else { continue };
+        match tls::try_token(files) {
+            Ok(()) => println!("  {} signs for {}", key.uri, files.certificate.display()),
+            Err(finding) => {
+                let key = format!("{table}.{}", finding.key);
+                found.push(loaded.report(&key, Severity::Error, finding.message, finding.help));
+            }
+        }
+    }
+    found
 }
 
 /// What is wrong with reaching the backends: names that don't resolve, servers that don't answer as they should.

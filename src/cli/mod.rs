@@ -18,7 +18,7 @@ use clap::{Parser, Subcommand};
 
 /// The LDAPS front door for AWS Simple AD: terminates TLS, admits trusted networks, fails over between directories
 #[derive(Debug, Parser)]
-#[command(name = "ldaps-proxy", version, arg_required_else_help = true)]
+#[command(name = "ldaps-proxy", version = crate::build_info::version(), arg_required_else_help = true)]
 pub struct Arguments {
     #[command(subcommand)]
     command: Command,

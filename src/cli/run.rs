@@ -39,6 +39,9 @@ pub fn run(file: &Path, without_admin: bool) -> ExitCode {
         Ok(log) => log,
         Err(error) => return fail(&error),
     };
+    if let Err(error) = approved_cryptography() {
+        return fail(error);
+    }
     fit_descriptors(&mut loaded.config);
     // Passwords kept for replay and private keys must not end in a core dump.
     if let Err(error) = nix::sys::prctl::set_dumpable(false) {
@@ -105,6 +108,15 @@ fn runtime(config: &Config) -> std::io::Result<Runtime> {
         builder.worker_threads(workers);
     }
     builder.enable_all().build()
+}
+
+/// In a FIPS build: that the module's self-tests have passed, and its name in the log.
+fn approved_cryptography() -> Result<(), &'static str> {
+    if cfg!(feature = "fips") {
+        aws_lc_rs::try_fips_mode()?;
+        tracing::info!(module = %crate::build_info::crypto_module(), "FIPS mode");
+    }
+    Ok(())
 }
 
 /// Raises the limit on descriptors, and lowers the cap on connections where it doesn't fit.

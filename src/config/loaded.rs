@@ -79,8 +79,8 @@ impl Loaded {
     /// The same, once a look into the files it names has found no mistake in the names.
     pub(super) fn with_readable_files(self) -> Result<Self, Diagnostics> {
         let keyless_bundle = |files: &CertificateFiles| {
-            files.private_key == files.certificate
-                && std::fs::read(&files.private_key)
+            files.private_key.file() == Some(&files.certificate)
+                && std::fs::read(&files.certificate)
                     .is_ok_and(|text| !String::from_utf8_lossy(&text).contains("PRIVATE KEY-----"))
         };
         let found: Vec<_> = (self.certificates().into_iter())

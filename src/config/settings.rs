@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -173,11 +173,63 @@ pub struct CertificateFiles {
     /// `certificate`: the body, or a bundle of body and chain.
     pub certificate: PathBuf,
     /// `private_key`
-    pub private_key: PathBuf,
+    pub private_key: PrivateKeySource,
     /// `certificate_chain`
     pub certificate_chain: Option<PathBuf>,
-    /// `private_key_passphrase_file`
+    /// `private_key_passphrase_file`: what the file, or the token, opens with.
     pub private_key_passphrase_file: Option<PathBuf>,
+}
+
+/// `private_key`: where it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PrivateKeySource {
+    /// PEM.
+    File(PathBuf),
+    /// A `pkcs11:` URI: the key stays in a token and signs there.
+    Token(Box<TokenKey>),
+}
+
+impl PrivateKeySource {
+    /// The file, if it is one.
+    pub fn file(&self) -> Option<&Path> {
+        match self {
+            Self::File(path) => Some(path),
+            Self::Token(_) => None,
+        }
+    }
+}
+
+impl From<PathBuf> for PrivateKeySource {
+    fn from(path: PathBuf) -> Self {
+        Self::File(path)
+    }
+}
+
+/// A private key by RFC 7512; what isn't given matches every token or object.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TokenKey {
+    /// The URI as it was written.
+    pub uri: String,
+    /// `token`: the token's label.
+    pub token: Option<String>,
+    /// `manufacturer` of the token.
+    pub manufacturer: Option<String>,
+    /// `model` of the token.
+    pub model: Option<String>,
+    /// `serial` of the token.
+    pub serial: Option<String>,
+    /// `slot-id`
+    pub slot: Option<u64>,
+    /// `object`: the key's label, CKA_LABEL.
+    pub object: Option<String>,
+    /// `id`: the key's CKA_ID.
+    pub id: Option<Vec<u8>>,
+    /// `module-path`, else `pkcs11_module`: the library to ask; always there once the configuration is read.
+    pub module: Option<PathBuf>,
+    /// `pkcs11_sessions`: signatures at a time.
+    pub sessions: usize,
+    /// `pin-source`
+    pub pin_file: Option<PathBuf>,
 }
 
 /// `min_version`

@@ -2,6 +2,7 @@
 
 mod descriptors;
 mod heartbeat;
+mod memory;
 mod signals;
 mod sockets;
 mod workers;
@@ -28,6 +29,7 @@ const ENDING: Duration = Duration::from_secs(15);
 /// Signals that can't be received.
 pub async fn serve(proxy: &Arc<Proxy>) -> io::Result<()> {
     let mut signals = Signals::new()?;
+    tokio::spawn(memory::give_back(Arc::clone(proxy)));
     tell_systemd(&[NotifyState::Ready]);
     if std::env::var_os("NOTIFY_SOCKET").is_some() {
         // Not part of this future, which runs outside the worker threads that it shall prove alive.

@@ -5,14 +5,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use prometheus::{IntCounter, IntGauge, IntGaugeVec, Registry, TextEncoder};
+use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder};
 
+use crate::build_info;
 use crate::failure::{
     ClosedList as _, EndReason, FailoverKind, Limit, RecentFailures, Refusal, ReloadOutcome, SubCode,
 };
 
-use families::{counter, counters, gauge, gauge_of, gauges};
+use families::{counter, counter_of, counters, gauge, gauge_of, gauges, histogram_of, histograms, observe};
 
 mod backend;
 mod families;
@@ -52,6 +54,8 @@ pub struct Metrics {
     registry: Registry,
     sessions_active: IntGauge,
     certificate_expiry: IntGaugeVec,
+    token_sign_duration: HistogramVec,
+    token_sign_failures: IntCounterVec,
     reloads: Counters<ReloadOutcome>,
     last_reload_successful: IntGauge,
     limits: Box<[LimitGauges]>,
@@ -65,7 +69,8 @@ impl Metrics {
     /// [`Metrics::backend`].
     pub fn new() -> Arc<Self> {
         let registry = Registry::new();
-        gauge_of(&gauges(&registry, names::BUILD_INFO), &[env!("CARGO_PKG_VERSION")]).set(1);
+        gauge_of(&gauges(&registry, names::BUILD_INFO), &[env!("CARGO_PKG_VERSION"), &build_info::crypto_module()])
+            .set(1);
         let last_reload_successful = gauge(&registry, names::LAST_RELOAD_SUCCESSFUL);
         last_reload_successful.set(1);
         let (allowed, used) = (gauges(&registry, names::LIMIT), gauges(&registry, names::LIMIT_USED));
@@ -86,6 +91,8 @@ impl Metrics {
             sessions_active: gauge(&registry, names::SESSIONS_ACTIVE),
             bind_failures: Counters::new(&counters(&registry, names::BIND_FAILURES), &[]),
             certificate_expiry: gauges(&registry, names::CERTIFICATE_EXPIRY),
+            token_sign_duration: histograms(&registry, names::TOKEN_SIGN_DURATION),
+            token_sign_failures: counters(&registry, names::TOKEN_SIGN_FAILURES),
             reloads: Counters::new(&counters(&registry, names::RELOADS), &[]),
             last_reload_successful,
             limits: Limit::ALL.iter().map(limit_gauges).collect(),
@@ -150,6 +157,16 @@ impl Metrics {
         self.certificate_expiry.reset();
         for (label, expiry) in certificates {
             gauge_of(&self.certificate_expiry, &[label]).set(expiry);
+        }
+    }
+
+    /// Counts what a PKCS#11 token made of a signature for a certificate, and the time it took.
+    pub fn token_signed(&self, certificate: &str, took: Duration, made: bool) {
+        let failures = counter_of(&self.token_sign_failures, &[certificate]);
+        if made {
+            observe(&histogram_of(&self.token_sign_duration, &[certificate]), took);
+        } else {
+            failures.inc();
         }
     }
 

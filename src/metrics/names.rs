@@ -108,6 +108,10 @@ metrics! {
     PROBE_ACCOUNT_REFUSED = "ldaps_proxy_probe_account_refused" Gauge ["pool"];
     /// When a certificate expires, in Unix seconds.
     CERTIFICATE_EXPIRY = "ldaps_proxy_certificate_expiry_timestamp_seconds" Gauge ["certificate"];
+    /// Seconds a PKCS#11 token took for a signature, by the certificate it was for.
+    TOKEN_SIGN_DURATION = "ldaps_proxy_token_sign_duration_seconds" Histogram ["certificate"];
+    /// Signatures a PKCS#11 token did not make, each a failed handshake.
+    TOKEN_SIGN_FAILURES = "ldaps_proxy_token_sign_failures_total" Counter ["certificate"];
     /// Reloads of configuration and certificates, by what became of them.
     RELOADS = "ldaps_proxy_reloads_total" Counter ["result"];
     /// 1 if the last reload was applied, or none was asked for.
@@ -121,7 +125,7 @@ metrics! {
     /// Access log records lost because the output was slower than the load, or failed.
     ACCESS_LOG_DROPPED = "ldaps_proxy_access_log_dropped_total" Counter [];
     /// Always 1; the labels say which build this is.
-    BUILD_INFO = "ldaps_proxy_build_info" Gauge ["version"];
+    BUILD_INFO = "ldaps_proxy_build_info" Gauge ["version", "crypto"];
     /// Resident memory, in bytes.
     PROCESS_RESIDENT_MEMORY = "process_resident_memory_bytes" Gauge [];
     /// Open file descriptors.

@@ -1,19 +1,39 @@
 //! Imports a certificate as ACM does: body, private key and chain, in three files or fewer.
 
+use std::fmt;
+
 use rustls_pki_types::CertificateDer;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
+use zeroize::Zeroizing;
 
 use super::Finding;
 use super::pem::{PemFile, PrivateKey};
-use crate::config::CertificateFiles;
+use crate::config::{CertificateFiles, PrivateKeySource, TokenKey};
 
 /// A certificate, its chain and its key, each readable by itself; [`super::lint`] judges whether they fit.
 #[derive(Debug)]
 pub(super) struct Import {
     /// The certificate body first, then the chain; never empty, each one parses.
     pub(super) certificates: Vec<CertificateDer<'static>>,
-    pub(super) key: PrivateKey,
+    pub(super) key: Key,
+}
+
+/// The private key.
+pub(super) enum Key {
+    /// Here.
+    Local(PrivateKey),
+    /// In a token, which hasn't been asked yet, and opens with this PIN.
+    Token(Box<TokenKey>, Option<Zeroizing<Vec<u8>>>),
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Local(_) => f.write_str("Local"),
+            Self::Token(key, _) => write!(f, "Token({})", key.uri),
+        }
+    }
 }
 
 impl Import {
@@ -29,7 +49,15 @@ impl Import {
             .map(|path| PemFile::read("private_key_passphrase_file", path))
             .transpose();
         let key = passphrase.and_then(|passphrase| {
-            PemFile::read("private_key", &files.private_key)?.private_key(passphrase.as_ref().map(PemFile::passphrase))
+            let passphrase = passphrase.as_ref().map(PemFile::passphrase);
+            match &files.private_key {
+                PrivateKeySource::File(path) => {
+                    PemFile::read("private_key", path)?.private_key(passphrase).map(Key::Local)
+                }
+                PrivateKeySource::Token(key) => {
+                    Ok(Key::Token(key.clone(), passphrase.map(|pin| Zeroizing::new(pin.to_vec()))))
+                }
+            }
         });
         match (certificate, chain, key) {
             (Ok(mut certificates), Ok(chain), Ok(key)) => {
@@ -125,7 +153,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let certificate = write(dir.path(), "certificate.pem", &lines(certificate));
             let files = CertificateFiles {
-                private_key: if key_beside { certificate.clone() } else { write(dir.path(), "key.pem", &lines(key)) },
+                private_key: if key_beside { certificate.clone() } else { write(dir.path(), "key.pem", &lines(key)) }.into(),
                 certificate_chain: (!bundled).then(|| write(dir.path(), "chain.pem", &lines(chain))),
                 certificate,
                 private_key_passphrase_file: None,

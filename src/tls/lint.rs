@@ -15,7 +15,7 @@ use x509_parser::public_key::PublicKey;
 
 use super::certificate::{CertificateInfo, common_name, names, unix_time};
 use super::chain::{chain_order, is_self_issued};
-use super::import::Import;
+use super::import::{Import, Key};
 use super::{Finding, Severity};
 use crate::config::CertificateFiles;
 
@@ -33,7 +33,7 @@ pub fn lint(files: &CertificateFiles, now: UnixTime) -> Vec<Finding> {
 /// The findings about an import and about the files it came from, errors first.
 pub(super) fn judge_files(import: &Import, files: &CertificateFiles, now: UnixTime) -> Vec<Finding> {
     let mut findings = judge(import, now);
-    findings.extend(loose_mode("private_key", &files.private_key));
+    findings.extend(files.private_key.file().and_then(|path| loose_mode("private_key", path)));
     findings.extend(
         files.private_key_passphrase_file.as_deref().and_then(|path| loose_mode("private_key_passphrase_file", path)),
     );
@@ -95,7 +95,9 @@ fn key_fits(import: &Import, leaf: &X509Certificate<'_>) -> Option<Finding> {
             ));
         }
     }
-    let key = match any_supported_type(import.key.der()) {
+    // A token isn't asked here: it proves that its key fits when it is opened, by a signature.
+    let Key::Local(key) = &import.key else { return None };
+    let key = match any_supported_type(key.der()) {
         Ok(key) => key,
         Err(error) => {
             let help = "use RSA of 2048 to 8192 bits, ECDSA P-256, P-384 or P-521, or Ed25519";
@@ -315,7 +317,7 @@ mod tests {
         let missing = |name: &str| dir.path().join(name);
         let files = CertificateFiles {
             certificate: missing("a"),
-            private_key: missing("b"),
+            private_key: missing("b").into(),
             certificate_chain: Some(missing("c")),
             private_key_passphrase_file: None,
         };
@@ -330,7 +332,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let files = Authority::root("root").issue(NAMES).write(dir.path(), "server");
         for (mode, loose) in [(0o400, false), (0o640, false), (0o644, true), (0o660, true), (0o604, true)] {
-            std::fs::set_permissions(&files.private_key, std::fs::Permissions::from_mode(mode)).unwrap();
+            std::fs::set_permissions(files.private_key.file().unwrap(), std::fs::Permissions::from_mode(mode)).unwrap();
             let found = lint(&files, now());
             assert_eq!(!found.is_empty(), loose, "{mode:o} {found:?}");
         }

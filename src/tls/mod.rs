@@ -15,6 +15,11 @@ mod handshake;
 mod import;
 mod lint;
 mod pem;
+#[cfg(feature = "pkcs11")]
+mod pkcs11;
+#[cfg(not(feature = "pkcs11"))]
+#[path = "pkcs11_absent.rs"]
+mod pkcs11;
 mod policy;
 mod resolver;
 mod served;
@@ -35,6 +40,7 @@ pub use handshake::Handshake;
 pub use lint::{EXPIRY_WARNING, lint};
 pub use rustls_pki_types::UnixTime;
 pub use served::{Served, remind_of_expiry};
+pub use server::try_token;
 pub use server::{Loaded, ServerTls};
 pub use stream::ServerStream;
 pub use upstream::UpstreamTls;

@@ -72,6 +72,14 @@ mod tests {
     }
 
     #[test]
+    fn fips_leaves_out_what_is_not_approved() {
+        let provider = provider(TlsPolicy::Fips);
+        assert!(provider.cipher_suites.iter().all(|suite| !CHACHA20.contains(suite)));
+        assert!(provider.kx_groups.iter().all(|group| group.name() != rustls::NamedGroup::X25519));
+        assert_eq!(provider.fips(), cfg!(feature = "fips"));
+    }
+
+    #[test]
     fn no_policy_lacks_forward_secrecy_or_the_post_quantum_group() {
         for policy in [TlsPolicy::Modern, TlsPolicy::Intermediate, TlsPolicy::Fips] {
             let provider = provider(policy);

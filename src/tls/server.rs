@@ -15,18 +15,20 @@ use rustls::sign::CertifiedKey;
 use rustls::{CipherSuite, ServerConfig};
 use rustls_pki_types::UnixTime;
 use tokio::io::{AsyncRead, AsyncWrite};
+use zeroize::Zeroizing;
 
 use super::certificate::{CertificateInfo, names};
 use super::handshake::Handshake;
-use super::import::Import;
+use super::import::{Import, Key, parsed};
 use super::lint::{expiry, judge_files, loose_mode};
 use super::pem::PemFile;
 use super::resolver::{self, Certificates, Entry};
 use super::stream::ServerStream;
 use super::tickets::TicketKeys;
-use super::{Finding, client_auth, policy};
+use super::{Finding, client_auth, pkcs11, policy};
 use crate::buffer::Inbox;
-use crate::config::{CertificateFiles, ClientCertificates, SessionTickets, Tls, TlsPolicy};
+use crate::config::{CertificateFiles, ClientCertificates, PrivateKeySource, SessionTickets, Tls, TlsPolicy};
+use crate::metrics::Metrics;
 
 /// What a listener offers its clients; certificates can be swapped while it serves.
 ///
@@ -36,6 +38,7 @@ pub struct ServerTls {
     current: ArcSwap<State>,
     /// Tickets under keys of this process alone, kept across swaps; rotated every six hours, accepted for twelve.
     own_tickets: Arc<dyn ProducesTickets>,
+    measured: pkcs11::Measured,
 }
 
 /// A [`ServerTls`] and what is doubtful about its files.
@@ -72,8 +75,9 @@ impl ServerTls {
     }
 
     fn with(settings: &Tls, own_tickets: Arc<dyn ProducesTickets>, now: UnixTime) -> Result<Loaded, Vec<Finding>> {
-        let (state, findings) = State::load(settings, &own_tickets, now)?;
-        Ok(Loaded { server: Self { current: ArcSwap::from_pointee(state), own_tickets }, findings })
+        let measured = pkcs11::Measured::default();
+        let (state, findings) = State::load(settings, &own_tickets, &measured, now)?;
+        Ok(Loaded { server: Self { current: ArcSwap::from_pointee(state), own_tickets, measured }, findings })
     }
 
     /// Reads the files of the present settings again and swaps them in together; returns the warnings.
@@ -81,7 +85,8 @@ impl ServerTls {
     /// # Errors
     /// As [`Self::load`]; then nothing has changed.
     pub fn reload(&self, now: UnixTime) -> Result<Vec<Finding>, Vec<Finding>> {
-        let (state, findings) = State::load(&self.current.load().settings, &self.own_tickets, now)?;
+        let (state, findings) = State::load(&self.current.load().settings, &self.own_tickets, &self.measured, now)?;
+        state.prove_tokens()?;
         self.current.store(Arc::new(state));
         Ok(findings)
     }
@@ -90,10 +95,10 @@ impl ServerTls {
     ///
     /// # Errors
     /// [`super::HandshakeFailure`] explains them.
-    pub async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(
-        &self,
-        io: IO,
-    ) -> io::Result<(ServerStream<IO>, Handshake)> {
+    pub async fn accept<IO>(&self, io: IO) -> io::Result<(ServerStream<IO>, Handshake)>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         Self::greeted(io).await?.answer(self, ()).await
     }
 
@@ -116,6 +121,22 @@ impl ServerTls {
             }
         }
         Ok(Greeted { io, received })
+    }
+
+    /// Lets each key that is in a token sign once for its certificate; waits for the tokens. Nothing was asked of them before.
+    ///
+    /// # Errors
+    /// Why one doesn't sign, or not for this certificate.
+    pub fn prove_tokens(&self) -> Result<(), Vec<Finding>> {
+        self.current.load().prove_tokens()
+    }
+
+    /// Has the signatures of tokens counted in `metrics` from now on.
+    pub fn measure(&self, metrics: &Arc<Metrics>) {
+        #[cfg(feature = "pkcs11")]
+        let _ = self.measured.set(Arc::clone(metrics));
+        #[cfg(not(feature = "pkcs11"))]
+        let _ = metrics;
     }
 
     /// The current configuration, for those who drive rustls themselves; with `session_tickets = "all"` it sends tickets
@@ -148,7 +169,7 @@ pub struct Greeted<IO> {
     received: Inbox,
 }
 
-impl<IO: AsyncRead + AsyncWrite + Unpin> Greeted<IO> {
+impl<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static> Greeted<IO> {
     /// Makes the handshake with what `tls` has now. Nearly all of the work is done when `turn` is dropped; from there it
     /// waits for the client. Put a timeout around it: it has none.
     ///
@@ -156,6 +177,18 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Greeted<IO> {
     /// As [`ServerTls::accept`].
     pub async fn answer<Turn>(self, tls: &ServerTls, turn: Turn) -> io::Result<(ServerStream<IO>, Handshake)> {
         let state = tls.current.load_full();
+        match &state.threads {
+            None => self.answer_with(&state, turn).await,
+            Some(threads) => {
+                // A slow token holds up its own handshakes only: its threads are what bounds them.
+                drop(turn);
+                let state = Arc::clone(&state);
+                threads.run(async move { self.answer_with(&state, ()).await }).await
+            }
+        }
+    }
+
+    async fn answer_with<Turn>(self, state: &State, turn: Turn) -> io::Result<(ServerStream<IO>, Handshake)> {
         let config = match &state.without_tickets {
             Some(without_tickets) if is_gnutls(self.received.unread()) => without_tickets,
             _ => &state.config,
@@ -194,22 +227,29 @@ struct State {
     /// The same without TLS 1.3 tickets, for clients that can't take them; present if the others get some.
     without_tickets: Option<Arc<ServerConfig>>,
     certificates: Vec<CertificateInfo>,
+    /// Keys in tokens, each with its certificate's index.
+    tokens: Vec<(usize, Arc<pkcs11::KeyInToken>)>,
+    /// Where handshakes are made, if a token signs in some of them.
+    threads: Option<pkcs11::Threads>,
 }
 
 impl State {
     fn load(
         settings: &Tls,
         own_tickets: &Arc<dyn ProducesTickets>,
+        measured: &pkcs11::Measured,
         now: UnixTime,
     ) -> Result<(Self, Vec<Finding>), Vec<Finding>> {
         let provider = policy::provider(settings.policy);
         let mut findings = Vec::new();
         let mut certificates = Vec::new();
         let mut entries = Vec::new();
+        let mut tokens = Vec::new();
         for (index, files) in certificate_files(settings).enumerate() {
-            let (loaded, found) = load_certificate(files, now);
+            let (loaded, found) = load_certificate(files, measured, now);
             findings.extend(found.into_iter().map(|finding| placed(index, finding)));
-            if let Some((info, entry)) = loaded {
+            if let Some((info, entry, token)) = loaded {
+                tokens.extend(token.map(|token| (index, token)));
                 certificates.push(info);
                 entries.push(entry);
             }
@@ -222,13 +262,20 @@ impl State {
             .map_err(|error| findings.push(error));
         let tickets = tickets(settings, own_tickets, &mut findings);
         if settings.policy == TlsPolicy::Fips && !provider.fips() {
-            findings.push(Finding::warning(
+            findings.push(Finding::error(
                 "policy",
-                "only approved algorithms are used, but this build's crypto module isn't the validated one",
-                "where the validation itself counts, build with rustls's fips feature",
+                "policy \"fips\" needs a build on AWS-LC FIPS, and this one isn't",
+                "make one with packaging/fips (docs/fips.md)",
             ));
         }
-        let (Ok(verifier), false) = (verifier, findings.iter().any(Finding::is_error)) else {
+        let threads = threads(settings).map_err(|error| {
+            findings.push(Finding::error(
+                "pkcs11_sessions",
+                format!("no threads for the token: {error}"),
+                "ask for fewer",
+            ));
+        });
+        let (Ok(verifier), Ok(threads), false) = (verifier, threads, findings.iter().any(Finding::is_error)) else {
             return Err(findings);
         };
         let mut entries = entries.into_iter();
@@ -241,7 +288,13 @@ impl State {
             Arc::new(config)
         });
         let settings = settings.clone();
-        Ok((Self { settings, config: Arc::new(config), without_tickets, certificates }, findings))
+        Ok((Self { settings, config: Arc::new(config), without_tickets, certificates, tokens, threads }, findings))
+    }
+
+    fn prove_tokens(&self) -> Result<(), Vec<Finding>> {
+        let prove = |(index, token): &(usize, Arc<pkcs11::KeyInToken>)| Some(placed(*index, token.prove().err()?));
+        let failed: Vec<_> = self.tokens.iter().filter_map(prove).collect();
+        if failed.is_empty() { Ok(()) } else { Err(failed) }
     }
 }
 
@@ -290,22 +343,66 @@ fn server_config(
     config
 }
 
-/// A certificate ready to serve, if none of its findings is an error.
-fn load_certificate(files: &CertificateFiles, now: UnixTime) -> (Option<(CertificateInfo, Entry)>, Vec<Finding>) {
+/// A certificate ready to serve, and its key if that is in a token.
+type Ready = (CertificateInfo, Entry, Option<Arc<pkcs11::KeyInToken>>);
+
+/// A certificate, if none of its findings is an error.
+fn load_certificate(
+    files: &CertificateFiles,
+    measured: &pkcs11::Measured,
+    now: UnixTime,
+) -> (Option<Ready>, Vec<Finding>) {
     let import = match Import::read(files) {
         Ok(import) => import,
         Err(findings) => return (None, findings),
     };
-    let findings = judge_files(&import, files, now);
+    let mut findings = judge_files(&import, files, now);
     if findings.iter().any(Finding::is_error) {
         return (None, findings);
     }
     let leaf = import.leaf();
     let info = CertificateInfo::new(files.certificate.display().to_string(), &leaf);
     let names = names(&leaf);
-    let key = any_supported_type(import.key.der()).expect("a key of an unsupported type is an error finding");
+    let mut token = None;
+    let key = match &import.key {
+        Key::Local(key) => any_supported_type(key.der()).expect("a key of an unsupported type is an error finding"),
+        Key::Token(key, pin) => match pkcs11::KeyInToken::new(key, pin_of(pin), &leaf, &info.name, measured) {
+            Ok(key) => token.insert(key).clone(),
+            Err(error) => {
+                findings.push(error);
+                return (None, findings);
+            }
+        },
+    };
     let key = Arc::new(CertifiedKey::new(import.certificates, key));
-    (Some((info, Entry { key, names })), findings)
+    (Some((info, Entry { key, names }, token)), findings)
+}
+
+/// Lets the token of a certificate, if its key is in one, sign once for it. What is wrong with the files isn't told here.
+///
+/// # Errors
+/// Why it doesn't sign, or not for this certificate.
+pub fn try_token(files: &CertificateFiles) -> Result<(), Finding> {
+    match Import::read(files) {
+        Ok(Import { key: Key::Token(key, pin), certificates }) => {
+            let leaf = parsed(&certificates[0]);
+            pkcs11::KeyInToken::new(&key, pin_of(&pin), &leaf, "", &pkcs11::Measured::default())?.prove()
+        }
+        _ => Ok(()),
+    }
+}
+
+fn pin_of(pin: &Option<Zeroizing<Vec<u8>>>) -> Option<&[u8]> {
+    pin.as_ref().map(|pin| pin.as_slice())
+}
+
+/// As many threads as the token that signs most at a time can use.
+fn threads(settings: &Tls) -> io::Result<Option<pkcs11::Threads>> {
+    let sessions = certificate_files(settings).filter_map(|files| match &files.private_key {
+        PrivateKeySource::File(_) => None,
+        PrivateKeySource::Token(key) => Some(key.sessions),
+    });
+    sessions.max().map(pkcs11::Threads::start).transpose()
 }
 
 /// The ticketer, if clients may resume at all.
@@ -353,7 +450,8 @@ pub(super) fn files(settings: &Tls) -> Vec<PathBuf> {
     let of_certificate = |files: &CertificateFiles| {
         let CertificateFiles { certificate, private_key, certificate_chain, private_key_passphrase_file } =
             files.clone();
-        [Some(certificate), Some(private_key), certificate_chain, private_key_passphrase_file]
+        let private_key = private_key.file().map(PathBuf::from);
+        [Some(certificate), private_key, certificate_chain, private_key_passphrase_file]
     };
     let others = [ca, crl, settings.ticket_key_file.as_ref()].map(|path| path.cloned());
     certificate_files(settings).flat_map(of_certificate).chain(others).flatten().collect()

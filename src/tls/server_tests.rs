@@ -67,18 +67,31 @@ async fn versions_follow_policy_and_min_version() {
     }
 }
 
+#[cfg(not(feature = "fips"))]
+#[test]
+fn fips_needs_a_build_of_its_own() {
+    let (_directory, mut settings, _root) = good();
+    settings.policy = TlsPolicy::Fips;
+    let findings = ServerTls::load(&settings, UnixTime::now()).unwrap_err();
+    assert_eq!(
+        findings.iter().map(|finding| (finding.key, finding.is_error())).collect::<Vec<_>>(),
+        [("policy", true)]
+    );
+}
+
+#[cfg(feature = "fips")]
 #[tokio::test]
-async fn fips_takes_no_chacha_and_says_what_the_build_lacks() {
+async fn fips_offers_nothing_that_is_not_approved() {
     let (_directory, mut settings, root) = good();
     settings.policy = TlsPolicy::Fips;
-    let loaded = ServerTls::load(&settings, UnixTime::now()).unwrap();
-    let config = loaded.server.server_config();
-    assert!(config.require_ems);
-    let provider = config.crypto_provider();
-    assert!(provider.cipher_suites.iter().all(|suite| !format!("{:?}", suite.suite()).contains("CHACHA")));
-    assert_eq!(loaded.findings.iter().map(|finding| finding.key).collect::<Vec<_>>(), ["policy"]);
-    let (agreed, _) = handshake(&loaded.server, &client(&root, ONLY_12, None), NAME).await.unwrap();
-    assert_eq!(agreed.group, "secp256r1");
+    let server = load(&settings);
+    let config = server.server_config();
+    assert!(config.fips() && config.require_ems);
+    for (versions, group) in [(ONLY_12, "secp256r1"), (ONLY_13, "X25519MLKEM768")] {
+        let (agreed, _) = handshake(&server, &client(&root, versions, None), NAME).await.unwrap();
+        assert_eq!(agreed.group, group);
+        assert!(agreed.suite.contains("AES"), "{}", agreed.suite);
+    }
 }
 
 #[tokio::test]
@@ -263,10 +276,11 @@ async fn no_ticket_allows_early_data() {
     let mut eager = std::sync::Arc::unwrap_or_clone(client(&root, ONLY_13, None));
     eager.enable_early_data = true;
     let eager = std::sync::Arc::new(eager);
-    handshake(&server, &eager, NAME).await.unwrap();
-    let mut again = rustls::ClientConnection::new(std::sync::Arc::clone(&eager), NAME.try_into().unwrap()).unwrap();
-    assert!(again.early_data().is_none());
-    assert!(handshake(&server, &eager, NAME).await.unwrap().0.resumed, "there was a ticket");
+    for resumed in [false, true] {
+        assert_eq!(handshake(&server, &eager, NAME).await.unwrap().0.resumed, resumed, "there are tickets");
+    }
+    let mut third = rustls::ClientConnection::new(eager, NAME.try_into().unwrap()).unwrap();
+    assert!(third.early_data().is_none());
 }
 
 #[tokio::test]

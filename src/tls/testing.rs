@@ -69,7 +69,7 @@ impl Issued {
     pub(super) fn write(&self, directory: &Path, name: &str) -> CertificateFiles {
         CertificateFiles {
             certificate: write(directory, &format!("{name}.pem"), &self.certificate),
-            private_key: write(directory, &format!("{name}.key"), &self.key),
+            private_key: write(directory, &format!("{name}.key"), &self.key).into(),
             certificate_chain: None,
             private_key_passphrase_file: None,
         }

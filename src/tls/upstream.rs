@@ -90,16 +90,18 @@ fn system_roots() -> Result<RootCertStore, Finding> {
 }
 
 fn config(roots: RootCertStore, pinned: Vec<CertificateDer<'static>>) -> Result<ClientConfig, Finding> {
-    let provider = policy::provider(TlsPolicy::Intermediate);
+    let policy = if cfg!(feature = "fips") { TlsPolicy::Fips } else { TlsPolicy::Intermediate };
+    let provider = policy::provider(policy);
     let webpki = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
         .build()
         .map_err(|error| Finding::error("ca_file", error.to_string(), "name a file of certificate authorities"))?;
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(policy::versions(TlsPolicy::Intermediate, TlsVersion::V1_2))
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(policy::versions(policy, TlsVersion::V1_2))
         .expect("the provider has suites for both versions, which a test checks")
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(BackendVerifier { pinned, webpki }))
         .with_no_client_auth();
+    config.require_ems = policy == TlsPolicy::Fips;
     Ok(config)
 }
 

@@ -33,7 +33,7 @@ fn server_tls(directory: &Path) -> ServerTls {
     let settings = Tls {
         default_certificate: CertificateFiles {
             certificate: write("cert.pem", issued.cert.pem()),
-            private_key: write("key.pem", issued.signing_key.serialize_pem()),
+            private_key: write("key.pem", issued.signing_key.serialize_pem()).into(),
             certificate_chain: None,
             private_key_passphrase_file: None,
         },

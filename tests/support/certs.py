@@ -28,11 +28,12 @@ class Authority:
             "-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign,cRLSign",
         )
 
-    def issue(self, name, subject_alt_names=(f"DNS:{PROXY_NAME}", "DNS:localhost", "IP:127.0.0.1"), days=90, rsa=False):
-        """A leaf certificate and its key, ECDSA or RSA, in files named after `name`."""
+    def issue(self, name, subject_alt_names=(f"DNS:{PROXY_NAME}", "DNS:localhost", "IP:127.0.0.1"), days=90, rsa=False, key=()):
+        """A leaf certificate and its key, ECDSA or RSA, in files named after `name`. `key` are the words that make another with
+        `openssl req`."""
         leaf = Certificate(self.directory / f"{name}.pem", self.directory / f"{name}-key.pem")
         request, extensions = self.directory / f"{name}.csr", self.directory / f"{name}.ext"
-        _openssl("req", *(_NEW_RSA_KEY if rsa else _NEW_KEY), "-keyout", leaf.private_key, "-out", request, "-subj", f"/CN={name}")
+        _openssl("req", *(key or (_NEW_RSA_KEY if rsa else _NEW_KEY)), "-nodes", "-keyout", leaf.private_key, "-out", request, "-subj", f"/CN={name}")
         leaf.private_key.chmod(0o600)
         lines = ["basicConstraints=critical,CA:FALSE", "extendedKeyUsage=serverAuth,clientAuth"]
         if subject_alt_names:

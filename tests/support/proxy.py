@@ -15,6 +15,10 @@ from .waiting import eventually
 BINARY = Path(os.environ.get("LDAPS_PROXY_BIN") or Path(__file__).parents[2] / "target" / "release" / "ldaps-proxy")
 
 
+TOKEN_BINARY = Path(os.environ.get("LDAPS_PROXY_PKCS11_BIN") or Path(__file__).parents[2] / "target" / "debug" / "ldaps-proxy")
+"""A build with the feature `pkcs11`."""
+
+
 def config(certificate, backends, *, trusted=("127.0.0.1/32",), listener="", pool="", extra=""):
     """The contract's smallest configuration on ephemeral ports, for TOML lines to be added to each table."""
     return f"""
@@ -30,7 +34,7 @@ certificate = "{certificate.certificate}"
 private_key = "{certificate.private_key}"
 
 [pools.directory]
-backends = [{", ".join(map(_backend, backends))}]
+backends = {list(map(str, backends))}
 {pool}
 
 [admin]
@@ -39,23 +43,18 @@ address = "127.0.0.1:0"
 """
 
 
-def _backend(backend):
-    """An address, or a table that is TOML already."""
-    return str(backend) if str(backend).startswith("{") else repr(str(backend))
-
-
 class Proxy:
     """`ldaps-proxy run` with `configuration`, a TOML text whose addresses may have port 0.
 
     Entering starts it and waits until every listener and the admin address are named in its log and, with `ready`,
     until `/readyz` says so. Leaving ends it. `under` is a command that becomes the proxy, such as `prlimit`. `running` holds
-    those entered, for the report of a failed test. One whose configuration says nothing of an access log writes one, which is
-    reconciled at the end.
+    those entered, for the report of a failed test. One whose configuration says nothing of an access log writes one, which
+    is reconciled at the end.
     """
 
     running = []
 
-    def __init__(self, configuration, directory, *, ca=None, ready=True, arguments=(), env=None, under=()):
+    def __init__(self, configuration, directory, *, ca=None, ready=True, arguments=(), env=None, under=(), binary=BINARY):
         self.ca = ca
         self.directory = Path(directory)
         self.config_file = self.directory / "ldaps-proxy.toml"
@@ -63,13 +62,13 @@ class Proxy:
         if self._access_log:
             configuration += f'\n[access_log]\noutput = "file"\npath = "{self._access_log}"\n'
         self.config_file.write_text(configuration)
-        self._ready, self._arguments, self._env, self._under = ready, arguments, env, under
+        self._ready, self._arguments, self._env, self._under, self._binary = ready, arguments, env, under, binary
         self._listeners = len(re.findall(r"^\s*\[\[listener\]\]", configuration, re.MULTILINE))
         self.process = None
 
     def __enter__(self):
         self.process = Process(
-            [*self._under, BINARY, "run", "--config", self.config_file, *self._arguments],
+            [*self._under, self._binary, "run", "--config", self.config_file, *self._arguments],
             directory=self.directory, env={"NO_COLOR": "1", **(self._env or {})},
         )
         Proxy.running.append(self)
@@ -191,9 +190,9 @@ _SERIES = re.compile(r"([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
-def check(config_file, *arguments):
+def check(config_file, *arguments, binary=BINARY, env=None):
     """`ldaps-proxy check`, run to its end."""
-    return run([BINARY, "check", "--config", config_file, *arguments], check=False)
+    return run([binary, "check", "--config", config_file, *arguments], check=False, env={**os.environ, **(env or {})})
 
 
 def _address(match, group=1):

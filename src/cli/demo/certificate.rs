@@ -34,7 +34,7 @@ impl Certificates {
             authority: write(files.path(), "ca.pem", &authority, 0o644)?,
             server: CertificateFiles {
                 certificate: write(files.path(), "certificate.pem", &certificate, 0o644)?,
-                private_key: write(files.path(), "private_key.pem", &key, 0o600)?,
+                private_key: write(files.path(), "private_key.pem", &key, 0o600)?.into(),
                 certificate_chain: None,
                 private_key_passphrase_file: None,
             },

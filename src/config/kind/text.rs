@@ -10,6 +10,7 @@ use toml::de::DeValue;
 
 use super::{Kind, List, Written, list};
 use crate::config::reading::Reading;
+use crate::config::settings::PrivateKeySource;
 use crate::config::value::{self, Refusal};
 
 type Parse<T> = dyn Fn(&str) -> Result<T, Refusal>;
@@ -134,6 +135,34 @@ impl Kind for Size {
 impl Size {
     /// Fits `usize` on every machine this runs on, memory of none.
     const MOST: u64 = 1 << 40;
+}
+
+/// A PEM file, or a `pkcs11:` URI.
+pub(in crate::config) struct KeySource;
+
+impl Kind for KeySource {
+    type Value = PrivateKeySource;
+
+    fn read(&self, path: &str, written: &Written<'_>, reading: &mut Reading<'_>) -> Option<PrivateKeySource> {
+        match written.get_ref().as_str() {
+            Some(uri) if uri.starts_with(value::SCHEME) => {
+                let key = text("a pkcs11: URI", value::pkcs11_uri, |key| key.uri.clone()).read(path, written, reading);
+                key.map(|key| PrivateKeySource::Token(Box::new(key)))
+            }
+            _ => File.read(path, written, reading).map(PrivateKeySource::File),
+        }
+    }
+
+    fn schema(&self) -> Json {
+        File.schema()
+    }
+
+    fn show(&self, value: &PrivateKeySource) -> Json {
+        match value {
+            PrivateKeySource::File(path) => File.show(path),
+            PrivateKeySource::Token(key) => json!(key.uri),
+        }
+    }
 }
 
 /// A file or folder, relative to the folder of the configuration file.

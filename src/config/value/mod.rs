@@ -2,10 +2,12 @@
 
 mod address;
 mod directory;
+mod pkcs11_uri;
 mod quantity;
 
 pub(super) use address::*;
 pub(super) use directory::*;
+pub(super) use pkcs11_uri::*;
 pub(super) use quantity::*;
 
 /// Why a text is not the value it should be, and what would be.
