@@ -106,6 +106,57 @@ impl Inbox {
     }
 }
 
+/// A few octets kept for as long as an operation takes, in a buffer that then goes back to the worker.
+pub struct Lent(Vec<u8>);
+
+/// Buffers of a worker for [`Lent`], and octets each may take while it isn't lent.
+const SMALL: usize = 64;
+const MOST_SMALL: usize = 512;
+
+thread_local! {
+    static SMALL_SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Lent {
+    /// A copy.
+    pub fn copy_of(octets: &[u8]) -> Self {
+        let mut buffer = SMALL_SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
+        buffer.extend_from_slice(octets);
+        Self(buffer)
+    }
+}
+
+impl Clone for Lent {
+    fn clone(&self) -> Self {
+        Self::copy_of(self)
+    }
+}
+
+impl std::ops::Deref for Lent {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let mut buffer = std::mem::take(&mut self.0);
+        if buffer.capacity() > MOST_SMALL {
+            return;
+        }
+        buffer.clear();
+        // The worker may be ending, its spare buffers gone.
+        let _ = SMALL_SPARE.try_with(|spare| {
+            let mut spare = spare.borrow_mut();
+            if spare.len() < SMALL {
+                spare.push(buffer);
+            }
+        });
+    }
+}
+
 /// Octets to be sent that the peer hasn't taken yet.
 #[derive(Debug, Default)]
 pub struct Outbox {

@@ -16,8 +16,8 @@ from support.proxy import BINARY, Proxy, config
 from support.slapd import ALICE, MANAGER, Slapd
 
 PROGRAMS = ("samba", "samba-tool", "slapd", "slapadd", "ldapsearch", "openssl", "setpriv", "unshare", "kinit", "debootstrap",
-            "systemd-nspawn", "dockerd", "docker-compose", "dpkg-shlibdeps", "ldbsearch", "promtool", "chromedriver", "java", "node", "testssl", "softhsm2-util",
-            "gnutls-cli")
+            "systemd-nspawn", "dockerd", "docker-compose", "dpkg-shlibdeps", "ldbsearch", "promtool", "chromedriver",
+            "java", "node", "testssl", "softhsm2-util", "gnutls-cli", "lintian", "shellcheck")
 
 
 def pytest_sessionstart(session):
@@ -105,6 +105,16 @@ def dcs(controllers):
     yield controllers
     for controller in controllers:
         controller.restore()
+
+
+@pytest.fixture(scope="session")
+def strict_dc(domain, authority, tmp_path_factory):
+    """A DC that takes passwords under TLS only, as they do unless told otherwise."""
+    controller = samba.DomainController(domain, tmp_path_factory.mktemp("strict") / "dc", "strict-dc", authority)
+    try:
+        yield controller.start()
+    finally:
+        controller.close()
 
 
 @pytest.fixture(scope="session")

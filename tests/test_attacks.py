@@ -209,82 +209,87 @@ def test_samba_itself_takes_the_disguises(dc):
     assert taken
 
 
-class TestRefusedBind:
+@pytest.fixture
+def backend(start_backend):
+    return start_backend()
+
+
+@pytest.fixture
+def client(start_proxy, backend):
+    with RawClient(start_proxy([backend], pool=TCP).endpoint()) as client:
+        yield client
+
+
+def test_a_refused_bind_leaves_the_session_anonymous(client, backend):
     """RFC 4513 §4: a bind leaves the session anonymous from its receipt until it succeeds, whoever refuses it."""
+    client.ask(ber.bind, "cn=ann", "secret")
+    assert client.ask(ber.bind, "cn=bob", "")[-1].result_code == ber.UNWILLING_TO_PERFORM
+    assert client.ask(ber.search, "dc=after")[-1].result_code == ber.SUCCESS
+    first, second = backend.session(0), backend.session(1)
+    assert [pdu.tag for pdu in first.pdus] == [ber.BIND_REQUEST], "nothing more under the old identity"
+    assert [pdu.tag for pdu in second.pdus] == [ber.SEARCH_REQUEST], "and no bind is replayed"
+    assert first.closed.wait(10)
 
-    @pytest.fixture
-    def backend(self, start_backend):
-        return start_backend()
 
-    @pytest.fixture
-    def client(self, start_proxy, backend):
-        self.proxy = start_proxy([backend], pool=TCP)
-        with RawClient(self.proxy.endpoint()) as client:
-            yield client
+def test_a_refused_bind_amid_pipelined_requests(client, backend):
+    client.ask(ber.bind, "cn=ann", "secret")
+    client.send(ber.bind(10, "cn=bob", ""), ber.delete(11, "cn=x"), ber.bind(12, "cn=ann", "secret"), ber.delete(13, "cn=y"))
+    for number, code in ((10, ber.UNWILLING_TO_PERFORM), (11, 0), (12, 0), (13, 0)):
+        assert client.read_result(number)[-1].result_code == code
+    assert [pdu.message_id for pdu in backend.session(1).pdus] == [11, 12, 13]
 
-    def test_what_follows_is_anonymous(self, client, backend):
-        client.ask(ber.bind, "cn=ann", "secret")
-        assert client.ask(ber.bind, "cn=bob", "")[-1].result_code == ber.UNWILLING_TO_PERFORM
-        assert client.ask(ber.search, "dc=after")[-1].result_code == ber.SUCCESS
-        first, second = backend.session(0), backend.session(1)
-        assert [pdu.tag for pdu in first.pdus] == [ber.BIND_REQUEST], "nothing more under the old identity"
-        assert [pdu.tag for pdu in second.pdus] == [ber.SEARCH_REQUEST], "and no bind is replayed"
-        assert first.closed.wait(10)
 
-    def test_pipelined_requests_too(self, client, backend):
-        client.ask(ber.bind, "cn=ann", "secret")
-        client.send(ber.bind(10, "cn=bob", ""), ber.delete(11, "cn=x"), ber.bind(12, "cn=ann", "secret"), ber.delete(13, "cn=y"))
-        for number, code in ((10, ber.UNWILLING_TO_PERFORM), (11, 0), (12, 0), (13, 0)):
-            assert client.read_result(number)[-1].result_code == code
-        assert [pdu.message_id for pdu in backend.session(1).pdus] == [11, 12, 13]
+def test_a_refused_bind_in_the_middle_of_a_sasl_bind(client, backend):
+    """The half that the backend knows must not be completed by a bind of somebody else."""
+    backend.answer = lambda connection, pdu: connection.send(ber.result(
+        pdu.message_id, RESPONSE_TAG[pdu.tag], ber.SASL_BIND_IN_PROGRESS if pdu.tag == ber.BIND_REQUEST else 0))
+    assert client.ask(ber.sasl_bind, "GSS-SPNEGO", b"token")[-1].result_code == ber.SASL_BIND_IN_PROGRESS
+    assert client.ask(ber.bind, "cn=bob", "")[-1].result_code == ber.UNWILLING_TO_PERFORM
+    assert client.ask(ber.search)[-1].result_code == ber.SUCCESS
+    assert [pdu.tag for pdu in backend.session(1).pdus] == [ber.SEARCH_REQUEST]
 
-    def test_in_the_middle_of_a_sasl_bind(self, client, backend):
-        """The half that the backend knows must not be completed by a bind of somebody else."""
-        backend.answer = lambda connection, pdu: connection.send(ber.result(
-            pdu.message_id, RESPONSE_TAG[pdu.tag], ber.SASL_BIND_IN_PROGRESS if pdu.tag == ber.BIND_REQUEST else 0))
-        assert client.ask(ber.sasl_bind, "GSS-SPNEGO", b"token")[-1].result_code == ber.SASL_BIND_IN_PROGRESS
-        assert client.ask(ber.bind, "cn=bob", "")[-1].result_code == ber.UNWILLING_TO_PERFORM
-        assert client.ask(ber.search)[-1].result_code == ber.SUCCESS
-        assert [pdu.tag for pdu in backend.session(1).pdus] == [ber.SEARCH_REQUEST]
 
-    def test_with_operations_in_flight_the_session_ends(self, client, backend):
-        """RFC 4511 §4.2.1: they complete or are abandoned first. What they were asked as can't be kept."""
-        client.ask(ber.bind, "cn=ann", "secret")
-        backend.answer = lambda connection, pdu: None
-        client.send(ber.search(7), ber.delete(8, "cn=x"))
-        backend.session().wait_for(ber.DELETE_REQUEST)
-        client.send(ber.bind(9, "cn=bob", ""))
-        *results, notice = client.read_to_end()
-        assert [(pdu.message_id, pdu.result_code) for pdu in results] == [(9, 53), (7, 52), (8, 52)]
-        assert notice.is_notice(ber.UNWILLING_TO_PERFORM)
+def test_a_refused_bind_with_operations_in_flight_ends_the_session(client, backend):
+    """RFC 4511 §4.2.1: they complete or are abandoned first. What they were asked as can't be kept."""
+    client.ask(ber.bind, "cn=ann", "secret")
+    backend.answer = lambda connection, pdu: None
+    client.send(ber.search(7), ber.delete(8, "cn=x"))
+    backend.session().wait_for(ber.DELETE_REQUEST)
+    client.send(ber.bind(9, "cn=bob", ""))
+    *results, notice = client.read_to_end()
+    assert [(pdu.message_id, pdu.result_code) for pdu in results] == [(9, 53), (7, 52), (8, 52)]
+    assert notice.is_notice(ber.UNWILLING_TO_PERFORM)
 
-    def test_a_session_that_was_anonymous_keeps_its_upstream(self, client, backend):
-        client.ask(ber.search)
-        assert client.ask(ber.bind, "cn=bob", "")[-1].result_code == ber.UNWILLING_TO_PERFORM
-        client.ask(ber.search)
-        assert len(backend.sessions()) == 1
 
-    def test_by_the_throttle(self, start_proxy, backend):
-        def answer(connection, pdu):
-            wrong = pdu.tag == ber.BIND_REQUEST and b"wrong" in pdu.raw
-            connection.send(ber.result(pdu.message_id, RESPONSE_TAG[pdu.tag], 49 if wrong else 0))
+def test_a_refused_bind_of_an_anonymous_session_keeps_its_upstream(client, backend):
+    client.ask(ber.search)
+    assert client.ask(ber.bind, "cn=bob", "")[-1].result_code == ber.UNWILLING_TO_PERFORM
+    client.ask(ber.search)
+    assert len(backend.sessions()) == 1
 
-        backend.answer = answer
-        proxy = start_proxy([backend], pool=TCP, extra="[login_throttle]\nfailures_per_name = 1")
-        with RawClient(proxy.endpoint()) as client:
-            assert client.ask(ber.bind, "bob", "wrong")[-1].result_code == 49
-            assert client.ask(ber.bind, "ann", "secret")[-1].result_code == 0
-            assert client.ask(ber.bind, "bob", "wrong")[-1].result_code == 53
-            assert client.ask(ber.search)[-1].result_code == 0
-        assert [pdu.tag for pdu in backend.session(1).pdus] == [ber.SEARCH_REQUEST]
 
-    def test_with_samba(self, start_proxy, dc):
-        proxy = start_proxy([dc.backend])
-        with RawClient(proxy.endpoint()) as client:
-            client.bind(USERS[0])
-            assert client.ask(ber.search, BASE)[-1].result_code == ber.SUCCESS
-            assert client.ask(ber.bind, USERS[1].name, "")[-1].result_code == ber.UNWILLING_TO_PERFORM
-            assert client.ask(ber.search, BASE)[-1].result_code == ber.OPERATIONS_ERROR, "as to anybody anonymous"
+def test_a_bind_refused_by_the_throttle(start_proxy, backend):
+    def answer(connection, pdu):
+        wrong = pdu.tag == ber.BIND_REQUEST and b"wrong" in pdu.raw
+        connection.send(ber.result(pdu.message_id, RESPONSE_TAG[pdu.tag], 49 if wrong else 0))
+
+    backend.answer = answer
+    proxy = start_proxy([backend], pool=TCP, extra="[login_throttle]\nfailures_per_name = 1")
+    with RawClient(proxy.endpoint()) as client:
+        assert client.ask(ber.bind, "bob", "wrong")[-1].result_code == 49
+        assert client.ask(ber.bind, "ann", "secret")[-1].result_code == 0
+        assert client.ask(ber.bind, "bob", "wrong")[-1].result_code == 53
+        assert client.ask(ber.search)[-1].result_code == 0
+    assert [pdu.tag for pdu in backend.session(1).pdus] == [ber.SEARCH_REQUEST]
+
+
+def test_a_refused_bind_with_samba(start_proxy, dc):
+    proxy = start_proxy([dc.backend])
+    with RawClient(proxy.endpoint()) as client:
+        client.bind(USERS[0])
+        assert client.ask(ber.search, BASE)[-1].result_code == ber.SUCCESS
+        assert client.ask(ber.bind, USERS[1].name, "")[-1].result_code == ber.UNWILLING_TO_PERFORM
+        assert client.ask(ber.search, BASE)[-1].result_code == ber.OPERATIONS_ERROR, "as to anybody anonymous"
 
 
 def test_a_password_without_a_name_is_no_login(start_proxy, start_backend):

@@ -18,10 +18,15 @@ OTHERS = (
     "is not a DN: write one",                                   # `check`
     "cannot be read",                                           # the beginning of the one for `undecodable`
     "the session's bind was refused by another backend",        # the log
+    "a name that isn't known", "its session ended with", "operations in flight: {in", "{name} at {}",  # recent failures
     "an attempt that is not settled counts",                    # the compiler
     "the bind was answered",                                    # the log, as the two below
     "the bind was not answered in time",
     "the backend answered the bind with something else",
+    "a name that isn't known",                                  # the log and "recent failures", as the three below
+    "its session ended with",
+    "operations in flight of",
+    "{name} at {}: {reason}",
 )
 
 

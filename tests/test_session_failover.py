@@ -453,11 +453,13 @@ def test_backends_that_accept_and_hang_cost_the_budget_once(start, first, second
 def test_every_session_of_a_dead_backend_moves(start, first, second):
     """50 clients with a search in flight each, all at once: 50 answers from the other backend."""
     proxy = start()
-    first.answer = answer_nothing
     clients = [RawClient(proxy.endpoint()) for _ in range(50)]
     for client in clients:
+        bind(client)
+    first.answer = answer_nothing
+    for client in clients:
         client.send(ber.search(9))
-    eventually(lambda: len(pdus(first)) == 50, "all searches are in flight")
+    eventually(lambda: len(pdus(first)) == 100, "all searches are in flight")
     first.die()
     for client in clients:
         entry, done = client.read_result(9)

@@ -5,19 +5,8 @@ import pytest
 from support import ber
 from support.clients import RawClient
 from support.proxy import check, config
-from support.samba import HOST_NAME, LDAP, LDAPS, USERS, DomainController
+from support.samba import HOST_NAME, LDAP, LDAPS, USERS
 from support.waiting import eventually
-
-STRONGER_AUTH_REQUIRED = 8
-
-
-@pytest.fixture(scope="module")
-def strict_dc(domain, authority, tmp_path_factory):
-    controller = DomainController(domain, tmp_path_factory.mktemp("strict") / "dc", "strict-dc", authority)
-    try:
-        yield controller.start()
-    finally:
-        controller.close()
 
 
 def bind(proxy):
@@ -36,7 +25,7 @@ def test_a_dc_that_demands_tls_gets_it(start_proxy, strict_dc, authority, protoc
 
 
 def test_without_tls_that_dc_takes_no_password(start_proxy, strict_dc):
-    assert bind(start_proxy([f"{strict_dc.address}:{LDAP}"])) == STRONGER_AUTH_REQUIRED
+    assert bind(start_proxy([f"{strict_dc.address}:{LDAP}"])) == ber.STRONGER_AUTH_REQUIRED
 
 
 def test_a_dc_of_another_name_is_no_backend(start_proxy, strict_dc, authority):

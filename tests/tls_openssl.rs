@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use ldaps_proxy::config::{CertificateFiles, ClientCertificates, SessionTickets, Tls, TlsPolicy, TlsVersion};
 use ldaps_proxy::tls::{Finding, ServerTls, Severity, UnixTime, lint};
@@ -186,6 +187,64 @@ fn other_containers_are_refused_with_the_command_that_converts_them() {
         shell.run(&format!("chmod 600 {made}"));
         let (certificate, key) = if key == "k.der" { (certificate, made) } else { (made, key) };
         expect_none(&shell.files(certificate, key, None));
+    }
+}
+
+/// Bodies and chains as they are put together by hand, of certificates as authorities make them.
+#[test]
+fn a_chain_is_judged_link_by_link() {
+    let shell = Shell::new();
+    shell.script(
+        "request() { openssl req -new -newkey rsa:2048 -nodes -subj /CN=$1 -keyout $1.key -out $1.csr; }
+        sign() { openssl x509 -req -in $1.csr -CA $2.pem -CAkey $2.key -CAcreateserial -days 365 -extfile $3 -out $1.pem; }
+        printf 'basicConstraints=critical,CA:TRUE\nkeyUsage=keyCertSign' > ca.ext
+        printf 'subjectAltName=DNS:ldap.example.com\nkeyUsage=digitalSignature' > leaf.ext
+        openssl req -x509 -newkey rsa:2048 -nodes -days 3650 -subj /CN=root -keyout root.key -out root.pem
+        request issuing; sign issuing root ca.ext
+        request leaf; sign leaf issuing leaf.ext
+        request by-leaf; sign by-leaf leaf leaf.ext",
+    );
+    let import = |body: &str, chain: &str, key: &str| {
+        let join = |names: &str, to: &str| {
+            let text =
+                names.split(' ').map(|name| std::fs::read_to_string(shell.path(&format!("{name}.pem"))).unwrap());
+            std::fs::write(shell.path(to), text.collect::<String>()).unwrap();
+            shell.path(to)
+        };
+        let mut files = shell.files("body", &format!("{key}.key"), None);
+        join(body, "body");
+        files.certificate_chain = (!chain.is_empty()).then(|| join(chain, "chain"));
+        files
+    };
+    for (body, chain) in [("leaf", "issuing"), ("leaf issuing", ""), ("root", "")] {
+        let found = lint(&import(body, chain, body.split(' ').next().unwrap()), UnixTime::now());
+        let about_chain: Vec<_> = found.iter().filter(|finding| finding.key == "certificate_chain").collect();
+        assert!(about_chain.is_empty() && !found.iter().any(Finding::is_error), "{found:?}");
+    }
+    for (body, chain, key, severity, words) in [
+        ("leaf", "issuing root", "leaf", Severity::Warning, "the chain holds its root"),
+        ("leaf", "root", "leaf", Severity::Warning, "isn't the issuer of the one before it"),
+        ("leaf", "leaf issuing", "leaf", Severity::Warning, "is there twice"),
+        ("leaf", "root issuing", "leaf", Severity::Warning, "isn't the issuer of the one before it"),
+        ("by-leaf", "leaf issuing", "by-leaf", Severity::Warning, "(CN=leaf) is no certificate authority"),
+        ("issuing leaf", "", "leaf", Severity::Error, "belongs to certificate 2 of the chain"),
+        ("leaf", "issuing", "issuing", Severity::Error, "belongs to certificate 2 of the chain"),
+        ("leaf", "issuing", "root", Severity::Error, "doesn't match the certificate"),
+    ] {
+        let found = lint(&import(body, chain, key), UnixTime::now());
+        let told = found.iter().any(|finding| finding.severity == severity && finding.message.contains(words));
+        assert!(told, "{body} + {chain}: {found:?}");
+    }
+    let days = |days: u64| Duration::from_secs(days * 24 * 60 * 60);
+    let now = Duration::from_secs(UnixTime::now().as_secs());
+    for (then, words) in [
+        (now - days(2), "isn't valid before"),
+        (now + days(330), "ends in 3"),
+        (now + days(400), "CLIENTS THAT CHECK REFUSE IT"),
+    ] {
+        let found = lint(&import("leaf", "issuing", "leaf"), UnixTime::since_unix_epoch(then));
+        assert!(found.iter().all(|finding| !finding.is_error()), "{found:?}");
+        assert!(found.iter().any(|finding| finding.message.contains(words)), "{found:?}");
     }
 }
 

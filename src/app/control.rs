@@ -139,6 +139,11 @@ pub struct Vitals {
 type Place = (Arc<Pool>, Arc<Backend>);
 
 impl Proxy {
+    /// How many sessions there are.
+    pub fn session_count(&self) -> usize {
+        self.registry.len()
+    }
+
     /// How it goes, for who supervises the process.
     pub fn vitals(&self) -> Vitals {
         let sessions = self.registry.len();

@@ -83,7 +83,7 @@ closed_list! {
         AddressLimit = "address_limit",
         /// `limits.connection_rate_per_address` is passed.
         RateLimited = "rate_limited",
-        /// `limits.handshakes` were at work, and none ended in time.
+        /// No turn among `limits.handshakes` came in time.
         HandshakeLimit = "handshake_limit",
         /// The TLS handshake failed; `ldaps_proxy_handshake_failures_total` says why.
         HandshakeFailed = "handshake_failed",

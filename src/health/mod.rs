@@ -41,12 +41,14 @@ pub struct Change {
     pub before: Health,
     /// What it is now, and why.
     pub verdict: Verdict,
+    returns: bool,
 }
 
 impl Change {
-    /// It was down and serves again: sessions may be moved to it (`rebalance`).
+    /// It was down, and is up for the first time since, perhaps after a while as degraded: sessions may be moved to it
+    /// (`rebalance`).
     pub fn is_return(&self) -> bool {
-        self.before == Health::Down && matches!(self.verdict.health, Health::Up)
+        self.returns
     }
 
     /// It has stopped answering: what its sessions wait for won't come.
@@ -114,6 +116,8 @@ struct Patient {
     judgement: Judgement,
     troubles: Troubles,
     reason: String,
+    /// It has been down and not up since.
+    fallen: bool,
     /// Rung for a probe at once.
     hurry: Arc<Notify>,
     checkers: Vec<tokio::task::AbortHandle>,
@@ -161,6 +165,7 @@ impl<F: Fn(&Change)> Watcher<F> {
             judgement: Judgement::new(&settings),
             troubles: Troubles::default(),
             reason: String::new(),
+            fallen: false,
             hurry,
             checkers,
             backend,
@@ -243,15 +248,17 @@ impl<F: Fn(&Change)> Watcher<F> {
             Health::Up | Health::Unknown => tracing::info!(pool, backend, ?before, reason, "backend is up"),
         }
         let backend = Arc::clone(&patient.backend);
+        let returns = verdict.health == Health::Up && std::mem::take(&mut patient.fallen);
         if verdict.health == Health::Down {
-            self.fallen(index, now);
+            patient.fallen = true;
+            self.take_fall(index, now);
         }
-        (self.on_change)(&Change { backend, before, verdict });
+        (self.on_change)(&Change { backend, before, verdict, returns });
     }
 
     /// A backend has gone down. One that comes and goes costs its sessions a failover each time: it has to wait longer and
     /// longer, unless it is needed.
-    fn fallen(&mut self, index: usize, now: Instant) {
+    fn take_fall(&mut self, index: usize, now: Instant) {
         if !self.patients.iter().any(|patient| patient.backend.is_usable()) {
             self.patients.iter_mut().for_each(|patient| patient.judgement.pardon(now));
             return;

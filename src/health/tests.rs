@@ -447,6 +447,35 @@ async fn three_clients_eject_one_of_two_and_never_the_last() {
     assert!(text.contains(&format!("{} 0", ejections(second.address))), "{text}");
 }
 
+/// The deep probe, which runs seldom, is the last to notice that a backend is back.
+#[tokio::test]
+async fn a_return_may_lead_through_degraded() {
+    let secrets = tempfile::tempdir().unwrap();
+    let dc = Dc::start().await;
+    let expect = [("isSynchronized".to_owned(), "TRUE".to_owned())].into();
+    let deep = config::Probe { rise: 1, fall: 1, ..as_account(often(ProbeKind::Bind), &secrets) };
+    let health = config::Health {
+        cheap: config::Probe { expect, ..often(ProbeKind::RootDse) },
+        deep: Some(deep),
+        panic_mode: false,
+    };
+    let mut watched = Watched::start(health, &[dc.address]);
+    let first = watched.change().await;
+    assert!(first.verdict.health == Health::Up && !first.is_return(), "{first:?}");
+    for (synchronized, bind, expected, returns) in [
+        ("TRUE", ResultCode::BUSY, Health::Degraded, false),
+        ("TRUE", ResultCode::SUCCESS, Health::Up, false),
+        ("TRUE", ResultCode::BUSY, Health::Degraded, false),
+        ("FALSE", ResultCode::BUSY, Health::Down, false),
+        ("TRUE", ResultCode::BUSY, Health::Degraded, false),
+        ("TRUE", ResultCode::SUCCESS, Health::Up, true),
+    ] {
+        dc.tell(|script| (script.synchronized, script.bind) = (synchronized, bind));
+        let change = watched.change().await;
+        assert_eq!((change.verdict.health, change.is_return()), (expected, returns));
+    }
+}
+
 /// A backend that comes and goes returns at once after its first fall; after the second it has to wait, unless it is needed.
 #[tokio::test]
 async fn one_that_comes_and_goes_waits_unless_it_is_needed() {

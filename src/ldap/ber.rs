@@ -21,10 +21,17 @@ pub enum LengthError {
 }
 
 /// Reads length octets; `None` while they are incomplete, else how many octets they take and the length they give.
+#[inline]
 pub fn length(bytes: &[u8]) -> Result<Option<(usize, usize)>, LengthError> {
-    let Some(&first) = bytes.first() else { return Ok(None) };
+    match bytes.first() {
+        None => Ok(None),
+        Some(&short @ 0..=0x7F) => Ok(Some((1, usize::from(short)))),
+        Some(&first) => long_length(first, bytes),
+    }
+}
+
+fn long_length(first: u8, bytes: &[u8]) -> Result<Option<(usize, usize)>, LengthError> {
     match first {
-        0..=0x7F => Ok(Some((1, usize::from(first)))),
         0x80 => Err(LengthError::Indefinite),
         0x81..=0x84 => {
             let octets = usize::from(first & 0x7F);
@@ -75,22 +82,23 @@ impl<'a> Reader<'a> {
     }
 
     /// The next element, or `None` at the end and where the bytes don't hold a whole one.
+    #[inline]
     pub fn element(&mut self) -> Option<Element<'a>> {
         let tag = self.peek()?;
         let (octets, length) = length(&self.rest[1..]).ok()??;
         let start = 1 + octets;
-        let end = start.checked_add(length)?;
-        let whole = self.rest.get(..end)?;
-        self.rest = &self.rest[end..];
+        let (whole, rest) = self.rest.split_at_checked(start.checked_add(length)?)?;
+        self.rest = rest;
         Some(Element { tag, content: &whole[start..], whole })
     }
 
     /// The content of the next element if it carries `tag`; else nothing is read.
+    #[inline]
     pub fn take(&mut self, tag: u8) -> Option<&'a [u8]> {
-        let mut ahead = *self;
-        let element = ahead.element().filter(|element| element.tag == tag)?;
-        *self = ahead;
-        Some(element.content)
+        if self.peek()? != tag {
+            return None;
+        }
+        self.element().map(|element| element.content)
     }
 
     /// The next element as a non-negative number of at most 31 bits, if it carries `tag`.
@@ -100,6 +108,7 @@ impl<'a> Reader<'a> {
 }
 
 /// The content octets of an INTEGER or ENUMERATED as a number in 0..2³¹.
+#[inline]
 pub fn unsigned(content: &[u8]) -> Option<u32> {
     if content.is_empty() || content.len() > 4 || content[0] & 0x80 != 0 {
         return None;

@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime};
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
 use super::families::{
-    DURATION_BUCKETS, Held, Share, counter_of, counters, gauge_of, gauges, histogram_of, histograms, observe, samples,
+    DURATION_BUCKETS, Held, Share, add, counter_of, counters, gauge_of, gauges, histogram_of, histograms, observe,
+    samples,
 };
 use super::names;
 use super::operations::has_response;
@@ -73,12 +74,12 @@ impl BackendMetrics {
 
     /// Counts an upstream that could not be opened.
     pub fn connect_failed(&self) {
-        self.connect_failures.inc();
+        add(&self.connect_failures, 1);
     }
 
     /// Counts an upstream lost under a session.
     pub fn lost(&self) {
-        self.losses.inc();
+        add(&self.losses, 1);
     }
 
     /// Records a passed probe.
@@ -88,22 +89,22 @@ impl BackendMetrics {
 
     /// Counts a failed probe.
     pub fn probe_failed(&self) {
-        self.probe_failures.inc();
+        add(&self.probe_failures, 1);
     }
 
     /// Counts an ejection.
     pub fn ejected(&self) {
-        self.ejections.inc();
+        add(&self.ejections, 1);
     }
 
     /// Counts bytes from the backend.
     pub fn received(&self, bytes: usize) {
-        self.received.inc_by(bytes as u64);
+        add(&self.received, bytes as u64);
     }
 
     /// Counts bytes to the backend.
     pub fn sent(&self, bytes: usize) {
-        self.sent.inc_by(bytes as u64);
+        add(&self.sent, bytes as u64);
     }
 }
 
@@ -137,7 +138,7 @@ impl PoolMetrics {
 
     /// Counts a failed name lookup: of what, and why.
     pub fn discovery_failed(&self, what: impl Display) {
-        self.discovery_failures.inc();
+        add(&self.discovery_failures, 1);
         self.failures.record(SystemTime::now(), Trouble::LookupFailed, &self.name, what);
     }
 

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
-use super::families::{Counters, counter_of, counters, gauge_of, gauges, histogram_of, histograms, observe, samples};
+use super::families::{
+    Counters, add, counter_of, counters, gauge_of, gauges, histogram_of, histograms, observe, samples,
+};
 use super::names;
 use crate::failure::Outcome;
 
@@ -30,7 +32,7 @@ impl ListenerMetrics {
     /// Counts a completed handshake. The labels come from closed lists of the TLS library.
     pub fn handshake(&self, version: &'static str, suite: &'static str, resumed: bool, duration: Duration) {
         let resumed = if resumed { "true" } else { "false" };
-        counter_of(&self.families.handshakes, &[&self.name, version, suite, resumed]).inc();
+        add(&counter_of(&self.families.handshakes, &[&self.name, version, suite, resumed]), 1);
         observe(&self.handshake_duration, duration);
     }
 
@@ -41,12 +43,12 @@ impl ListenerMetrics {
 
     /// Counts plaintext bytes from clients.
     pub fn received(&self, bytes: usize) {
-        self.received.inc_by(bytes as u64);
+        add(&self.received, bytes as u64);
     }
 
     /// Counts plaintext bytes to clients.
     pub fn sent(&self, bytes: usize) {
-        self.sent.inc_by(bytes as u64);
+        add(&self.sent, bytes as u64);
     }
 
     /// Says whether the listener's list file could not be read.

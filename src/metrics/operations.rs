@@ -2,7 +2,7 @@
 
 use prometheus::{IntCounter, IntCounterVec};
 
-use super::families::counter_of;
+use super::families::{add, counter_of};
 use crate::ldap::{OperationKind, ResultCode};
 
 /// Every combination is registered at the start, so that recording is two indexes and an atomic add.
@@ -26,7 +26,7 @@ impl Operations {
     /// Counts an operation that ended with this LDAP result code; unbind and abandon, which have none, end with 0.
     pub fn record(&self, kind: OperationKind, result: u32) {
         let row = &self.table[kind as usize];
-        row[position(result).min(row.len() - 1)].inc();
+        add(&row[position(result).min(row.len() - 1)], 1);
     }
 
     /// How many operations of this kind ended with this result code (codes without a name count together).

@@ -50,7 +50,9 @@ struct Entries {
     probes: VecDeque<ProbeRecord>,
     /// It appeared while the proxy was running and hasn't passed a probe yet.
     newcomer: bool,
-    /// When it came back from being down, until it has its whole weight.
+    /// It has been down, or is new, and wasn't up since.
+    out: bool,
+    /// When it came up after that, until it has its whole weight.
     returned: Option<Instant>,
 }
 
@@ -61,6 +63,7 @@ impl Ledger {
             since: now,
             probes: VecDeque::new(),
             newcomer: false,
+            out: false,
             returned: None,
         }))
     }
@@ -88,16 +91,19 @@ impl Ledger {
         let mut entries = self.entries();
         if before != now {
             entries.since = SystemTime::now();
-            let was_out = before == Health::Down || entries.newcomer;
-            entries.returned = (was_out && now != Health::Down).then(Instant::now);
             entries.newcomer = false;
+            match now {
+                Health::Down => (entries.out, entries.returned) = (true, None),
+                Health::Up if std::mem::take(&mut entries.out) => entries.returned = Some(Instant::now()),
+                Health::Up | Health::Degraded | Health::Unknown => {}
+            }
         }
         entries.reason = reason;
     }
 
     pub(super) fn make_newcomer(&self) {
         let mut entries = self.entries();
-        entries.newcomer = true;
+        (entries.newcomer, entries.out) = (true, true);
         entries.reason = "discovered, not probed yet".to_owned();
     }
 
@@ -151,11 +157,19 @@ mod tests {
         ledger.judged(Health::Up, Health::Down, "refused".into());
         ledger.judged(Health::Down, Health::Up, "answers".into());
         assert_eq!(ledger.ramp(Instant::now()), 1);
-        // Degraded for a moment under way: the ramp is no ground to keep, it has served already.
+        // Degraded for a moment under way: it goes on from where it was.
         tokio::time::advance(SLOW_START / 2).await;
+        ledger.judged(Health::Up, Health::Degraded, "slow".into());
+        ledger.judged(Health::Degraded, Health::Up, "answers".into());
         assert_eq!(ledger.ramp(Instant::now()), 8);
         tokio::time::advance(SLOW_START).await;
         assert_eq!(ledger.ramp(Instant::now()), STEPS);
+        // The deep probe, which runs seldom, is the last to see that it is back.
+        ledger.judged(Health::Up, Health::Down, "refused".into());
+        ledger.judged(Health::Down, Health::Degraded, "the deep probe fails".into());
+        tokio::time::advance(SLOW_START).await;
+        ledger.judged(Health::Degraded, Health::Up, "answers".into());
+        assert_eq!(ledger.ramp(Instant::now()), 1);
     }
 
     #[test]

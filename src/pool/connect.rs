@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use super::{Backend, Duty, EventKind, Pool, Seat, Standing};
+use super::{Backend, Duty, EventKind, Pool, Seat, Standing, patiently};
 use crate::balance::Draw;
 use crate::config::FailoverMode;
 use crate::failure::FailoverKind;
@@ -50,6 +50,22 @@ enum Choice {
     Nobody,
 }
 
+/// The time for all attempts of one request.
+struct Budget {
+    deadline: Instant,
+    /// What it wasn't charged for.
+    queued: Duration,
+}
+
+impl Budget {
+    /// The time since `began` was spent in a queue.
+    fn excuse(&mut self, began: Instant) {
+        let waited = began.elapsed();
+        self.deadline += waited;
+        self.queued += waited;
+    }
+}
+
 /// Why one backend could not be connected to.
 struct OpenFailure {
     reason: String,
@@ -63,29 +79,29 @@ impl Pool {
     /// down are tried last, drained and disabled ones never. `lost` is the backend
     /// that has just failed this session, tried after its equals.
     ///
-    /// Waits up to `queue_timeout` where all usable backends are at their `max_sessions`, which the budget isn't charged for.
+    /// Waits up to `queue_timeout` where all usable backends are at their `max_sessions`, and for a turn to connect, longer
+    /// than the budget where no better backend is left than one that is only slow. The budget isn't charged for either.
     ///
     /// # Errors
     /// [`Shortage`]
     pub async fn connect(&self, client: SocketAddr, lost: Option<Arc<Backend>>) -> Result<Upstream, NoBackend> {
-        let mut queued = Duration::ZERO;
-        match self.seek(client, lost, &mut queued).await {
+        let mut budget = Budget { deadline: Instant::now() + self.settings.connect_budget, queued: Duration::ZERO };
+        match self.seek(client, lost, &mut budget).await {
             Ok(mut upstream) => {
-                upstream.queued = queued;
+                upstream.queued = budget.queued;
                 Ok(upstream)
             }
-            Err(error) => Err(NoBackend { queued, ..error }),
+            Err(error) => Err(NoBackend { queued: budget.queued, ..error }),
         }
     }
 
-    /// [`Self::connect`], adding what was waited for a seat to `queued`.
+    /// [`Self::connect`] within this budget.
     async fn seek(
         &self,
         client: SocketAddr,
         lost: Option<Arc<Backend>>,
-        queued: &mut Duration,
+        budget: &mut Budget,
     ) -> Result<Upstream, NoBackend> {
-        let mut deadline = Instant::now() + self.settings.connect_budget;
         let mut tried = Vec::new();
         let mut overrun: Vec<Arc<Backend>> = Vec::new();
         let mut attempts = Vec::new();
@@ -108,8 +124,7 @@ impl Pool {
                         Choice::Full => None,
                     };
                     let waited = self.queue.wait(ask).await;
-                    deadline += began.elapsed();
-                    *queued += began.elapsed();
+                    budget.excuse(began);
                     match waited {
                         Ok(Some(seat)) => seat,
                         Ok(None) => return Err(NoBackend::unreachable(attempts)),
@@ -121,7 +136,11 @@ impl Pool {
                 self.metrics.failovers.count(FailoverKind::Connect);
             }
             let backend = Arc::clone(seat.backend());
-            match self.open(seat, client, deadline).await {
+            let alone = !self
+                .backends()
+                .iter()
+                .any(|other| other.is_usable() && !Arc::ptr_eq(other, &backend) && !is_among(&tried, other));
+            match self.open(seat, client, alone, budget).await {
                 Ok(upstream) => return Ok(upstream),
                 Err(failure) => {
                     // All sessions of another may be coming to it at once, and Samba's accept queue holds ten.
@@ -132,25 +151,35 @@ impl Pool {
                 }
             }
             tried.push(backend);
-            if self.settings.failover.mode == FailoverMode::None || Instant::now() >= deadline {
+            if self.settings.failover.mode == FailoverMode::None || Instant::now() >= budget.deadline {
                 return Err(NoBackend::unreachable(attempts));
             }
         }
     }
 
-    async fn open(&self, seat: Seat, client: SocketAddr, deadline: Instant) -> Result<Upstream, OpenFailure> {
+    /// Connects to one backend, `alone` where there is no other to turn to.
+    async fn open(
+        &self,
+        seat: Seat,
+        client: SocketAddr,
+        alone: bool,
+        budget: &mut Budget,
+    ) -> Result<Upstream, OpenFailure> {
         let backend = Arc::clone(seat.backend());
         if let Some(stream) = backend.stock.take() {
             self.bells.stock.notify_one();
             return Ok(Upstream::new(stream, seat, None));
         }
-        let patience = Instant::now() + self.settings.connect_timeout;
-        let Ok(turn) = timeout_at(patience.min(deadline), backend.openings.turn()).await else {
+        let began = Instant::now();
+        let hope = || alone && self.vouches_for(&backend);
+        let patience = (began + self.settings.connect_timeout).min(budget.deadline);
+        let Some(turn) = patiently(patience, hope, backend.openings.turn()).await else {
             // Those before it may be waiting for nothing: that is theirs to report.
             let reason = "as many connections to it as may were being opened already".to_owned();
             return Err(OpenFailure { reason, unanswered: true });
         };
-        let started = Instant::now();
+        budget.excuse(began);
+        let (started, deadline) = (Instant::now(), budget.deadline);
         let patience = started + self.settings.connect_timeout;
         let (reason, unanswered) = match timeout_at(patience.min(deadline), self.connector.open(&backend, client)).await
         {

@@ -5,6 +5,7 @@ mod backend;
 mod connect;
 mod names;
 mod opening;
+mod patience;
 mod queue;
 #[cfg(test)]
 mod tests;
@@ -20,6 +21,7 @@ pub use account::{Account, ProbeRecord};
 pub use backend::{Backend, Duty, Endpoint, Event, EventKind, Health, Seat, Standing};
 pub use connect::{NoBackend, Shortage};
 pub use opening::Opening;
+pub use patience::patiently;
 pub use warm::keep_warm;
 
 use crate::balance;

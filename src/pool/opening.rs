@@ -10,8 +10,9 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// Connections to one backend that it may not have accepted yet.
 const AT_ONCE: usize = 8;
-/// A backend that has said nothing for this long is at work on its answer, rather than late to accept.
-const HELD_FOR: Duration = Duration::from_millis(250);
+/// A backend that has said nothing for this long may be at work on its answer, rather than late to accept. No less than what
+/// the kernel waits before it tries again.
+const HELD_FOR: Duration = Duration::from_secs(1);
 
 /// The turns at one backend: first come, first served.
 #[derive(Debug)]

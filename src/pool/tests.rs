@@ -158,6 +158,35 @@ async fn a_turn_to_connect_is_waited_for_but_not_for_ever() {
     assert!(upstreams.iter().all(|upstream| upstream.backend().address() == busy));
 }
 
+/// The survivor of two is slow under all the sessions of the other: whoever has no better one waits, as long as its probes
+/// say that it works.
+#[tokio::test(start_paused = true)]
+async fn a_turn_at_the_last_backend_is_waited_for_beyond_the_budget() {
+    let (_listening, address) = listener().await;
+    let (pool, _events) = pool(settings(), &[endpoint(address)]);
+    let backend = Arc::clone(&pool.backends()[0]);
+    backend.set_health(Health::Up, "answers");
+    let mut turns = Vec::new();
+    for _ in 0..backend.openings.left() {
+        turns.push(backend.openings.turn().await);
+    }
+    let connect = || {
+        let pool = Arc::clone(&pool);
+        tokio::spawn(async move { pool.connect(CLIENT, None).await })
+    };
+    let connecting = connect();
+    tokio::time::sleep(pool.settings().connect_budget * 2).await;
+    assert!(!connecting.is_finished());
+    backend.set_health(Health::Down, "silent");
+    assert_eq!(connecting.await.unwrap().unwrap_err().attempts.len(), 1);
+    backend.set_health(Health::Up, "answers");
+    let connecting = connect();
+    tokio::time::sleep(pool.settings().connect_budget * 2).await;
+    tokio::time::resume();
+    drop(turns);
+    assert!(in_time(connecting).await.unwrap().unwrap().queued > pool.settings().connect_budget);
+}
+
 #[tokio::test]
 async fn a_full_pool_queues_and_a_freed_seat_serves_the_next() {
     let (_listening, address) = listener().await;

@@ -6,14 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 use tokio_util::bytes::BytesMut;
 
 use super::operations::KeptRequest;
 use super::replay::{Permit, ReplayGuard};
-use crate::config::ProbeKind;
 use crate::ldap::{self, Request, Response, ResultCode};
-use crate::pool::{Backend, EventKind, Health, NoBackend, Pool};
+use crate::pool::{Backend, EventKind, NoBackend, Pool, patiently};
 use crate::upstream::{Stream, Upstream, read_pdu};
 
 /// What to open an upstream for.
@@ -48,22 +47,22 @@ impl Establish {
     pub(super) async fn run(self) -> Result<Upstream, EstablishError> {
         let Self { pool, guard, client, mut lost, credential } = self;
         let Some(credential) = credential else { return Ok(pool.connect(client, lost).await?) };
-        let deadline = Instant::now() + pool.settings().connect_budget;
+        let mut deadline = Instant::now() + pool.settings().connect_budget;
         let mut attempts = Vec::new();
         let mut queued = Duration::ZERO;
-        // That a port is open says nothing about binds.
-        let probed = pool.settings().health.cheap.kind != ProbeKind::Tcp;
         // Who waits for another session's trial waits no longer than for a backend of its own.
-        let Some(permit) = patiently(deadline, || probed && pool.is_usable(), guard.permit(&credential)).await else {
+        let one_works = || pool.backends().iter().any(|backend| pool.vouches_for(backend));
+        let Some(permit) = patiently(deadline, one_works, guard.permit(&credential)).await else {
             return Err(NoBackend::unreachable(attempts).into());
         };
         let permit = permit.map_err(|_| EstablishError::ReplayRefused(None))?;
         loop {
             let mut upstream = pool.connect(client, lost).await?;
+            deadline += upstream.queued;
             queued += upstream.queued;
             upstream.queued = queued;
             let backend = Arc::clone(upstream.backend());
-            let works = || probed && matches!(backend.health(), Health::Up | Health::Degraded);
+            let works = || pool.vouches_for(&backend);
             let failure = match patiently(deadline, works, bind(&mut upstream.stream, &credential)).await {
                 Some(Ok(ResultCode::SUCCESS)) => {
                     upstream.heard();
@@ -94,20 +93,6 @@ impl Establish {
     }
 }
 
-/// Waits until `deadline`, and beyond it as long as `hope` remains.
-async fn patiently<F: Future>(deadline: Instant, hope: impl Fn() -> bool, future: F) -> Option<F::Output> {
-    let last = deadline + MOST_PATIENCE;
-    let mut future = std::pin::pin!(future);
-    let mut until = deadline;
-    loop {
-        match timeout_at(until, future.as_mut()).await {
-            Ok(output) => return Some(output),
-            Err(_) if until < last && hope() => until += Duration::from_secs(1),
-            Err(_) => return None,
-        }
-    }
-}
-
 /// Sends a BindRequest on a fresh upstream and awaits its response, which the client never sees.
 async fn bind(stream: &mut Stream, request: &KeptRequest) -> io::Result<ResultCode> {
     stream.write_all(request.pdu()).await?;
@@ -125,7 +110,5 @@ async fn bind(stream: &mut Stream, request: &KeptRequest) -> io::Result<ResultCo
     }
 }
 
-/// How long a bind may be waited for beyond the connect budget.
-const MOST_PATIENCE: Duration = Duration::from_secs(25);
 /// Octets a bind's response may have.
 const MOST_BIND_RESPONSE: usize = 64 * 1024;

@@ -9,6 +9,7 @@ use zeroize::Zeroizing;
 
 use super::pins::Page;
 use crate::access_log::Described;
+use crate::buffer::Lent;
 use crate::failure::{FailoverKind, Refusal};
 use crate::ldap::{MessageId, OperationKind};
 
@@ -18,7 +19,7 @@ pub enum KeptRequest {
     /// It holds a password: wiped when dropped.
     Secret(Zeroizing<Box<[u8]>>),
     /// It doesn't: wiping every search would cost as much as framing it.
-    Plain(Box<[u8]>),
+    Plain(Lent),
 }
 
 impl KeptRequest {
@@ -29,7 +30,7 @@ impl KeptRequest {
 
     /// Keeps a copy of a search or a compare.
     pub fn plain(pdu: &[u8]) -> Self {
-        Self::Plain(pdu.into())
+        Self::Plain(Lent::copy_of(pdu))
     }
 
     /// The request.
@@ -162,17 +163,21 @@ const OUTCOME_UNKNOWN: &str =
     "outcome unknown: the backend was lost before it answered; read the entry to see whether the change was made";
 const BACKEND_LOST: &str = "the backend was lost and the operation could not be sent to another; repeat it";
 
-/// A session's operations in flight, oldest first.
+/// A session's operations in flight, oldest first. What every request asks of them is counted, not looked for.
 #[derive(Debug, Default)]
 pub struct Operations {
     in_flight: VecDeque<Operation>,
+    awaited: usize,
+    writes: usize,
+    /// The highest messageID so far: most clients count up.
+    highest: MessageId,
     abandoned: Abandoned,
 }
 
 impl Operations {
     /// How many operations the client awaits.
     pub fn awaited(&self) -> usize {
-        self.in_flight.iter().filter(|operation| !operation.abandoned).count()
+        self.awaited
     }
 
     /// Whether nothing is in flight.
@@ -183,12 +188,15 @@ impl Operations {
     /// Whether a new request may carry this messageID: it is in use neither by an operation in progress nor by an
     /// abandoned one, whose late result could be taken for another's (§4.1.1.1).
     pub fn may_use(&self, id: MessageId) -> bool {
-        self.find(id).is_none() && !self.abandoned.contains(id)
+        id > self.highest || (self.find(id).is_none() && !self.abandoned.contains(id))
     }
 
     /// Takes up an operation.
     pub fn begin(&mut self, operation: Operation) {
-        debug_assert!(self.may_use(operation.id));
+        debug_assert!(self.find(operation.id).is_none());
+        self.awaited += usize::from(!operation.abandoned);
+        self.writes += usize::from(operation.writes);
+        self.highest = self.highest.max(operation.id);
         self.in_flight.push_back(operation);
     }
 
@@ -205,11 +213,13 @@ impl Operations {
     /// Ends an operation and returns it.
     pub fn end(&mut self, id: MessageId) -> Option<Operation> {
         let index = self.in_flight.iter().position(|operation| operation.id == id)?;
-        let operation = self.in_flight.remove(index);
+        let operation = self.in_flight.remove(index)?;
+        self.awaited -= usize::from(!operation.abandoned);
+        self.writes -= usize::from(operation.writes);
         if self.in_flight.is_empty() && self.in_flight.capacity() > KEPT_WHILE_IDLE {
             self.in_flight = VecDeque::new();
         }
-        operation
+        Some(operation)
     }
 
     /// Ends an operation that the backend may still answer: its ID stays out of use, as an abandoned one's does.
@@ -223,16 +233,18 @@ impl Operations {
     pub fn abandon(&mut self, id: MessageId) {
         if let Some(operation) = self.find_mut(id)
             && operation.kind != OperationKind::Bind
+            && !operation.abandoned
         {
             operation.abandoned = true;
             operation.kept = None;
+            self.awaited -= 1;
             self.abandoned.insert(id);
         }
     }
 
     /// Whether a write the upstream may have taken is unanswered: reads after it must not be repeated elsewhere.
     pub fn has_unanswered_write(&self) -> bool {
-        self.in_flight.iter().any(|operation| operation.writes)
+        self.writes > 0
     }
 
     /// When the oldest awaited operation began.
@@ -242,8 +254,7 @@ impl Operations {
 
     /// Empties the table, each operation with its fate if its upstream is lost after taking `taken` octets.
     pub fn lose(&mut self, taken: u64) -> Vec<(Operation, Fate)> {
-        std::mem::take(&mut self.in_flight)
-            .into_iter()
+        self.take_all()
             .map(|operation| {
                 let fate = operation.fate(taken);
                 (operation, fate)
@@ -264,6 +275,7 @@ impl Operations {
 
     /// Empties the table, abandoned operations included.
     pub fn take_all(&mut self) -> impl Iterator<Item = Operation> + use<> {
+        (self.awaited, self.writes) = (0, 0);
         std::mem::take(&mut self.in_flight).into_iter()
     }
 }

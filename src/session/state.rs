@@ -298,7 +298,7 @@ impl State {
             ),
             None => answer(
                 ResultCode::PROTOCOL_ERROR,
-                Refusal::ProtocolError,
+                Refusal::Undecodable,
                 "not every server reads this request alike: encode it by RFC 4511 section 5.1",
             ),
         }

@@ -404,6 +404,59 @@ proptest! {
     }
 }
 
+/// A client that dies looks like one that has only nothing more to ask, and while a bind is under way it isn't looked at. A
+/// backend that never answered, as one does to a change notification, kept its session for ever.
+#[tokio::test]
+async fn a_client_that_is_gone_is_not_waited_for_without_end() {
+    for asked in [&[Kind::Search][..], &[Kind::Bind, Kind::Search]] {
+        let silent = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = silent.local_addr().expect("bound");
+        let settings = settings(pool(&Arc::default()).await);
+        settings.pool.admit(&[Endpoint { address, host: "127.0.0.1".into(), weight: 1, tier: 0, max_sessions: 0 }]);
+        let (near, far) = duplex(512);
+        let entry = Arc::new(Registry::default()).enter(([127, 0, 0, 1], 1000).into(), "l".into());
+        let session = tokio::spawn(Session::new(settings, entry, far, StartTls::Established).serve());
+        let mut client = Client::new("client", near);
+        for kind in asked {
+            client.send(Send { kind: *kind, cut: 80, wait: false }).await;
+        }
+        let (mut upstream, _) = silent.accept().await.expect("the session opens its upstream");
+        assert!(upstream.read(&mut [0; 80]).await.expect("a request arrives") > 0);
+        drop(client);
+        // Only now: a clock that runs ahead of real sockets would end the connect.
+        tokio::time::pause();
+        let served = timeout(Duration::from_secs(24 * 3600), session).await.expect("it ends within the day");
+        assert_eq!(served.expect("no panic").reason(), EndReason::IdleTimeout);
+        tokio::time::resume();
+    }
+}
+
+/// Half a request and a search without an answer, both overdue at the same moment: the search's answer followed the notice.
+#[tokio::test]
+async fn nothing_follows_the_notice_of_disconnection() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = silent.local_addr().expect("bound");
+    let settings = settings(pool(&Arc::default()).await);
+    settings.pool.admit(&[Endpoint { address, host: "127.0.0.1".into(), weight: 1, tier: 0, max_sessions: 0 }]);
+    let limits = Limits { operation_timeout: Some(Duration::from_secs(30)), ..Limits::default() };
+    assert_eq!(limits.operation_timeout, Some(limits.request_timeout));
+    let settings = Arc::new(Settings { limits, ..Arc::into_inner(settings).expect("nobody else has it") });
+    let (near, far) = duplex(512);
+    let entry = Arc::new(Registry::default()).enter(([127, 0, 0, 1], 1000).into(), "l".into());
+    let session = tokio::spawn(Session::new(settings, entry, far, StartTls::Established).serve());
+    let mut client = Client::new("client", near);
+    client.send(Send { kind: Kind::Search, cut: 80, wait: false }).await;
+    client.writer.write_all(b"\x30").await.expect("a pipe");
+    let (mut upstream, _) = silent.accept().await.expect("the session opens its upstream");
+    assert!(upstream.read(&mut [0; 80]).await.expect("the search arrives") > 0);
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(60)).await;
+    client.read_answers().await;
+    assert!(client.told, "it is the last word");
+    drop(client);
+    session.await.expect("no panic");
+}
+
 /// What every idle session costs beside its TLS state. An async block that holds a session twice is how it grows unseen.
 #[test]
 fn a_session_at_work_is_one_small_allocation() {

@@ -4,6 +4,8 @@ use std::fmt;
 use std::io::Read;
 use std::path::Path;
 
+use pkcs8::pkcs5::EncryptionScheme;
+use pkcs8::pkcs5::pbes2::Kdf;
 use pkcs8::{EncryptedPrivateKeyInfoRef, SecretDocument};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
@@ -136,10 +138,12 @@ impl<'a> PemFile<'a> {
             Some(&text[begin..begin + end + ENCRYPTED_END.len()])
         });
         let (_, document) = SecretDocument::from_pem(block.ok_or_else(damaged)?).map_err(|_| damaged())?;
-        let opened = EncryptedPrivateKeyInfoRef::try_from(document.as_bytes())
-            .map_err(|error| self.unsupported_encryption(&error))?
-            .decrypt(passphrase);
-        match opened {
+        let encrypted = EncryptedPrivateKeyInfoRef::try_from(document.as_bytes())
+            .map_err(|error| self.unsupported_encryption(&error))?;
+        if !is_affordable(&encrypted.encryption_algorithm) {
+            return Err(self.unsupported_encryption(&"no passphrase can be tried at that cost"));
+        }
+        match encrypted.decrypt(passphrase) {
             Ok(key) => Ok(PrivateKey(PrivateKeyDer::Pkcs8(key.as_bytes().to_vec().into()))),
             // A wrong passphrase leaves wrong padding, or by chance right padding and no key.
             Err(pkcs8::Error::EncryptedPrivateKey(pkcs8::pkcs5::Error::DecryptFailed) | pkcs8::Error::Asn1(_)) => {
@@ -226,6 +230,27 @@ impl fmt::Debug for PrivateKey {
     }
 }
 
+/// Whether trying a passphrase takes seconds at most, and little memory: the file says how much of both it wants, and it is
+/// read again whenever it changes.
+fn is_affordable(scheme: &EncryptionScheme) -> bool {
+    /// Three times what OWASP advises (2023), for HMAC-SHA1.
+    const MOST_ROUNDS: u32 = 4_000_000;
+    /// Octets, and rounds over them. OpenSSL opens nothing that takes more than 32 MiB.
+    const MOST_SCRYPT: u64 = 64 << 20;
+    match scheme {
+        EncryptionScheme::Pbes2(scheme) => match &scheme.kdf {
+            Kdf::Pbkdf2(kdf) => kdf.iteration_count <= MOST_ROUNDS,
+            Kdf::Scrypt(kdf) => {
+                let block = 128 * u64::from(kdf.block_size) * u64::from(kdf.parallelization);
+                // The decoder takes a cost of 0, and pkcs5 panics over it.
+                kdf.cost_parameter > 0 && kdf.cost_parameter.checked_mul(block).is_some_and(|cost| cost <= MOST_SCRYPT)
+            }
+            _ => true,
+        },
+        _ => true,
+    }
+}
+
 /// Bytes; revocation lists are the largest files met.
 const MAX_SIZE: u64 = 16 << 20;
 const PROC_TYPE: &[u8] = b"Proc-Type:";
@@ -290,6 +315,43 @@ mod tests {
         assert!(error.help.contains("swapped"), "{error}");
         let error = file(relabelled("OPENSSH PRIVATE KEY")).unwrap().private_key(None).unwrap_err();
         assert!(error.message.contains("which TLS can't use"), "{error}");
+    }
+
+    /// A file could stop a reload for an hour, or have it take more memory than there is.
+    #[test]
+    fn a_key_that_would_take_too_long_to_open_is_refused() {
+        use pkcs8::der::Encode as _;
+        use pkcs8::pkcs5::pbes2::{Parameters, Pbkdf2Params, ScryptParams};
+        let pbkdf2 = |rounds| {
+            let mut parameters = Parameters::generate_pbkdf2_sha256_aes256cbc(1, b"12345678", [0; 16]).unwrap();
+            let Kdf::Pbkdf2(kdf) = &mut parameters.kdf else { unreachable!() };
+            *kdf = Pbkdf2Params { iteration_count: rounds, ..*kdf };
+            parameters
+        };
+        let scrypt = |cost, blocks| {
+            let cheap = pkcs8::pkcs5::scrypt::Params::new(1, 8, 1).unwrap();
+            let mut parameters = Parameters::generate_scrypt_aes256cbc(cheap, b"12345678", [0; 16]).unwrap();
+            let Kdf::Scrypt(kdf) = &mut parameters.kdf else { unreachable!() };
+            *kdf = ScryptParams { cost_parameter: cost, block_size: blocks, ..*kdf };
+            parameters
+        };
+        for (parameters, words) in [
+            (pbkdf2(1000), "doesn't open"),
+            (pbkdf2(4_000_001), "at that cost"),
+            (pbkdf2(u32::MAX), "at that cost"),
+            (scrypt(2, 8), "doesn't open"),
+            (scrypt(0, 8), "at that cost"),
+            (scrypt(1 << 40, 8), "at that cost"),
+            (scrypt(1 << 63, u16::MAX), "at that cost"),
+        ] {
+            let key = EncryptedPrivateKeyInfoRef {
+                encryption_algorithm: EncryptionScheme::Pbes2(parameters),
+                encrypted_data: pkcs8::der::asn1::OctetStringRef::new(&[0; 32]).unwrap(),
+            };
+            let text = encode_string("ENCRYPTED PRIVATE KEY", LineEnding::LF, &key.to_der().unwrap()).unwrap();
+            let error = file(text).unwrap().private_key(Some(b"secret")).unwrap_err();
+            assert!(error.message.contains(words), "{error}");
+        }
     }
 
     #[test]

@@ -11,7 +11,8 @@ use x509_parser::certificate::X509Certificate;
 use super::Finding;
 use crate::config::TokenKey;
 
-pub(super) type Measured = ();
+#[derive(Debug, Default)]
+pub(super) struct Measured(());
 
 #[derive(Debug)]
 pub(super) struct Threads(Infallible);
@@ -35,7 +36,7 @@ impl KeyInToken {
         _: Option<&[u8]>,
         _: &X509Certificate<'_>,
         _: &str,
-        (): &Measured,
+        _: &Measured,
     ) -> Result<Arc<Self>, Finding> {
         Err(Finding::error("private_key", "this build can't use keys in tokens", "build it with --features pkcs11"))
     }

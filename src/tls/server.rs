@@ -343,15 +343,15 @@ fn server_config(
     config
 }
 
-/// A certificate ready to serve, and its key where that is in a token.
-type Certificate = (CertificateInfo, Entry, Option<Arc<pkcs11::KeyInToken>>);
+/// A certificate ready to serve, and its key if that is in a token.
+type Ready = (CertificateInfo, Entry, Option<Arc<pkcs11::KeyInToken>>);
 
-/// A certificate ready to serve, if none of its findings is an error.
+/// A certificate, if none of its findings is an error.
 fn load_certificate(
     files: &CertificateFiles,
     measured: &pkcs11::Measured,
     now: UnixTime,
-) -> (Option<Certificate>, Vec<Finding>) {
+) -> (Option<Ready>, Vec<Finding>) {
     let import = match Import::read(files) {
         Ok(import) => import,
         Err(findings) => return (None, findings),

@@ -24,7 +24,13 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
 pub struct Connector {
     security: Security,
     send_proxy_protocol: bool,
+    #[cfg(fuzzing)]
+    dial: Option<Dial>,
 }
+
+/// Connects to a backend in memory.
+#[cfg(fuzzing)]
+pub type Dial = fn(SocketAddr) -> io::Result<tokio::io::DuplexStream>;
 
 #[derive(Debug)]
 enum Security {
@@ -44,7 +50,18 @@ impl Connector {
             BackendProtocol::Ldaps => Security::Tls(UpstreamTls::new(pool)?),
             BackendProtocol::StartTls => Security::StartTls(UpstreamTls::new(pool)?),
         };
-        Ok(Self { security, send_proxy_protocol: pool.send_proxy_protocol })
+        Ok(Self {
+            security,
+            send_proxy_protocol: pool.send_proxy_protocol,
+            #[cfg(fuzzing)]
+            dial: None,
+        })
+    }
+
+    /// A connector without a network, for the fuzzer.
+    #[cfg(fuzzing)]
+    pub fn in_memory(dial: Dial) -> Self {
+        Self { security: Security::None, send_proxy_protocol: false, dial: Some(dial) }
     }
 
     /// Connects to `backend`, ready for the first PDU. `client` is announced where the pool sends PROXY headers. Put a
@@ -85,6 +102,10 @@ impl Connector {
     }
 
     async fn connect(&self, backend: &Backend, client: Option<SocketAddr>) -> io::Result<Stream> {
+        #[cfg(fuzzing)]
+        if let Some(dial) = self.dial {
+            return dial(backend.address()).map(Stream::Memory);
+        }
         let mut tcp = self.reach(backend, client).await?;
         let tls = match &self.security {
             Security::None => return Ok(Stream::Plain(tcp)),

@@ -11,6 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use connector::Connector;
+#[cfg(fuzzing)]
+pub use connector::Dial;
 pub use pdu::read_pdu;
 pub use stream::Stream;
 
@@ -21,7 +23,7 @@ use crate::pool::{Backend, Opening, Seat};
 pub struct Upstream {
     /// The bytes.
     pub stream: Stream,
-    /// How long it took until there was a seat (`max_sessions`).
+    /// How long it took until there was a seat (`max_sessions`) and a turn to connect.
     pub queued: Duration,
     seat: Seat,
     opening: Option<Opening>,

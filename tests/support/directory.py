@@ -6,8 +6,11 @@ Prints the address it listens on: 127.0.0.1 and the port given, else a free one.
 import asyncio
 import re
 import sys
+from pathlib import Path
 
-import ber
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from support import ber  # noqa: E402
 
 ANSWERS = {
     ber.BIND_REQUEST: ber.BIND_RESPONSE, ber.SEARCH_REQUEST: ber.SEARCH_DONE, ber.MODIFY_REQUEST: ber.MODIFY_RESPONSE,

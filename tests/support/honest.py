@@ -54,8 +54,8 @@ def percentile(ordered, percent):
 
 
 def main(host, port, ca):
-    sys.path.insert(0, str(Path(__file__).parent))
-    import ber
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from support import ber
 
     context = ssl.create_default_context(cafile=ca)
 
@@ -93,7 +93,8 @@ def main(host, port, ca):
     for line in sys.stdin:
         logins, answers, failures = [], [], []
         for _ in range(int(line)):
-            for took, work in [(logins, login)] + [(answers, lambda one=one: ask(one, ber.search(2, "dc=x"), 2)) for one in standing]:
+            asking = [(answers, lambda one=one: ask(one, ber.search(2, "dc=x"), 2)) for one in standing]
+            for took, work in [(logins, login), *asking]:
                 try:
                     timed(work, took)
                 except OSError as error:

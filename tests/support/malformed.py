@@ -174,7 +174,7 @@ def own_answer(tag, content):
             *_, filter = fields(content, 7)
             return ber.BUSY if depth(*filter) > DEPTH else None
     except Unreadable:
-        return ber.UNWILLING_TO_PERFORM if tag == ber.BIND_REQUEST else ber.PROTOCOL_ERROR
+        return ber.PROTOCOL_ERROR
     return None
 
 
@@ -427,8 +427,9 @@ def nesting():
         yield f"filter {tag:#04x} with a bad end", ber.search(
             IDENTIFIER, filter=nested(tag, b"\xa2\x80\x03\x87\x01a", 5))
     for levels in (10, 1000, 10_000):
-        yield f"add {levels} deep", ber.message(IDENTIFIER, ber.tlv(ber.ADD_REQUEST, ber.octets("cn=x"), nested(0x30, b"", levels)))
-        yield f"control {levels} deep", ber.tlv(0x30, ber.search(IDENTIFIER)[2:], ber.tlv(0xA0, nested(0x30, b"", levels)))
+        deep = nested(0x30, b"", levels)
+        yield f"add {levels} deep", ber.message(IDENTIFIER, ber.tlv(ber.ADD_REQUEST, ber.octets("cn=x"), deep))
+        yield f"control {levels} deep", ber.tlv(0x30, ber.search(IDENTIFIER)[2:], ber.tlv(0xA0, deep))
 
 
 def nested(tag, inner, levels):
@@ -463,7 +464,8 @@ def sequences():
 def no_ldap():
     for name, octets in {
         "http": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "proxy v1": b"PROXY TCP4 1.2.3.4 1.2.3.4 1 2\r\n",
-        "proxy v2": b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0", "client hello": b"\x16\x03\x01\0\x05\x01\0\0\x01\0", "smb": b"\0\0\0\x2f\xffSMBr",
+        "proxy v2": b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0", "client hello": b"\x16\x03\x01\0\x05\x01\0\0\x01\0",
+        "smb": b"\0\0\0\x2f\xffSMBr",
         "ssh": b"SSH-2.0-x\r\n", "zeros": bytes(64), "ones": b"\xff" * 64, "sequences": b"\x30" * 64, "xml": b"<?xml?>",
     }.items():
         yield name, octets

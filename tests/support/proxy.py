@@ -34,7 +34,7 @@ certificate = "{certificate.certificate}"
 private_key = "{certificate.private_key}"
 
 [pools.directory]
-backends = [{", ".join(map(_backend, backends))}]
+backends = {list(map(str, backends))}
 {pool}
 
 [admin]
@@ -43,18 +43,13 @@ address = "127.0.0.1:0"
 """
 
 
-def _backend(backend):
-    """An address, or a table that is TOML already."""
-    return str(backend) if str(backend).startswith("{") else repr(str(backend))
-
-
 class Proxy:
     """`ldaps-proxy run` with `configuration`, a TOML text whose addresses may have port 0.
 
     Entering starts it and waits until every listener and the admin address are named in its log and, with `ready`,
     until `/readyz` says so. Leaving ends it. `under` is a command that becomes the proxy, such as `prlimit`. `running` holds
-    those entered, for the report of a failed test. One whose configuration says nothing of an access log writes one, which is
-    reconciled at the end.
+    those entered, for the report of a failed test. One whose configuration says nothing of an access log writes one, which
+    is reconciled at the end.
     """
 
     running = []

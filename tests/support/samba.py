@@ -51,13 +51,11 @@ class DomainController:
         self.endpoint = Endpoint(self.address, LDAPS, authority.ca) if authority else Endpoint(self.address, LDAP)
         self.global_catalog = Endpoint(self.address, GLOBAL_CATALOG)
         self._process = None
-        self._strong_auth = False
         shutil.copytree(template, self.directory, symlinks=True)
         security = _NO_TLS
         if authority:
             own = authority.issue(name, [f"DNS:{HOST_NAME}", f"IP:{self.address}"])
             security = _TLS.format(own=own, ca=authority.ca)
-        self._security = security
         _configure(self.directory, self.address, security)
 
     @property
@@ -72,8 +70,6 @@ class DomainController:
                 ["samba", "-F", "-s", _settings(self.directory), "--debug-stdout", "-d", "1"], directory=self.directory
             )
             eventually(self._answers, f"{self.name} on {self.address} answers", seconds=60, pause=0.05)
-            if self._strong_auth:
-                return self
             with RawClient(self.endpoint).bind(ADMINISTRATOR) as client:
                 answer = client.ask(ber.modify, BASE, {"description": [self.name]})[-1]
                 assert answer.result_code == ber.SUCCESS, answer.diagnostic
@@ -98,17 +94,8 @@ class DomainController:
         name = account.name.partition("@")[0]
         run(["samba-tool", "user", "setpassword", name, f"--newpassword={password}", "-s", _settings(self.directory)])
 
-    def restart(self, *, strong_auth):
-        """With `ldap server require strong auth = yes`, which is what Debian's Samba does unless told otherwise, or no."""
-        self.kill()
-        self._strong_auth = strong_auth
-        _configure(self.directory, self.address, _STRONG_AUTH if strong_auth else self._security)
-        return self.start()
-
     def restore(self):
         """Running and answering, whatever a test did to it."""
-        if self._strong_auth:
-            return self.restart(strong_auth=False)
         if self._process is not None:
             self.thaw()
         return self.start()
@@ -124,14 +111,13 @@ class DomainController:
     def _answers(self):
         if self._process.returncode() is not None:
             raise RuntimeError(f"samba ended at its start:\n{self.log()}")
-        expected = ber.STRONGER_AUTH_REQUIRED if self._strong_auth else ber.SUCCESS
         ports = [self.endpoint] if self.endpoint.ca else [self.endpoint, self.global_catalog]
-        return all(_bind(endpoint) == expected for endpoint in ports)
+        return all(_binds(endpoint) for endpoint in ports)
 
 
-def _bind(endpoint):
+def _binds(endpoint):
     with RawClient(endpoint, seconds=10) as client:
-        return client.ask(ber.bind, *ADMINISTRATOR)[-1].result_code
+        return client.ask(ber.bind, *ADMINISTRATOR)[-1].result_code == ber.SUCCESS
 
 
 def _settings(directory):
@@ -144,18 +130,8 @@ def _configure(directory, address, security):
     _settings(directory).write_text(_SMB_CONF.format(directory=directory, run=run_directory, address=address, realm=REALM, security=security))
 
 
-_NO_STRONG_AUTH = """\
-    ldap server require strong auth = yes
-    tls enabled = no
-"""
-
-_TLS = """\
+_NO_TLS = """\
     ldap server require strong auth = no
-    tls enabled = no
-"""
-
-_STRONG_AUTH = """\
-    ldap server require strong auth = yes
     tls enabled = no
 """
 

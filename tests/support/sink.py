@@ -5,8 +5,11 @@ Prints the address it listens on. Ends when its standard input does."""
 import select
 import socket
 import sys
+from pathlib import Path
 
-import ber
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from support import ber  # noqa: E402
 
 ANSWERS = {ber.BIND_REQUEST: ber.BIND_RESPONSE, ber.SEARCH_REQUEST: ber.SEARCH_DONE}
 

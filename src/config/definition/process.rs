@@ -61,7 +61,7 @@ fn limits_table(t: &mut Table<'_, '_, '_>) -> Limits {
             .key("request_timeout", "From a request's first byte to its last.")
             .default(duration(), default.request_timeout),
         idle_timeout: t
-            .key("idle_timeout", "A client with nothing in flight that says nothing.")
+            .key("idle_timeout", "A client that says nothing, with nothing in flight or its side closed.")
             .default(duration(), default.idle_timeout),
         write_timeout: t
             .key("write_timeout", "A peer that takes nothing we have for it.")

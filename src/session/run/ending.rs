@@ -43,7 +43,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         }
         self.entry.set_facts(|facts| facts.backend = None);
         if in_flight > 0 {
-            let detail = format_args!("{in_flight} operations in flight of {}", self.entry.client.ip());
+            let detail = format_args!("operations in flight: {in_flight}, of {}", self.entry.client.ip());
             self.record(Trouble::UpstreamLost, backend.name(), detail);
         } else if let Some(ending) = &loss.ending {
             self.record(
@@ -261,6 +261,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             return (moved, next);
         }
         let busy = self.state.operations().awaited() > 0;
+        // A client that is gone looks like one that has only nothing more to ask, and behind a bind it isn't read. Neither
+        // can be waited for without end: a change notification has none.
+        let maybe_gone = self.client_ended || self.state.bind().awaiting().is_some();
         if !self.clock.first_request && due(self.clock.began + limits.first_request_timeout) {
             self.end(Ending::silent(EndReason::FirstRequestTimeout));
         } else if self.clock.partial.is_some_and(|since| due(since + limits.request_timeout)) {
@@ -271,9 +274,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         } else if self.clock.upstream_stuck.is_some_and(|since| due(since + limits.write_timeout)) {
             self.lose(now);
             moved = Moved::Yes;
-        } else if !busy && due(self.clock.active + limits.idle_timeout) {
+        } else if (!busy || maybe_gone) && due(self.clock.active + limits.idle_timeout) {
             let text = "closed for being idle (limits.idle_timeout): reconnect when needed";
             self.end(Ending::told(EndReason::IdleTimeout, ResultCode::UNAVAILABLE, text));
+        }
+        if self.phase != Phase::Serving {
+            // Nothing may follow the notice of disconnection, not even the answer to what is overdue as well.
+            return (Moved::Yes, next);
         }
         if let Some(timeout) = limits.operation_timeout {
             while let Some((operation, answer)) = self.state.time_out(timeout, now) {

@@ -30,8 +30,8 @@ use crate::throttle::Attempt;
 use crate::upstream::Upstream;
 pub(super) use account::log_session;
 
-/// Turns of the loop before other sessions get theirs.
-const TURNS: usize = 32;
+/// Turns of the loop before other sessions get theirs: up to 256 KiB, or 512 requests.
+const TURNS: usize = 8;
 
 /// What a session came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
