@@ -35,6 +35,8 @@ pub struct Proxy {
     state: Mutex<State>,
     /// Held by a reload from its first look at the files to its last change.
     reloading: tokio::sync::Mutex<()>,
+    /// Told after each reload, which may name other files to follow.
+    reloaded: tokio::sync::Notify,
     connections: TaskTracker,
     background: TaskTracker,
     /// Cancelled once balancers shall look elsewhere; newcomers are served on.
@@ -112,6 +114,7 @@ impl Proxy {
                 last_reload: None,
             }),
             reloading: tokio::sync::Mutex::default(),
+            reloaded: tokio::sync::Notify::new(),
             connections: TaskTracker::new(),
             background: TaskTracker::new(),
             leaving: CancellationToken::new(),
