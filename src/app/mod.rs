@@ -56,8 +56,9 @@ struct State {
     last_reload: Option<admin::model::Reload>,
 }
 
-/// After the time to drain is over, sessions have this long to say so to their clients.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+/// After the time to drain is over, sessions have this long to say so to their clients: the moment that one takes for a client
+/// to read, and some.
+const LAST_WORDS: Duration = Duration::from_secs(3);
 
 impl Proxy {
     /// Starts everything a configuration file asks for, on the sockets that are open already and on new ones. `tls` is what
