@@ -17,7 +17,7 @@ from support.slapd import ALICE, MANAGER, Slapd
 
 PROGRAMS = ("samba", "samba-tool", "slapd", "slapadd", "ldapsearch", "openssl", "setpriv", "unshare", "kinit", "debootstrap",
             "systemd-nspawn", "dockerd", "docker-compose", "dpkg-shlibdeps", "ldbsearch", "promtool", "chromedriver",
-            "java", "node", "testssl", "softhsm2-util", "gnutls-cli")
+            "java", "node", "testssl", "softhsm2-util", "gnutls-cli", "lintian", "shellcheck")
 
 
 def pytest_sessionstart(session):

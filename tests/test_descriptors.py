@@ -69,9 +69,12 @@ def test_the_soft_limit_is_raised_to_the_hard_one(start_proxy, start_backend):
 
 
 def test_a_cap_that_does_not_fit_is_lowered_and_said(start_proxy, start_backend):
-    """Two descriptors a connection and half for all else: 75 connections fit into 300, and the 76th is refused."""
+    """Two descriptors a connection and half for all else: 75 connections fit into 300, and the 76th is refused. A reload
+    doesn't forget it."""
     proxy = start_proxy([start_backend()], pool=PROBE, under=["prlimit", "--nofile=300:300", "--"])
     assert re.search(r"limits.max_connections is lowered.*asked=9000 allowed=75", proxy.log())
+    proxy.reload()
+    proxy.wait_for("ldaps_proxy_reloads_total", 1, result="applied")
     assert proxy.metrics().sum("ldaps_proxy_limit", limit="connections") == 75
     endpoint = proxy.endpoint()
     inside = [knock(endpoint) for _ in range(76)]

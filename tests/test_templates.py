@@ -121,13 +121,22 @@ def test_configurations_are_right(where, text, certificate, authority, tmp_path)
 
 @pytest.mark.parametrize("template", [path for path in AWS if "UserData" in path.read_text()], ids=lambda path: path.stem)
 def test_boot_scripts_are_shell(template):
-    """The script and the script in it parse."""
+    """The script and the script in it are what shellcheck would write."""
     text = substituted(template.read_text())
     script = re.search(r"Fn::Base64: !Sub \|\n(.*?)\n\n?  \w", text + "\n  End", re.DOTALL)[1]
     margin = re.match(" +", script)[0]
     script = "\n".join(line.removeprefix(margin) for line in script.split("\n"))
     inner = re.search(r"<<'SCRIPT'\n(.*?)\nSCRIPT\n", script, re.DOTALL)[1]
     for part in (script, inner):
-        parsed = subprocess.run(["bash", "-n"], input=part, text=True, capture_output=True)
-        assert (parsed.returncode, parsed.stderr) == (0, ""), parsed.stderr
+        found = subprocess.run(["shellcheck", "--severity=warning", "-"], input=part, text=True, capture_output=True)
+        assert (found.returncode, found.stdout) == (0, ""), found.stdout
     assert "${" not in script, "every parameter is substituted"
+
+
+def test_our_own_scripts_are_shell():
+    places = ("config/*", "docker/*", "packaging/*", "packaging/debian/*", "tests/*")
+    files = [file for place in places for file in REPOSITORY.glob(place) if file.is_file()]
+    scripts = [file for file in files if re.match(rb"#!.*sh\n", file.read_bytes())]
+    assert len(scripts) >= 7
+    found = run(["shellcheck", "--severity=warning", *scripts], check=False)
+    assert (found.returncode, found.stdout) == (0, ""), found.stdout

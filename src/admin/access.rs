@@ -38,10 +38,9 @@ impl Denied {
                 (StatusCode::UNAUTHORIZED, "send `Authorization: Bearer TOKEN` with the token of `token_file`")
             }
             Self::Origin => (StatusCode::FORBIDDEN, "changes are taken only from this server's own page"),
-            Self::Host => (
-                StatusCode::MISDIRECTED_REQUEST,
-                "call this server by its IP address, as localhost, or by its own host name",
-            ),
+            Self::Host => {
+                (StatusCode::FORBIDDEN, "call this server by its IP address, as localhost, or by its own host name")
+            }
         }
     }
 }

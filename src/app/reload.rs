@@ -7,6 +7,7 @@ use super::Proxy;
 use crate::admin::model::Reload;
 use crate::config;
 use crate::failure::{ReloadOutcome, Trouble};
+use crate::lifecycle::fit_descriptors;
 use crate::session::Command;
 use crate::tls::{self, FileWatcher, UnixTime};
 
@@ -38,7 +39,11 @@ impl Proxy {
         let before = Arc::clone(&self.state().config);
         let file = self.state().loaded.as_ref().map(|loaded| loaded.file().to_owned());
         let loaded = match file {
-            Some(file) => Some(config::load(&file).map_err(|found| lines(&found))?),
+            Some(file) => {
+                let mut loaded = config::load(&file).map_err(|found| lines(&found))?;
+                fit_descriptors(&mut loaded.config.limits);
+                Some(loaded)
+            }
             None => None,
         };
         let fresh = loaded.as_ref().map_or_else(|| Arc::clone(&before), |loaded| Arc::new(loaded.config.clone()));

@@ -42,7 +42,7 @@ pub fn run(file: &Path, without_admin: bool) -> ExitCode {
     if let Err(error) = approved_cryptography() {
         return fail(error);
     }
-    fit_descriptors(&mut loaded.config);
+    lifecycle::fit_descriptors(&mut loaded.config.limits);
     // Passwords kept for replay and private keys must not end in a core dump.
     if let Err(error) = nix::sys::prctl::set_dumpable(false) {
         tracing::warn!(%error, "core dumps stay possible");
@@ -52,14 +52,15 @@ pub fn run(file: &Path, without_admin: bool) -> ExitCode {
         Err(error) => return fail(&format!("cannot start the runtime: {error}")),
     };
     runtime.block_on(async {
-        let proxy = match Proxy::start(loaded, tls, inherited, log).await {
-            Ok(proxy) => proxy,
-            Err(problems) => return fail(&problems.join("\n")),
+        let signals = match lifecycle::Signals::new() {
+            Ok(signals) => signals,
+            Err(error) => return fail(&format!("cannot receive signals: {error}")),
         };
-        match lifecycle::serve(&proxy).await {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => fail(&error.to_string()),
+        match Proxy::start(loaded, tls, inherited, log).await {
+            Ok(proxy) => lifecycle::serve(&proxy, signals).await,
+            Err(problems) => return fail(&problems.join("\n")),
         }
+        ExitCode::SUCCESS
     })
 }
 
@@ -70,6 +71,10 @@ pub fn demo() -> ExitCode {
         Err(error) => return fail(&format!("cannot start the runtime: {error}")),
     };
     let code = runtime.block_on(async {
+        let signals = match lifecycle::Signals::new() {
+            Ok(signals) => signals,
+            Err(error) => return fail(&format!("cannot receive signals: {error}")),
+        };
         let mut demo = match Demo::start() {
             Ok(demo) => demo,
             Err(error) => return fail(&format!("cannot start the directories: {error}")),
@@ -87,15 +92,10 @@ pub fn demo() -> ExitCode {
             return fail(&error.to_string());
         }
         tokio::select! {
-            ended = lifecycle::serve(&proxy) => match ended {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(error) => fail(&error.to_string()),
-            },
-            () = demo.prompt() => {
-                proxy.drain(std::future::ready(())).await;
-                ExitCode::SUCCESS
-            }
+            () = lifecycle::serve(&proxy, signals) => {}
+            () = demo.prompt() => proxy.drain(std::future::ready(())).await,
         }
+        ExitCode::SUCCESS
     });
     // The prompt's thread may be waiting for standard input, for ever.
     runtime.shutdown_background();
@@ -117,20 +117,4 @@ fn approved_cryptography() -> Result<(), &'static str> {
         tracing::info!(module = %crate::build_info::crypto_module(), "FIPS mode");
     }
     Ok(())
-}
-
-/// Raises the limit on descriptors, and lowers the cap on connections where it doesn't fit.
-fn fit_descriptors(config: &mut Config) {
-    match lifecycle::raise_limit() {
-        Ok(fitting) if fitting < config.limits.max_connections => {
-            tracing::warn!(
-                asked = config.limits.max_connections,
-                allowed = fitting,
-                "limits.max_connections is lowered: each connection takes two file descriptors; raise LimitNOFILE"
-            );
-            config.limits.max_connections = fitting;
-        }
-        Ok(_) => {}
-        Err(error) => tracing::warn!(%error, "the limit on file descriptors is unknown"),
-    }
 }

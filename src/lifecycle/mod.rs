@@ -7,28 +7,24 @@ mod signals;
 mod sockets;
 mod workers;
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-pub use descriptors::raise_limit;
+pub use descriptors::fit_descriptors;
+pub use signals::Signals;
 pub use sockets::Inherited;
 
 use crate::app::Proxy;
-use signals::Signals;
+use signals::Signal;
 
 /// What ending takes besides the time that clients get.
 const ENDING: Duration = Duration::from_secs(15);
 
 /// Obeys signals until the proxy has ended: SIGTERM or SIGINT drains, a second one ends now, SIGHUP reloads, SIGUSR1
 /// reopens logs.
-///
-/// # Errors
-/// Signals that can't be received.
-pub async fn serve(proxy: &Arc<Proxy>) -> io::Result<()> {
-    let mut signals = Signals::new()?;
+pub async fn serve(proxy: &Arc<Proxy>, mut signals: Signals) {
     tokio::spawn(memory::give_back(Arc::clone(proxy)));
     tell_systemd(&[NotifyState::Ready]);
     if std::env::var_os("NOTIFY_SOCKET").is_some() {
@@ -37,15 +33,15 @@ pub async fn serve(proxy: &Arc<Proxy>) -> io::Result<()> {
     }
     loop {
         match signals.next().await {
-            signals::Signal::Terminate => break,
-            signals::Signal::Reload => {
+            Signal::Terminate => break,
+            Signal::Reload => {
                 let since = NotifyState::monotonic_usec_now().ok();
                 tell_systemd(&[Some(NotifyState::Reloading), since].into_iter().flatten().collect::<Vec<_>>());
                 // What came of it is in the log, the metrics and the status.
                 let _ = proxy.reload_all().await;
                 tell_systemd(&[NotifyState::Ready]);
             }
-            signals::Signal::Reopen => proxy.reopen_logs(),
+            Signal::Reopen => proxy.reopen_logs(),
         }
     }
     // Whatever TimeoutStopSec= says, clients get the time that the configuration gives them.
@@ -53,7 +49,6 @@ pub async fn serve(proxy: &Arc<Proxy>) -> io::Result<()> {
     let patience = NotifyState::ExtendTimeoutUsec(u32::try_from(patience).unwrap_or(u32::MAX));
     tell_systemd(&[NotifyState::Stopping, patience]);
     proxy.drain(signals.termination()).await;
-    Ok(())
 }
 
 fn tell_systemd(states: &[NotifyState<'_>]) {

@@ -15,8 +15,9 @@ pub(super) enum Signal {
     Reopen,
 }
 
-/// The process's signals, in the order they come.
-pub(super) struct Signals {
+/// The process's signals, in the order they come. From when this is made, none of them kills the process: make it before
+/// anything can be asked to end.
+pub struct Signals {
     terminate: Stream,
     interrupt: Stream,
     hang_up: Stream,
@@ -24,7 +25,11 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    pub(super) fn new() -> io::Result<Self> {
+    /// Takes them over. To be called within the runtime.
+    ///
+    /// # Errors
+    /// Signals that can't be received.
+    pub fn new() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,

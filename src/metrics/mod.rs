@@ -256,6 +256,7 @@ mod tests {
         metrics.pool("p");
         metrics.backend("p", "b");
         metrics.certificates([("certs/certificate.pem", 1_800_000_000)]);
+        metrics.token_signed("certs/certificate.pem", Duration::from_micros(900), true);
         let text = metrics.render();
         for metric in names::ALL {
             let kind = format!("{:?}", metric.kind).to_lowercase();

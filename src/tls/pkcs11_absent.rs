@@ -12,7 +12,7 @@ use super::Finding;
 use crate::config::TokenKey;
 
 #[derive(Debug, Default)]
-pub(super) struct Measured;
+pub(super) struct Measured(());
 
 #[derive(Debug)]
 pub(super) struct Threads(Infallible);

@@ -108,6 +108,7 @@ class RawClient:
                 context.minimum_version = context.maximum_version = tls_version
             try:
                 # A FIN without close_notify is no end in good order: an error, as for every other client.
+                context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
                 self.socket = context.wrap_socket(
                     self.socket, server_hostname=endpoint.host, suppress_ragged_eofs=False
                 )
