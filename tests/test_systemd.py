@@ -68,6 +68,13 @@ def service(fresh, backend, authority):
     return fresh
 
 
+def test_the_package_is_as_debian_wants_it(package):
+    """Its removal calls systemctl, as the administrator did who enabled the service; Debian would have its own helpers called."""
+    ours = "--suppress-tags=maintainer-script-calls-systemctl"
+    found = run(["lintian", "--fail-on=error,warning", ours, package], check=False, seconds=120)
+    assert found.returncode == 0, found.stdout
+
+
 def test_the_hardening_is_measured():
     """`systemd-analyze security`: an exposure of at most 2.0 of 10, and the comment in the unit tells the figure."""
     unit = REPOSITORY / "config" / UNIT

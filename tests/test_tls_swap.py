@@ -126,6 +126,20 @@ def test_kubernetes_swap_is_followed(start_proxy, start_backend, tmp_path, pairs
     assert load.failures == []
 
 
+def test_files_that_a_reload_names_are_followed(start_proxy, start_backend, tmp_path, pairs):
+    """A regression test: those of the first configuration were followed until one of them changed, so that a certificate in
+    another place was served past its end."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        put(tmp_path / name, pairs[0])
+    proxy = start_proxy(text=text_for(tmp_path / "first", start_backend()))
+    proxy.config_file.write_text(proxy.config_file.read_text().replace("/first/", "/second/"))
+    proxy.reload()
+    proxy.wait_for(RELOADS, 1, result="applied")
+    put(tmp_path / "second", pairs[1])
+    eventually(lambda: shown(proxy.endpoint()) == der(pairs[1]), "the renewed one is served")
+
+
 def test_a_bad_pair_is_refused_counted_and_the_old_one_stays(proxy, served, pairs):
     endpoint = proxy.endpoint()
     with RawClient(endpoint) as client:

@@ -35,6 +35,8 @@ pub struct Proxy {
     state: Mutex<State>,
     /// Held by a reload from its first look at the files to its last change.
     reloading: tokio::sync::Mutex<()>,
+    /// Told after each reload, which may name other files to follow.
+    reloaded: tokio::sync::Notify,
     connections: TaskTracker,
     background: TaskTracker,
     /// Cancelled once balancers shall look elsewhere; newcomers are served on.
@@ -54,8 +56,9 @@ struct State {
     last_reload: Option<admin::model::Reload>,
 }
 
-/// After the time to drain is over, sessions have this long to say so to their clients.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+/// After the time to drain is over, sessions have this long to say so to their clients: the moment that one takes for a client
+/// to read, and some.
+const LAST_WORDS: Duration = Duration::from_secs(3);
 
 impl Proxy {
     /// Starts everything a configuration file asks for, on the sockets that are open already and on new ones. `tls` is what
@@ -112,6 +115,7 @@ impl Proxy {
                 last_reload: None,
             }),
             reloading: tokio::sync::Mutex::default(),
+            reloaded: tokio::sync::Notify::new(),
             connections: TaskTracker::new(),
             background: TaskTracker::new(),
             leaving: CancellationToken::new(),

@@ -55,6 +55,7 @@ impl Proxy {
             self.log.set(&fresh.log.level).map_err(|error| vec![error])?;
         }
         self.carry_out(plan);
+        self.reloaded.notify_one();
         let mut state = self.state();
         let changes = match (&state.loaded, &loaded) {
             (Some(before), Some(now)) => config::changes(before, now),
@@ -111,8 +112,10 @@ impl Proxy {
             let files = self.state().parts.files();
             let mut watcher = FileWatcher::new(files.clone()).await;
             while files == self.state().parts.files() {
-                watcher.changed().await;
-                self.files_changed().await;
+                tokio::select! {
+                    () = watcher.changed() => self.files_changed().await,
+                    () = self.reloaded.notified() => {}
+                }
             }
         }
     }
