@@ -3,6 +3,7 @@ the feature `pkcs11`: `cargo build --features pkcs11`, and a C compiler)."""
 
 import ssl
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 
@@ -76,17 +77,19 @@ def settings(token, certificates, start_backend):
 
 @pytest.fixture
 def start(token, settings, authority, tmp_path):
-    started = []
+    with ExitStack() as stack:
 
-    def start(*names):
-        proxy = Proxy(settings(*names), tmp_path, ca=authority.ca, env=token.env, binary=TOKEN_BINARY)
-        started.append(proxy)
-        return proxy.__enter__()
+        def start(*names):
+            proxy = stack.enter_context(Proxy(settings(*names), tmp_path, ca=authority.ca, env=token.env, binary=TOKEN_BINARY))
+            stack.callback(token.is_well)
+            stack.callback(_no_pin_in, proxy)
+            return proxy
 
-    yield start
-    for proxy in started:
-        assert PIN not in proxy.log()
-        proxy.__exit__()
+        yield start
+
+
+def _no_pin_in(proxy):
+    assert PIN not in proxy.log()
 
 
 def served(proxy):

@@ -10,7 +10,9 @@ use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ldaps_proxy::config::{self, CertificateFiles, ClientCertificates, SessionTickets, TlsPolicy, TlsVersion};
+use ldaps_proxy::config::{
+    self, CertificateFiles, ClientCertificates, PrivateKeySource, SessionTickets, TlsPolicy, TlsVersion,
+};
 use ldaps_proxy::tls::{ServerTls, UnixTime, lint};
 use libfuzzer_sys::fuzz_target;
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -26,7 +28,7 @@ fuzz_target!(|input: &[u8]| FILES.with_borrow_mut(|files| {
 
     let names = CertificateFiles {
         certificate: files[0].hold(certificate),
-        private_key: if key.is_empty() { files[0].path() } else { files[1].hold(key) },
+        private_key: PrivateKeySource::File(if key.is_empty() { files[0].path() } else { files[1].hold(key) }),
         certificate_chain: given(chain, &mut files[2]),
         private_key_passphrase_file: given(passphrase, &mut files[3]),
     };

@@ -6,9 +6,9 @@ use std::sync::LazyLock;
 
 use ldap3_proto::LdapCodec;
 use ldap3_proto::proto::{LdapOp, LdapResult};
+use ldaps_proxy::failure::{ClosedList as _, SubCode};
 use ldaps_proxy::ldap::{OperationKind, Response, ResponseKind, envelope};
 use ldaps_proxy::referral::{Mode, Outcome, Referrals};
-use ldaps_proxy::throttle::SubCode;
 use libfuzzer_sys::fuzz_target;
 use tokio_util::bytes::BytesMut;
 use tokio_util::codec::Decoder as _;

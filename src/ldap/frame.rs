@@ -111,6 +111,7 @@ struct Span {
 impl Within<'_> {
     /// The element at `at`, whose content need not have arrived but must end inside the message; `missing` is the error
     /// where the message ends before it.
+    #[inline]
     fn element(&self, at: usize, missing: FrameError) -> Result<Option<Span>, FrameError> {
         if at >= self.length {
             return Err(missing);

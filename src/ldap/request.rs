@@ -123,7 +123,7 @@ impl<'a> Request<'a> {
     pub fn is_readable(&self) -> bool {
         match self.kind {
             OperationKind::Bind => self.bind().is_some(),
-            OperationKind::Search => self.search().is_some(),
+            OperationKind::Search => self.is_search_readable(),
             OperationKind::Abandon => self.abandoned_id().is_some(),
             OperationKind::Extended => self.extended_name().is_some(),
             OperationKind::Unbind => true,
@@ -133,6 +133,16 @@ impl<'a> Request<'a> {
             | OperationKind::Compare
             | OperationKind::Delete => self.entry().is_some(),
         }
+    }
+
+    /// Whether [`search`](Self::search) can read it, without decoding the numbers.
+    fn is_search_readable(&self) -> bool {
+        const BEFORE_FILTER: [u8; 6] =
+            [ber::OCTET_STRING, ber::ENUMERATED, ber::ENUMERATED, ber::INTEGER, ber::INTEGER, ber::BOOLEAN];
+        let mut fields = Reader::new(self.content());
+        BEFORE_FILTER.iter().all(|tag| fields.take(*tag).is_some())
+            && fields.element().is_some()
+            && fields.take(ber::SEQUENCE).is_some()
     }
 
     /// The protocolOp's content octets.

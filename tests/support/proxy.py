@@ -34,13 +34,18 @@ certificate = "{certificate.certificate}"
 private_key = "{certificate.private_key}"
 
 [pools.directory]
-backends = {list(map(str, backends))}
+backends = [{", ".join(map(_backend, backends))}]
 {pool}
 
 [admin]
 address = "127.0.0.1:0"
 {extra}
 """
+
+
+def _backend(backend):
+    """An address, or a table that is TOML already."""
+    return str(backend) if str(backend).startswith("{") else repr(str(backend))
 
 
 class Proxy:
