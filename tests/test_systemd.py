@@ -69,8 +69,8 @@ def service(fresh, backend, authority):
 
 
 def test_the_package_is_as_debian_wants_it(package):
-    """Its removal calls systemctl, as the administrator did who enabled the service; Debian would have its own helpers called."""
-    ours = "--suppress-tags=maintainer-script-calls-systemctl"
+    """But it is in no archive, so no request for it is closed; and its removal calls systemctl, as who enabled it did."""
+    ours = "--suppress-tags=initial-upload-closes-no-bugs,maintainer-script-calls-systemctl"
     found = run(["lintian", "--fail-on=error,warning", ours, package], check=False, seconds=120)
     assert found.returncode == 0, found.stdout
 
