@@ -163,6 +163,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         }
         self.phase = Phase::Flushing(ending.reason);
         self.link = Link::Down;
+        // The turn under way would open another upstream for what is left, which may begin in the middle of a request.
+        self.to_upstream.restart(Vec::new());
     }
 
     /// Ends what has been decided to end: last words, close_notify, FIN (§5.3), and a moment for the client to read.
