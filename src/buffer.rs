@@ -66,21 +66,8 @@ impl Inbox {
             self.start = 0;
         }
         self.buffer.reserve(READ);
-        let mut filled = 0;
-        // TLS hands out one record at a time; pipelined requests come in many small ones.
-        while filled < READ / 2 {
-            let mut room = (&mut self.buffer).limit(READ - filled);
-            match poll_read_buf(Pin::new(&mut *io), cx, &mut room) {
-                Poll::Ready(Ok(0)) if filled == 0 => return Poll::Ready(Ok(0)),
-                Poll::Ready(Ok(0)) => break,
-                Poll::Ready(Ok(count)) => filled += count,
-                Poll::Ready(Err(error)) if filled == 0 => return Poll::Ready(Err(error)),
-                Poll::Ready(Err(_)) => break,
-                Poll::Pending if filled == 0 => return Poll::Pending,
-                Poll::Pending => break,
-            }
-        }
-        Poll::Ready(Ok(filled))
+        let mut room = (&mut self.buffer).limit(READ);
+        poll_read_buf(Pin::new(io), cx, &mut room)
     }
 
     /// Gives the buffer back to the worker, or keeps just what is still needed.

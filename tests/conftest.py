@@ -17,7 +17,11 @@ from support.slapd import ALICE, MANAGER, Slapd
 
 PROGRAMS = ("samba", "samba-tool", "slapd", "slapadd", "ldapsearch", "openssl", "setpriv", "unshare", "kinit", "debootstrap",
             "systemd-nspawn", "dockerd", "docker-compose", "dpkg-shlibdeps", "ldbsearch", "promtool", "chromedriver",
-            "java", "node", "testssl", "softhsm2-util", "gnutls-cli", "lintian", "shellcheck")
+            "java", "node", "testssl", "softhsm2-util", "gnutls-cli", "lintian", "shellcheck", "valgrind")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--update-instructions", action="store_true", help="write tests/instructions.json anew")
 
 
 def pytest_sessionstart(session):

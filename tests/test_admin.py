@@ -74,8 +74,8 @@ def test_operations_are_counted_by_kind_and_result(proxy, backend):
 def test_requests_that_are_forwarded_unread_are_counted(proxy, backend):
     with RawClient(proxy.endpoint()) as client:
         client.ask(ber.search)
-        client.ask(lambda number: ber.message(number, ber.tlv(ber.SEARCH_REQUEST, ber.octets("dc=x"))))
-    assert len(backend.session().of(ber.SEARCH_REQUEST)) == 2, "the backend judges it"
+        client.ask(lambda number: ber.message(number, ber.tlv(ber.MODIFY_REQUEST)))
+    assert backend.session().of(ber.MODIFY_REQUEST), "the backend judges it"
     assert proxy.metrics().sum("ldaps_proxy_undecoded_requests_total") == 1
 
 

@@ -111,6 +111,17 @@ def test_every_text_stands_out_from_its_ground(tmp_path, proxy, pair, dark):
         assert faint == []
 
 
+def test_on_a_phone_backends_and_failures_are_read_without_scrolling_sideways(tmp_path, proxy):
+    with pytest.raises(OSError):
+        RawClient(proxy.endpoint(), source="127.0.0.9")
+    with Browser(tmp_path, phone=True) as browser:
+        browser.open(page(proxy))
+        assert "in no trusted network" in browser.text("#failures")
+        wide = "return ['#backends-table', '#failures table', 'html'].map((one) => document.querySelector(one).scrollWidth)"
+        assert max(browser.script(wide)) <= 390
+        assert browser.script("return document.querySelector('#failures .scroll').scrollWidth") <= 390
+
+
 def test_what_a_client_calls_itself_is_only_text(browser, proxy):
     with RawClient(proxy.endpoint()) as client:
         client.ask(ber.bind, "<img src=x onerror=document.title='owned'>", "secret")

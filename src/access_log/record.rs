@@ -88,7 +88,7 @@ pub struct OperationRecord<'a> {
 /// Where an operation's time went; in microseconds when written.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct Timing {
-    /// Waiting for a backend below its `max_sessions`.
+    /// Waiting for a backend below its `max_sessions`, and for a turn to connect to it.
     #[serde(rename = "queue_us", serialize_with = "microseconds")]
     pub queue: Duration,
     /// Opening an upstream and replaying the bind.

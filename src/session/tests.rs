@@ -24,7 +24,7 @@ use tokio_util::codec::{Decoder as _, Encoder as _};
 use super::*;
 use crate::config;
 use crate::ldap::{self, OperationKind, ResponseKind};
-use crate::pool::Endpoint;
+use crate::pool::{Endpoint, Health};
 use crate::upstream::Connector;
 
 /// A request a client sends, and how its octets are cut.
@@ -453,6 +453,80 @@ async fn nothing_follows_the_notice_of_disconnection() {
     tokio::time::advance(Duration::from_secs(60)).await;
     client.read_answers().await;
     assert!(client.told, "it is the last word");
+    drop(client);
+    session.await.expect("no panic");
+}
+
+/// A client that left with a request half sent to its backend: the other half began the stream of a new connection.
+#[tokio::test]
+async fn what_is_left_of_a_request_goes_nowhere_when_the_session_ends() {
+    const LARGER_THAN_SOCKETS: usize = 15 << 20;
+    let one = entry("1", 0, 2000);
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let settings = settings(pool(&Arc::default()).await);
+    settings.pool.admit(&[Endpoint { address, host: "127.0.0.1".into(), weight: 1, tier: 0, max_sessions: 0 }]);
+    let limits = Limits { request_size_anonymous: 2 * LARGER_THAN_SOCKETS, ..Limits::default() };
+    let limits = Limits { request_size: limits.request_size_anonymous, ..limits };
+    let settings = Arc::new(Settings { limits, ..Arc::into_inner(settings).expect("nobody else has it") });
+    let (near, far) = duplex(512);
+    let entry = Arc::new(Registry::default()).enter(([127, 0, 0, 1], 1000).into(), "l".into());
+    let session = tokio::spawn(Session::new(settings, entry, far, StartTls::Established).serve());
+    let mut client = Client::new("client", near);
+    client.send(Send { kind: Kind::Search, cut: 80, wait: false }).await;
+    let (mut upstream, _) = listener.accept().await.expect("the session opens its upstream");
+    assert!(upstream.read(&mut [0; 200]).await.expect("the search arrives") > 0);
+
+    // The client doesn't read what comes, so that its end is noticed by writing, at the beginning of a turn.
+    let mut response = BytesMut::new();
+    LdapCodec::default().encode(LdapMsg { msgid: 1, op: one, ctrl: Vec::new() }, &mut response).expect("memory");
+    upstream.write_all(&response).await.expect("a socket");
+    let length = u32::try_from(LARGER_THAN_SOCKETS).expect("32 bits").to_be_bytes();
+    let whole = u32::try_from(LARGER_THAN_SOCKETS + 9).expect("32 bits").to_be_bytes();
+    let head = [&[0x30, 0x84][..], &whole, &[0x02, 1, 2, 0x4A, 0x84], &length].concat();
+    client.writer.write_all(&head).await.expect("a pipe");
+    client.writer.write_all(&vec![b'd'; LARGER_THAN_SOCKETS]).await.expect("a pipe");
+    assert!(upstream.read(&mut [0; 200]).await.expect("the request arrives") > 0);
+    drop(client);
+    assert_eq!(session.await.expect("no panic").reason(), EndReason::ClientLost);
+    let another = listener.into_std().expect("a socket").accept();
+    assert_eq!(another.expect_err("nothing more to send").kind(), std::io::ErrorKind::WouldBlock);
+}
+
+/// That a backend has stopped answering may be told to a session which has left it. The one it is with now was taken for lost:
+/// a search went out again, a write would have been answered "outcome unknown".
+#[tokio::test]
+async fn a_session_told_to_leave_stays_where_its_backend_works() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let settings = settings(pool(&Arc::default()).await);
+    settings.pool.admit(&[Endpoint { address, host: "127.0.0.1".into(), weight: 1, tier: 0, max_sessions: 0 }]);
+    let backend = Arc::clone(&settings.pool.backends()[0]);
+    let registry = Arc::new(Registry::default());
+    let (near, far) = duplex(512);
+    let entry = registry.enter(([127, 0, 0, 1], 1000).into(), "l".into());
+    let session = tokio::spawn(Session::new(settings, entry, far, StartTls::Established).serve());
+    let mut client = Client::new("client", near);
+    client.send(Send { kind: Kind::Search, cut: 80, wait: false }).await;
+    let (mut upstream, _) = listener.accept().await.expect("the session opens its upstream");
+    assert!(upstream.read(&mut [0; 80]).await.expect("the search arrives") > 0);
+    let handle = registry.sessions().remove(0);
+    let leave = async || {
+        handle.command(Command::Leave);
+        while handle.is_told(Command::Leave) {
+            tokio::task::yield_now().await;
+        }
+    };
+    backend.set_health(Health::Up, "answers");
+    leave().await;
+    let id = *client.open.keys().next().expect("the search");
+    let done = ldap::reply::result(OperationKind::Search, id, ldap::ResultCode::SUCCESS, "");
+    upstream.write_all(&done).await.expect("the connection stands");
+    timeout(Duration::from_secs(20), client.read_answers()).await.expect("it is the connection the session listens to");
+    assert!(!client.ended);
+    backend.set_health(Health::Down, "silent");
+    leave().await;
+    assert_eq!(upstream.read(&mut [0]).await.unwrap_or(0), 0, "left");
     drop(client);
     session.await.expect("no panic");
 }

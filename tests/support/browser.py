@@ -16,9 +16,9 @@ _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 class Browser:
     """One headless window; entering starts it, leaving ends it."""
 
-    def __init__(self, directory, *, javascript=True, dark=False):
+    def __init__(self, directory, *, javascript=True, dark=False, phone=False):
         assert shutil.which("chromedriver"), f"missing chromedriver: apt-get install --no-install-recommends {PACKAGES}"
-        self._directory, self._javascript, self._dark = directory, javascript, dark
+        self._directory, self._javascript, self._dark, self._phone = directory, javascript, dark, phone
 
     def __enter__(self):
         self._driver = Process(["chromedriver", "--port=0"], directory=self._directory)
@@ -33,6 +33,9 @@ class Browser:
         if not self._javascript:
             disable = {"cmd": "Emulation.setScriptExecutionDisabled", "params": {"value": True}}
             self._ask("POST", "/goog/cdp/execute", disable)
+        if self._phone:
+            screen = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+            self._ask("POST", "/goog/cdp/execute", {"cmd": "Emulation.setDeviceMetricsOverride", "params": screen})
         return self
 
     def __exit__(self, *_):

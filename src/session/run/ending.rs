@@ -13,7 +13,7 @@ use super::{Link, Moved, Outcome, Passing, Phase, Run};
 use crate::buffer::Inbox;
 use crate::failure::{EndReason, FailoverKind, Refusal, Trouble};
 use crate::ldap::{MessageId, OperationKind, ResultCode, reply};
-use crate::pool::EventKind;
+use crate::pool::{EventKind, Health};
 use crate::session::registry::Command;
 use crate::session::state::{Ending, Layer};
 
@@ -90,8 +90,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         }
         if self.entry.is_told(Command::Leave) {
             self.entry.fulfil(Command::Leave);
-            self.lose(now);
-            return Moved::Yes;
+            // It may have found out by itself, and be with another backend by now.
+            if let Link::Up(up) = &self.link
+                && up.upstream.backend().health() == Health::Down
+            {
+                self.lose(now);
+                return Moved::Yes;
+            }
         }
         let opaque = self.state.layer() == Layer::Opaque;
         let quiet = self.state.operations().awaited() == 0
@@ -158,6 +163,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         }
         self.phase = Phase::Flushing(ending.reason);
         self.link = Link::Down;
+        // The turn under way would open another upstream for what is left, which may begin in the middle of a request.
+        self.to_upstream.restart(Vec::new());
     }
 
     /// Ends what has been decided to end: last words, close_notify, FIN (§5.3), and a moment for the client to read.

@@ -78,6 +78,7 @@ pub(super) struct Run<T> {
     memory: Part,
     phase: Phase,
     client_ended: bool,
+    dry: Dry,
     clock: Clock,
     timer: Pin<Box<Sleep>>,
 }
@@ -151,6 +152,13 @@ struct Clock {
     closing: Option<Instant>,
 }
 
+/// The sides that had nothing to read when asked: they wake the session when they have, and aren't asked again before.
+#[derive(Default)]
+struct Dry {
+    client: bool,
+    upstream: bool,
+}
+
 /// Whether a step changed anything.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Moved {
@@ -182,6 +190,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             memory,
             phase: Phase::Serving,
             client_ended: false,
+            dry: Dry::default(),
             clock: Clock {
                 began: now,
                 first_request: false,
@@ -232,6 +241,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Future for Run<T> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
         let this = self.get_mut();
         this.entry.wake_by(cx.waker());
+        this.dry = Dry::default();
         loop {
             let now = Instant::now();
             if let Poll::Ready(outcome) = this.turn(cx, now) {

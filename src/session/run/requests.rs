@@ -44,6 +44,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             return Moved::Yes;
         }
         if !self.client_ended {
+            if self.dry.client {
+                return Moved::No;
+            }
             match self.from_client.poll_fill(cx, &mut self.client) {
                 Poll::Ready(Ok(0)) => self.client_ended = true,
                 Poll::Ready(Ok(count)) => {
@@ -56,6 +59,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
                     return Moved::Yes;
                 }
                 Poll::Pending => {
+                    self.dry.client = true;
                     self.from_client.settle();
                     return Moved::No;
                 }
@@ -294,6 +298,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
                 });
                 let up = Up { upstream, inbox: Inbox::default(), passing: Passing::Nothing, in_flight };
                 self.link = Link::Up(Box::new(up));
+                self.dry.upstream = false;
                 self.show_in_flight();
                 Moved::Yes
             }

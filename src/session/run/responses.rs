@@ -20,11 +20,12 @@ const MOST_FINAL: usize = 16 * 1024 * 1024;
 impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
     pub(super) fn read_upstream(&mut self, cx: &mut Context<'_>, now: Instant) -> Moved {
         let Link::Up(up) = &mut self.link else { return Moved::No };
-        if !self.to_client.is_empty() {
+        if self.dry.upstream || !self.to_client.is_empty() {
             return Moved::No;
         }
         match up.inbox.poll_fill(cx, &mut up.upstream.stream) {
             Poll::Pending => {
+                self.dry.upstream = true;
                 up.inbox.settle();
                 Moved::No
             }
