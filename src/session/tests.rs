@@ -493,6 +493,50 @@ async fn what_is_left_of_a_request_goes_nowhere_when_the_session_ends() {
     assert_eq!(another.expect_err("nothing more to send").kind(), std::io::ErrorKind::WouldBlock);
 }
 
+/// A bind that timed out before its upstream stood was sent to it all the same: the client took itself for anonymous, and
+/// what it asked next was done under the name it had tried.
+#[tokio::test]
+async fn a_bind_that_timed_out_unsent_is_not_sent() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let settings = settings(pool(&Arc::default()).await);
+    settings.pool.admit(&[Endpoint { address, host: "127.0.0.1".into(), weight: 1, tier: 0, max_sessions: 0 }]);
+    let limits = Limits { operation_timeout: Some(Duration::from_secs(1)), ..Limits::default() };
+    let settings = Arc::new(Settings { limits, ..Arc::into_inner(settings).expect("nobody else has it") });
+    let (near, far) = duplex(512);
+    let entry = Arc::new(Registry::default()).enter(([127, 0, 0, 1], 1000).into(), "l".into());
+    let session = tokio::spawn(Session::new(settings, entry, far, StartTls::Established).serve());
+    let mut client = Client::new("client", near);
+    let bind = Send { kind: Kind::Bind, cut: 80, wait: true };
+    let search = Send { kind: Kind::Search, ..bind };
+    let tag_of = |octets: &[u8]| ldap::envelope(octets, usize::MAX).expect("well-formed").map(|envelope| envelope.tag);
+    let mut received = [0; 200];
+
+    client.send(bind).await;
+    let (mut first, _) = listener.accept().await.expect("the session opens its upstream");
+    assert!(first.read(&mut received).await.expect("the bind arrives") > 0);
+    let success = ldap::reply::result(OperationKind::Bind, 1, ldap::ResultCode::SUCCESS, "");
+    first.write_all(&success).await.expect("a socket");
+    client.read_answers().await;
+    drop(first);
+    client.send(search).await;
+    let (mut replaying, _) = listener.accept().await.expect("the session opens another");
+    assert!(replaying.read(&mut received).await.expect("the replayed bind arrives") > 0);
+    client.send(bind).await;
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(2)).await;
+    client.read_answers().await;
+    tokio::time::resume();
+
+    client.send(search).await;
+    let next = timeout(Duration::from_secs(10), listener.accept()).await.expect("nothing waits for the bind any more");
+    let mut anonymous = next.expect("a socket").0;
+    assert!(anonymous.read(&mut received).await.expect("the search arrives") > 0);
+    assert_eq!(tag_of(&received), Some(0x63));
+    drop(client);
+    session.abort();
+}
+
 /// That a backend has stopped answering may be told to a session which has left it. The one it is with now was taken for lost:
 /// a search went out again, a write would have been answered "outcome unknown".
 #[tokio::test]

@@ -300,7 +300,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
                 self.answer_all(vec![(operation, answer)], now);
                 if kind == OperationKind::Bind {
                     // A bind can't be abandoned (§4.11): only losing the connection keeps its late result from mattering.
-                    self.lose(now);
+                    // One that waits for its upstream isn't sent any more; all that was asked before it is overdue as well.
+                    match self.link {
+                        Link::Up(_) => self.lose(now),
+                        Link::Down | Link::Opening(..) => {
+                            self.link = Link::Down;
+                            self.to_upstream.restart(Vec::new());
+                        }
+                    }
                 } else {
                     self.forward(cx, &abandon(id));
                 }
