@@ -3,6 +3,7 @@
 `python3 -m pytest tests/test_instructions.py --update-instructions` writes the counts down anew; say in the commit why they moved.
 """
 
+import contextlib
 import json
 import re
 import socket
@@ -17,6 +18,7 @@ from support.process import run
 
 BASELINE = Path(__file__).with_name("instructions.json")
 ROUNDS = 150
+CYCLES = 50
 # Share by which a count may grow before somebody has to look. Between runs it differs by less than one in a hundred.
 MARGIN = 0.05
 
@@ -36,6 +38,10 @@ class Directory:
             threading.Thread(target=self._answer, args=[connection], daemon=True).start()
 
     def _answer(self, connection):
+        with connection, contextlib.suppress(ConnectionError):
+            self._answer_all(connection)
+
+    def _answer_all(self, connection):
         requests = b""
         while data := connection.recv(1 << 16):
             requests += data
@@ -70,12 +76,27 @@ def test_an_operation_costs_what_it_did(start_proxy, tmp_path, request):
             ask(client, many, ROUNDS)
             run(["callgrind_control", "--dump", str(proxy.process.pid)])
             counts[f"{many} in flight"] = round(own_instructions(f"{out}.{number}") / (ROUNDS * many))
+        run(["callgrind_control", "--zero", str(proxy.process.pid)])
+        directory.many = 1
+        for _ in range(CYCLES):
+            cycle(proxy)
+        proxy.wait_for("ldaps_proxy_sessions_active", 1)
+        run(["callgrind_control", "--dump", str(proxy.process.pid)])
+        counts["a session"] = round(own_instructions(f"{out}.3") / CYCLES)
     print(counts)
     if request.config.getoption("--update-instructions"):
         BASELINE.write_text(json.dumps(counts, indent=1) + "\n")
     baseline = json.loads(BASELINE.read_text())
     grown = {name: (baseline[name], count) for name, count in counts.items() if count > baseline[name] * (1 + MARGIN)}
     assert not grown, f"{grown}: look what grew (callgrind_annotate {out}.2), or write the counts down anew and say why"
+
+
+def cycle(proxy):
+    """Connect, search, unbind."""
+    with RawClient(proxy.endpoint(), seconds=60) as client:
+        client.ask(ber.search)
+        client.send(ber.unbind(9))
+        assert client.read() is None
 
 
 def ask(client, many, rounds):

@@ -12,7 +12,7 @@ from support.certs import Certificate
 from support.clients import RawClient
 from support.process import run
 from support.proxy import TOKEN_BINARY, Proxy, check, config
-from support.token import LABEL, PIN, Token
+from support.soft_token import LABEL, PIN, Token
 from support.waiting import eventually
 
 KEYS = {
