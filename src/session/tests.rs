@@ -493,6 +493,45 @@ async fn what_is_left_of_a_request_goes_nowhere_when_the_session_ends() {
     assert_eq!(another.expect_err("nothing more to send").kind(), std::io::ErrorKind::WouldBlock);
 }
 
+/// A backend was found lost while sending to it, which ended the session; the same turn went on to a request that had been held
+/// behind a bind, and answered it after the notice.
+#[tokio::test]
+async fn a_held_request_is_not_answered_after_the_notice() {
+    const LARGER_THAN_SOCKETS: usize = 15 << 20;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let settings = settings(pool(&Arc::default()).await);
+    settings.pool.admit(&[Endpoint { address, host: "127.0.0.1".into(), weight: 1, tier: 0, max_sessions: 0 }]);
+    let size = 2 * LARGER_THAN_SOCKETS;
+    let limits = Limits { request_size_anonymous: size, request_size: size, ..Limits::default() };
+    let read_only = config::Policy { read_only: true, ..config::Policy::default() };
+    let policy = Policy::new(&read_only).expect("it names no DN");
+    let settings = Arc::new(Settings { limits, policy, ..Arc::into_inner(settings).expect("nobody else has it") });
+    let (near, far) = duplex(64 * 1024);
+    let entry = Arc::new(Registry::default()).enter(([127, 0, 0, 1], 1000).into(), "l".into());
+    let session = tokio::spawn(Session::new(settings, entry, far, StartTls::Established).serve());
+    let mut client = Client::new("client", near);
+    client.open.extend([(1, Kind::Compare), (2, Kind::Bind), (3, Kind::Modify)]);
+    let length = u32::try_from(LARGER_THAN_SOCKETS).expect("32 bits").to_be_bytes();
+    let whole = u32::try_from(LARGER_THAN_SOCKETS + 9).expect("32 bits").to_be_bytes();
+    let head = [&[0x30, 0x84][..], &whole, &[0x02, 1, 1, 0x6E, 0x84], &length].concat();
+    client.writer.write_all(&head).await.expect("a pipe");
+    client.writer.write_all(&vec![0; LARGER_THAN_SOCKETS]).await.expect("a pipe");
+    let sasl_bind = b"\x30\x12\x02\x01\x02\x60\x0d\x02\x01\x03\x04\x00\xa3\x06\x04\x04NTLM";
+    let modify = b"\x30\x0b\x02\x01\x03\x66\x06\x04\x02cn\x30\x00";
+    client.writer.write_all(&[&sasl_bind[..], modify].concat()).await.expect("a pipe");
+    let (mut upstream, _) = listener.accept().await.expect("the session opens its upstream");
+    assert!(upstream.read(&mut [0; 200]).await.expect("the compare arrives") > 0);
+    // With octets unread, so that the next write fails.
+    drop(upstream);
+    while !client.ended {
+        client.read_some().await;
+    }
+    assert!(client.told, "its bind was the backend's");
+    drop(client);
+    session.await.expect("no panic");
+}
+
 /// A bind that timed out before its upstream stood was sent to it all the same: the client took itself for anonymous, and
 /// what it asked next was done under the name it had tried.
 #[tokio::test]

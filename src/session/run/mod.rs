@@ -218,15 +218,17 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             if self.phase != Phase::Serving {
                 return Poll::Pending;
             }
-            let steps = [
-                self.flush_client(cx, now),
-                self.open(cx, now),
-                self.flush_upstream(cx, now),
-                self.read_client(cx, now),
-                self.read_upstream(cx, now),
-            ];
+            let steps = [Self::flush_client, Self::open, Self::flush_upstream, Self::read_client, Self::read_upstream];
+            let mut moved = false;
+            for step in steps {
+                moved |= step(self, cx, now) == Moved::Yes;
+                // Nothing is done for a session that has ended: no answer may follow its notice of disconnection.
+                if self.phase != Phase::Serving {
+                    break;
+                }
+            }
             // Commands come last, so that what the client has already sent is served before a drain ends the session.
-            if !steps.contains(&Moved::Yes) && self.obey(now) == Moved::No {
+            if self.phase == Phase::Serving && !moved && self.obey(now) == Moved::No {
                 return Poll::Pending;
             }
         }
