@@ -55,7 +55,11 @@ impl<'a> Request<'a> {
                 let mut sasl = Reader::new(authentication.content);
                 Authentication::Sasl {
                     mechanism: sasl.take(ber::OCTET_STRING)?,
-                    credentials: sasl.take(ber::OCTET_STRING),
+                    // What is there and can't be read is not the same as nothing: Samba takes lengths that LDAP forbids.
+                    credentials: match sasl.peek() {
+                        Some(ber::OCTET_STRING) => Some(sasl.take(ber::OCTET_STRING)?),
+                        _ => None,
+                    },
                 }
             }
             tag => Authentication::Other(tag),
@@ -336,6 +340,9 @@ mod tests {
             empty.expect("a bind").authentication,
             Authentication::Sasl { mechanism: b"NTLM", credentials: Some(b"") }
         ));
+        let disguised =
+            request(b"\x30\x1a\x02\x01\x01\x60\x15\x02\x01\x03\x04\x00\xa3\x0e\x04\x04NTLM\x04\x85\0\0\0\0\x01x");
+        assert!(disguised.expect("a request").bind().is_none(), "or its name would pass unseen");
         let sicily = request(b"\x30\x0e\x02\x01\x01\x60\x09\x02\x01\x03\x04\x00\x8a\x02xy").and_then(|r| r.bind());
         assert!(matches!(sicily.expect("a bind").authentication, Authentication::Other(0x8A)));
     }

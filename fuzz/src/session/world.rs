@@ -28,7 +28,7 @@ use super::setup::Setup;
 pub async fn play(input: &[u8]) {
     let Some((octets, script)) = Script::new(input) else { return };
     let mut world = World::new(Setup::new(octets));
-    world.pump();
+    world.pump().await;
     for step in script {
         world.step(step).await;
         if world.served.is_some() {
@@ -36,10 +36,13 @@ pub async fn play(input: &[u8]) {
         }
     }
     if !world.setup.vanishes {
-        world.settle();
+        world.settle().await;
     }
     world.end().await;
 }
+
+/// Seconds that everybody waits for an answer, when everybody does their best: longer than any connect budget.
+const PATIENCE: u32 = 60;
 
 struct World {
     setup: Setup,
@@ -98,7 +101,7 @@ impl World {
             }
             Step::Chunk(octets) => self.chunk = octets,
         }
-        self.pump();
+        self.pump().await;
     }
 
     fn client_sends(&mut self, octets: &[u8]) {
@@ -159,7 +162,7 @@ impl World {
     }
 
     /// Lets everybody do what they can.
-    fn pump(&mut self) {
+    async fn pump(&mut self) {
         // A session that wakes itself without moving an octet would keep a worker busy for ever.
         let mut idle_turns = 0;
         loop {
@@ -174,7 +177,11 @@ impl World {
             moved |= self.meet_new_backends();
             moved |= self.read();
             if !moved && !woken {
-                break;
+                // Tasks that the proxy has spawned do what they can as well.
+                tokio::task::yield_now().await;
+                if !self.woken.0.load(Ordering::Relaxed) {
+                    break;
+                }
             }
             idle_turns = if moved { 0 } else { idle_turns + 1 };
             assert!(idle_turns < 1000, "the session wakes itself and does nothing");
@@ -236,7 +243,8 @@ impl World {
     }
 
     /// From here on everybody behaves: clients and backends read, and backends answer. Then nothing may stay unanswered.
-    fn settle(&mut self) {
+    async fn settle(&mut self) {
+        let mut patience = PATIENCE;
         DIALLED.with_borrow_mut(|dialled| dialled.refuse = 0);
         self.client.reads = true;
         self.chunk = usize::MAX;
@@ -245,25 +253,33 @@ impl World {
             if let Some(backend) = &mut self.backend {
                 backend.reads = true;
             }
-            self.pump();
+            self.pump().await;
             if self.backend.is_some() && self.ledger.is_mid_answer() {
                 self.backend_closes();
                 continue;
             }
             let open = self.ledger.open().to_vec();
             if self.backend.is_none() || open.is_empty() {
-                break;
+                if patience == 0 || !self.is_alive() || self.ledger.unanswered().is_empty() {
+                    break;
+                }
+                // Whoever tries again may wait a moment first.
+                patience -= 1;
+                tokio::time::advance(Duration::from_secs(1)).await;
             }
             for (id, kind) in open {
                 self.backend_sends(&pdu::done(id, kind, 0, false));
             }
         }
-        let alive = self.served.is_none() && !self.client.ended && !self.ledger.told && !self.ledger.tunnel;
-        if alive {
+        if self.is_alive() {
             let unanswered = self.ledger.unanswered();
             assert!(unanswered.is_empty(), "{unanswered:?} wait for ever");
             assert!(!self.ledger.is_cut(), "half a response");
         }
+    }
+
+    fn is_alive(&self) -> bool {
+        self.served.is_none() && !self.client.ended && !self.ledger.told && !self.ledger.tunnel
     }
 
     /// The client leaves, and the session with it.
@@ -277,7 +293,7 @@ impl World {
             self.client.closing = true;
         }
         for _ in 0..4 {
-            self.pump();
+            self.pump().await;
             if self.served.is_some() {
                 break;
             }
