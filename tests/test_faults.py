@@ -108,8 +108,8 @@ def test_a_flapping_dc(proxy, dcs, figures):
 
 @pytest.mark.deadline(120)
 def test_a_flapping_backend_stays_out_longer_each_time(start_proxy, start_backend, figures):
-    """It refuses and accepts by turns, under readers and writers: reads fail only where they lose two backends in a row, which
-    is rare, and no write is sent twice. After its first fall it may return at once, after the next ones in 5 s and in 10 s."""
+    """It refuses and accepts by turns, under readers and writers: no read fails, no write is sent twice. After its first fall
+    it may return at once, after the next ones in 5 s and in 10 s."""
     flapping, steady = start_backend(), start_backend()
     proxy = start_proxy(
         [flapping, steady], pool=f'{HEALTH}\nhealth.rise = 1\nfailover.write_affinity = "0s"\nrebalance = true'
@@ -136,8 +136,7 @@ def test_a_flapping_backend_stays_out_longer_each_time(start_proxy, start_backen
         load.stop()
     assert load.dropped == []
     assert {code for code, _ in load.failed} <= {ber.UNAVAILABLE}
-    reads = [diagnostic for _, diagnostic in load.failed if "outcome unknown" not in diagnostic]
-    assert len(reads) <= 2, reads
+    assert [diagnostic for _, diagnostic in load.failed if "outcome unknown" not in diagnostic] == [], "only writes fail"
     sessions = flapping.sessions() + steady.sessions()
     written = Counter(add.operation for session in sessions for add in session.of(ber.ADD_REQUEST))
     duplicated = sum(written.values()) - len(written)

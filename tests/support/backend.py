@@ -201,11 +201,14 @@ RESPONSE_TAG = {
 
 
 def answer_everything(connection, pdu):
-    """Success to every request; a search gets one entry first."""
+    """Success to every request; a search gets one entry first. In one piece: a backend that dies in the middle of a result
+    is a test of its own."""
+    answer = []
     if pdu.tag == ber.SEARCH_REQUEST:
-        connection.send(ber.entry(pdu.message_id, "cn=fake", {"description": [str(connection.backend)]}))
+        answer.append(ber.entry(pdu.message_id, "cn=fake", {"description": [str(connection.backend)]}))
     if pdu.tag in RESPONSE_TAG:
-        connection.send(ber.result(pdu.message_id, RESPONSE_TAG[pdu.tag]))
+        answer.append(ber.result(pdu.message_id, RESPONSE_TAG[pdu.tag]))
+    connection.send(*answer)
 
 
 def answer_nothing(_connection, _pdu):
