@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use ldaps_proxy::config::{CertificateFiles, ClientCertificates, SessionTickets, Tls, TlsPolicy, TlsVersion};
+use ldaps_proxy::config::{CertificateFiles, SessionTickets, Tls};
 use ldaps_proxy::tls::{Finding, ServerTls, Severity, UnixTime, lint};
 use tempfile::TempDir;
 
@@ -277,13 +277,9 @@ fn the_documented_rotation_of_ticket_keys_is_read() {
         let lines = std::fs::read_to_string(shell.path("tickets")).unwrap().lines().count();
         assert_eq!(lines, keys.min(2));
         let settings = Tls {
-            default_certificate: shell.files("c.pem", "k.pem", None),
-            additional: Vec::new(),
-            min_version: TlsVersion::V1_2,
-            policy: TlsPolicy::Intermediate,
             session_tickets: SessionTickets::All,
             ticket_key_file: Some(shell.path("tickets")),
-            client_certificates: ClientCertificates::Off,
+            ..Tls::new(shell.files("c.pem", "k.pem", None))
         };
         assert_eq!(ServerTls::load(&settings, UnixTime::now()).unwrap().findings, []);
     }

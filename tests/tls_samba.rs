@@ -10,7 +10,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ldaps_proxy::config::{CertificateFiles, ClientCertificates, SessionTickets, Tls, TlsPolicy, TlsVersion};
+use ldaps_proxy::config::{CertificateFiles, SessionTickets, Tls};
 use ldaps_proxy::ldap::reply::result;
 use ldaps_proxy::ldap::{OperationKind, ResultCode, envelope};
 use ldaps_proxy::tls::{ServerTls, UnixTime};
@@ -61,15 +61,7 @@ fn server(directory: &Path, session_tickets: SessionTickets) -> ServerTls {
         certificate_chain: None,
         private_key_passphrase_file: None,
     };
-    let settings = Tls {
-        default_certificate,
-        additional: Vec::new(),
-        min_version: TlsVersion::V1_2,
-        policy: TlsPolicy::Intermediate,
-        session_tickets,
-        ticket_key_file: None,
-        client_certificates: ClientCertificates::Off,
-    };
+    let settings = Tls { session_tickets, ..Tls::new(default_certificate) };
     ServerTls::load(&settings, UnixTime::now()).unwrap().server
 }
 

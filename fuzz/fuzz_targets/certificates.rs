@@ -40,15 +40,7 @@ fuzz_target!(|input: &[u8]| FILES.with_borrow_mut(|files| {
     }
     let fits = !found.iter().any(ldaps_proxy::tls::Finding::is_error);
 
-    let plain = config::Tls {
-        default_certificate: names,
-        additional: Vec::new(),
-        min_version: TlsVersion::default(),
-        policy: TlsPolicy::default(),
-        session_tickets: SessionTickets::default(),
-        ticket_key_file: None,
-        client_certificates: ClientCertificates::Off,
-    };
+    let plain = config::Tls::new(names);
     match ServerTls::load(&plain, now) {
         Ok(loaded) => {
             assert!(fits, "served in spite of {found:?}");

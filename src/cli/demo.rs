@@ -10,8 +10,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::config::{
-    AccessLog, Admin, BackendAddress, BackendSource, ClientCertificates, Config, Limits, Listener, ListenerProtocol,
-    Log, LoginThrottle, Policy, Pool, Referrals, SessionTickets, Shutdown, Tls, TlsPolicy, TlsVersion,
+    AccessLog, Admin, BackendAddress, BackendSource, Config, Limits, Listener, ListenerProtocol, Log, LoginThrottle,
+    Policy, Pool, Referrals, Shutdown, Tls,
 };
 use crate::embedded::{ADMINISTRATOR_PASSWORD, Directory, Server};
 use certificate::Certificates;
@@ -102,15 +102,7 @@ impl Demo {
             referrals: Referrals::default(),
             public_name: None,
             policy: Policy::default(),
-            tls: Some(Arc::new(Tls {
-                default_certificate: self.certificates.server().clone(),
-                additional: Vec::new(),
-                min_version: TlsVersion::default(),
-                policy: TlsPolicy::default(),
-                session_tickets: SessionTickets::default(),
-                ticket_key_file: None,
-                client_certificates: ClientCertificates::default(),
-            })),
+            tls: Some(Arc::new(Tls::new(self.certificates.server().clone()))),
         }
     }
 }

@@ -99,6 +99,7 @@ mod tests {
     use super::super::testing::*;
     use super::super::{ServerTls, UnixTime};
     use super::*;
+    use crate::config::Tls;
 
     /// A good certificate with its chain and key, each in DER with its label.
     static GOOD: LazyLock<[(&str, Vec<u8>); 3]> = LazyLock::new(|| {
@@ -173,7 +174,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let mut files = Issued { certificate: body, key }.write(dir.path(), "server");
             files.certificate_chain = Some(write(dir.path(), "chain.pem", &chain));
-            match ServerTls::load(&settings(files), UnixTime::now()) {
+            match ServerTls::load(&Tls::new(files), UnixTime::now()) {
                 Ok(loaded) => prop_assert_eq!(loaded.server.certificates().len(), 1),
                 Err(findings) => prop_assert!(findings.iter().any(|finding| finding.is_error() && !finding.help.is_empty())),
             }

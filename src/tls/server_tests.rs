@@ -19,7 +19,7 @@ const NAME: &str = "ldap.example.com";
 fn good() -> (TempDir, Tls, Authority) {
     let directory = tempfile::tempdir().unwrap();
     let root = Authority::root("root");
-    let settings = settings(root.issue(&[NAME]).write(directory.path(), "server"));
+    let settings = Tls::new(root.issue(&[NAME]).write(directory.path(), "server"));
     (directory, settings, root)
 }
 

@@ -300,12 +300,13 @@ mod tests {
 
     use super::super::testing::*;
     use super::*;
+    use crate::config::Tls;
 
     /// Both ends of a connection over a transport that holds `room` octets each way.
     async fn pair(room: usize, versions: Versions) -> (TlsStream<DuplexStream>, ServerStream<DuplexStream>) {
         let directory = tempfile::tempdir().unwrap();
         let root = Authority::root("root");
-        let server = load(&settings(root.issue(NAMES).write(directory.path(), "server")));
+        let server = load(&Tls::new(root.issue(NAMES).write(directory.path(), "server")));
         let (near, far) = tokio::io::duplex(room);
         let connector = TlsConnector::from(client(&root, versions, None));
         let (client, server) = tokio::join!(connector.connect(NAMES[0].try_into().unwrap(), near), server.accept(far));

@@ -15,7 +15,7 @@ use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 use tokio_rustls::TlsConnector;
 
 use super::{Finding, Handshake, ServerTls, Severity, UnixTime, lint};
-use crate::config::{CertificateFiles, ClientCertificates, SessionTickets, Tls, TlsPolicy, TlsVersion};
+use crate::config::{CertificateFiles, Tls};
 
 /// A certificate authority.
 pub(super) struct Authority {
@@ -100,19 +100,6 @@ pub(super) fn write(directory: &Path, name: &str, text: &str) -> PathBuf {
     #[cfg(unix)]
     std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     path
-}
-
-/// A `[tls]` table with every other key at its default.
-pub(super) fn settings(default_certificate: CertificateFiles) -> Tls {
-    Tls {
-        default_certificate,
-        additional: Vec::new(),
-        min_version: TlsVersion::default(),
-        policy: TlsPolicy::default(),
-        session_tickets: SessionTickets::default(),
-        ticket_key_file: None,
-        client_certificates: ClientCertificates::Off,
-    }
 }
 
 pub(super) fn load(settings: &Tls) -> ServerTls {

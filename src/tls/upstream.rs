@@ -231,6 +231,7 @@ mod tests {
     use super::super::{Handshake, ServerTls};
     use super::*;
     use crate::config::BackendProtocol;
+    use crate::config::Tls;
 
     /// A pool of no backends that trusts `authority`.
     fn pool(directory: &std::path::Path, authority: &Authority, server_name: Option<&str>) -> Pool {
@@ -263,7 +264,7 @@ mod tests {
     async fn a_backend_is_verified_by_the_name_it_is_configured_with() {
         let directory = tempfile::tempdir().unwrap();
         let root = Authority::root("corp root");
-        let backend = load(&settings(root.issue(&["dc1.example.com", "127.0.0.11"]).write(directory.path(), "dc1")));
+        let backend = load(&Tls::new(root.issue(&["dc1.example.com", "127.0.0.11"]).write(directory.path(), "dc1")));
         let upstream = UpstreamTls::new(&pool(directory.path(), &root, None)).unwrap();
         let agreed = connect(&upstream, &backend, "dc1.example.com").await.unwrap();
         assert_eq!((agreed.version, agreed.sni.as_deref()), ("1.3", Some("dc1.example.com")));
@@ -279,7 +280,7 @@ mod tests {
     async fn an_untrusted_issuer_is_named() {
         let directory = tempfile::tempdir().unwrap();
         let root = Authority::root("corp root");
-        let backend = load(&settings(root.issue(&["dc1.example.com"]).write(directory.path(), "dc1")));
+        let backend = load(&Tls::new(root.issue(&["dc1.example.com"]).write(directory.path(), "dc1")));
         let upstream = UpstreamTls::new(&pool(directory.path(), &Authority::root("other"), None)).unwrap();
         let error = connect(&upstream, &backend, "dc1.example.com").await.unwrap_err().to_string();
         assert!(error.contains("\"CN=corp root\", which isn't trusted"), "{error}");
@@ -289,7 +290,7 @@ mod tests {
     async fn a_certificate_without_names_is_for_nobody() {
         let directory = tempfile::tempdir().unwrap();
         let root = Authority::root("corp root");
-        let backend = load(&settings(root.issue(&[]).write(directory.path(), "dc1")));
+        let backend = load(&Tls::new(root.issue(&[]).write(directory.path(), "dc1")));
         let upstream = UpstreamTls::new(&pool(directory.path(), &root, None)).unwrap();
         let error = connect(&upstream, &backend, "ldap.example.com").await.unwrap_err().to_string();
         assert!(error.contains("no subject alternative name"), "{error}");
@@ -300,12 +301,12 @@ mod tests {
     async fn a_certificate_that_stands_in_ca_file_is_good_for_every_name() {
         let directory = tempfile::tempdir().unwrap();
         let own = Authority::root("corp root").issue(&[]);
-        let backend = load(&settings(own.write(directory.path(), "dc1")));
+        let backend = load(&Tls::new(own.write(directory.path(), "dc1")));
         let mut pool = pool(directory.path(), &Authority::root("other"), None);
         pool.ca_file = Some(directory.path().join("dc1.pem"));
         let upstream = UpstreamTls::new(&pool).unwrap();
         connect(&upstream, &backend, "dc1.example.com").await.unwrap();
-        let other = load(&settings(Authority::root("corp root").issue(&[]).write(directory.path(), "dc2")));
+        let other = load(&Tls::new(Authority::root("corp root").issue(&[]).write(directory.path(), "dc2")));
         connect(&upstream, &other, "dc1.example.com").await.unwrap_err();
     }
 
@@ -313,7 +314,7 @@ mod tests {
     async fn sessions_are_resumed() {
         let directory = tempfile::tempdir().unwrap();
         let root = Authority::root("corp root");
-        let mut settings = settings(root.issue(&["dc1.example.com"]).write(directory.path(), "dc1"));
+        let mut settings = Tls::new(root.issue(&["dc1.example.com"]).write(directory.path(), "dc1"));
         settings.session_tickets = crate::config::SessionTickets::All;
         let backend = load(&settings);
         let upstream = UpstreamTls::new(&pool(directory.path(), &root, None)).unwrap();

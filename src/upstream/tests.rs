@@ -11,9 +11,7 @@ use tokio::sync::mpsc;
 use tokio_util::bytes::BytesMut;
 
 use super::*;
-use crate::config::{
-    BackendProtocol, CertificateFiles, ClientCertificates, SessionTickets, Tls, TlsPolicy, TlsVersion,
-};
+use crate::config::{BackendProtocol, CertificateFiles, SessionTickets, Tls};
 use crate::ldap::{ResultCode, reply};
 use crate::metrics::Metrics;
 use crate::pool::Endpoint;
@@ -30,20 +28,13 @@ fn server_tls(directory: &Path) -> ServerTls {
         std::fs::write(&path, text).unwrap();
         path
     };
-    let settings = Tls {
-        default_certificate: CertificateFiles {
-            certificate: write("cert.pem", issued.cert.pem()),
-            private_key: write("key.pem", issued.signing_key.serialize_pem()).into(),
-            certificate_chain: None,
-            private_key_passphrase_file: None,
-        },
-        additional: Vec::new(),
-        min_version: TlsVersion::default(),
-        policy: TlsPolicy::default(),
-        session_tickets: SessionTickets::All,
-        ticket_key_file: None,
-        client_certificates: ClientCertificates::Off,
+    let certificate = CertificateFiles {
+        certificate: write("cert.pem", issued.cert.pem()),
+        private_key: write("key.pem", issued.signing_key.serialize_pem()).into(),
+        certificate_chain: None,
+        private_key_passphrase_file: None,
     };
+    let settings = Tls { session_tickets: SessionTickets::All, ..Tls::new(certificate) };
     ServerTls::load(&settings, UnixTime::now()).unwrap().server
 }
 
