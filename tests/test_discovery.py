@@ -66,7 +66,7 @@ def test_srv_records_name_the_backends(start, dns, backends):
 def test_lowest_priority_first(start, dns, backends):
     """RFC 2782: the others serve only once it is gone."""
     publish(dns, (10, 1, backends[0]), (0, 1, backends[1]), (10, 1, backends[2]))
-    proxy = start(f"srv:{SERVICE}")
+    proxy = start(f"srv:{SERVICE}", 'balance = "round-robin"')
     proxy.wait_for(UP, 3)
     assert {ask(proxy) for _ in range(6)} == {str(backends[1])}
     backends[1].die()

@@ -10,9 +10,7 @@ use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ldaps_proxy::config::{
-    self, CertificateFiles, ClientCertificates, PrivateKeySource, SessionTickets, TlsPolicy, TlsVersion,
-};
+use ldaps_proxy::config::{self, CertificateFiles, ClientCertificates, PrivateKeySource};
 use ldaps_proxy::tls::{ServerTls, UnixTime, lint};
 use libfuzzer_sys::fuzz_target;
 use nix::sys::memfd::{MFdFlags, memfd_create};

@@ -15,6 +15,7 @@ mod state;
 mod tests;
 #[cfg(test)]
 mod throttle_tests;
+mod verdict;
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};

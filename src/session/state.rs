@@ -1,6 +1,5 @@
 //! One session without its sockets: what becomes of each request and each response. Pure; time is an argument.
 
-use std::borrow::Cow;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -8,11 +7,12 @@ use tokio::time::Instant;
 use super::bind::{BindState, Identity, Method};
 use super::operations::{Fate, KeptRequest, Operation, Operations};
 use super::pins::{Pin, Pins};
+use super::verdict::{Answer, Ending, Loss, RequestVerdict, ResponseVerdict, Settled};
 use crate::access_log::Described;
 use crate::config::{Failover, FailoverMode, Limits};
 use crate::failure::{EndReason, FailoverKind, Refusal};
 use crate::ldap::{
-    self, Envelope, FrameError, MessageId, OperationKind, Request, Response, ResponseKind, ResultCode, oid, reply,
+    self, Envelope, FrameError, MessageId, OperationKind, Request, Response, ResponseKind, ResultCode, oid,
 };
 
 /// Octets of requests one session keeps for sending again. What doesn't fit is answered `unavailable` if its upstream is
@@ -54,121 +54,6 @@ pub enum StartTls {
     Offered,
     /// TLS is up.
     Established,
-}
-
-/// What becomes of a request.
-#[derive(Debug)]
-pub enum RequestVerdict {
-    /// Its octets go to the upstream.
-    Forward,
-    /// It waits for the response to the bind before it (§4.2.1). Nothing after it may be read either.
-    Hold,
-    /// The proxy answers it; the backend never sees it.
-    Answer(Answer),
-    /// Nobody answers it.
-    Ignore,
-    /// The client starts TLS: answer success, then handshake.
-    StartTls,
-    /// The client says goodbye.
-    Unbind,
-    /// The session ends with this notice.
-    End(Ending),
-}
-
-/// A final response by the proxy itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
-    /// The request it answers.
-    pub id: MessageId,
-    /// What the request asked for.
-    pub kind: OperationKind,
-    /// resultCode
-    pub code: ResultCode,
-    /// Why.
-    pub reason: Refusal,
-    /// What the client's owner is told to do.
-    pub diagnostic: Cow<'static, str>,
-    /// When the request arrived.
-    pub started: Instant,
-}
-
-impl Answer {
-    /// An answer to this request.
-    pub fn to(
-        request: &Request<'_>,
-        code: ResultCode,
-        reason: Refusal,
-        diagnostic: Cow<'static, str>,
-        started: Instant,
-    ) -> Self {
-        Self { id: request.message_id(), kind: request.kind(), code, reason, diagnostic, started }
-    }
-
-    /// The response's octets.
-    pub fn pdu(&self) -> Vec<u8> {
-        match self.reason {
-            Refusal::StartTls => reply::start_tls(self.id, self.code, &self.diagnostic),
-            _ => reply::result(self.kind, self.id, self.code, &self.diagnostic),
-        }
-    }
-}
-
-/// How a session ends.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ending {
-    /// Why.
-    pub reason: EndReason,
-    /// The Notice of Disconnection's code and text; none where the client has gone or can't be told.
-    pub notice: Option<(ResultCode, Cow<'static, str>)>,
-}
-
-impl Ending {
-    /// An ending without a word.
-    pub const fn silent(reason: EndReason) -> Self {
-        Self { reason, notice: None }
-    }
-
-    /// An ending with a Notice of Disconnection.
-    pub fn told(reason: EndReason, code: ResultCode, text: impl Into<Cow<'static, str>>) -> Self {
-        Self { reason, notice: Some((code, text.into())) }
-    }
-}
-
-/// What becomes of a response.
-#[derive(Debug)]
-pub enum ResponseVerdict {
-    /// Its octets go to the client; if it was final, here is what it ended.
-    Forward(Option<Settled>),
-    /// Nobody asked for it.
-    Ignore,
-    /// The backend is about to go: treat it as lost.
-    Lost,
-    /// Its octets go to the client, then the session ends.
-    ForwardAndEnd(EndReason),
-}
-
-/// An operation that the backend has answered.
-#[derive(Debug)]
-pub struct Settled {
-    /// The operation.
-    pub operation: Operation,
-    /// Its result code; `None` where the backend's result can't be read.
-    pub code: Option<ResultCode>,
-    /// The name of a simple bind that has been refused for its name or password.
-    pub refused_name: Option<Box<str>>,
-}
-
-/// What becomes of a session whose upstream is lost.
-#[derive(Debug, Default)]
-pub struct Loss {
-    /// Octets for the next upstream, in order.
-    pub resend: Vec<u8>,
-    /// Answers by the proxy, each with the operation it ends.
-    pub answers: Vec<(Operation, Answer)>,
-    /// What failover did.
-    pub kinds: Vec<FailoverKind>,
-    /// How the session ends, if it does.
-    pub ending: Option<Ending>,
 }
 
 impl State {
@@ -636,21 +521,6 @@ fn bind_name(request: &KeptRequest) -> Option<Box<str>> {
 }
 
 const SESSION_LOST: &str = "the backend that held this session's state was lost: reconnect, bind and repeat";
-
-impl Loss {
-    fn fail(&mut self, operation: Operation, kind: FailoverKind, reason: Refusal, diagnostic: &'static str) {
-        self.kinds.push(kind);
-        let answer = Answer {
-            id: operation.id,
-            kind: operation.kind,
-            code: ResultCode::UNAVAILABLE,
-            reason,
-            diagnostic: diagnostic.into(),
-            started: operation.started,
-        };
-        self.answers.push((operation, answer));
-    }
-}
 
 fn malformed(text: &'static str) -> Option<RequestVerdict> {
     Some(RequestVerdict::End(Ending::told(EndReason::ProtocolError, ResultCode::PROTOCOL_ERROR, text)))

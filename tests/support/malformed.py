@@ -182,8 +182,12 @@ def bind_answer(content):
     (version, _), (name_tag, name), (choice, secret) = fields(content, 3)
     if version != 0x02 or name_tag != 0x04:
         raise Unreadable
-    if choice == 0xA3 and fields(secret, 1)[0][0] != 0x04:
-        raise Unreadable
+    if choice == 0xA3:
+        (mechanism_tag, _), end = first(secret)
+        if mechanism_tag != 0x04:
+            raise Unreadable
+        if secret[end:end + 1] == b"\x04":
+            first(secret[end:])  # credentials, which are optional, but whose NTLM name the throttle has to see
     unauthenticated = choice == 0x80 and name[:1] not in (b"", b"\0") and secret[:1] in (b"", b"\0")
     return ber.UNWILLING_TO_PERFORM if unauthenticated else None  # RFC 4513 §5.1.2
 
@@ -191,14 +195,20 @@ def bind_answer(content):
 def fields(content, count):
     """The first `count` elements, as `(tag, content)`."""
     found, at = [], 0
+    while len(found) < count:
+        field, end = first(content[at:])
+        found.append(field)
+        at += end
+    return found
+
+
+def first(content):
+    """The first element, as `(tag, content)`, and where it ends."""
     try:
-        while len(found) < count:
-            tag, start, end = element(content, at, len(content))
-            found.append((tag, content[start:end]))
-            at = end
+        tag, start, end = element(content, 0, len(content))
     except Refused:
         raise Unreadable from None
-    return found
+    return (tag, content[start:end]), end
 
 
 def depth(tag, content):
@@ -214,12 +224,9 @@ def depth(tag, content):
 def every(content):
     found, at = [], 0
     while at < len(content):
-        try:
-            tag, start, end = element(content, at, len(content))
-        except Refused:
-            raise Unreadable from None
-        found.append((tag, content[start:end]))
-        at = end
+        field, end = first(content[at:])
+        found.append(field)
+        at += end
     return found
 
 

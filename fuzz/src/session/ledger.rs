@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use ldaps_proxy::ldap::{Authentication, MessageId, OperationKind, Request, Response, ResponseKind, envelope, oid};
+use ldaps_proxy::ldap::{
+    Authentication, Envelope, FrameError, MessageId, OperationKind, Request, Response, ResponseKind, envelope, oid,
+};
 
 /// A longer response passes to the client before it is whole, so it may be cut off.
 const PASS_FROM: usize = 32 * 1024;
@@ -51,15 +53,13 @@ impl Ledger {
         let Some(mut tail) = self.client_tail.take() else { return };
         tail.extend(octets);
         loop {
-            match envelope(&tail, usize::MAX) {
+            match take_pdu(&mut tail) {
                 Err(_) => return,
-                Ok(Some(envelope)) if envelope.length <= tail.len() => {
-                    let rest = tail.split_off(envelope.length);
-                    let Some(request) = Request::new(&tail, envelope) else { return };
+                Ok(Some((pdu, envelope))) => {
+                    let Some(request) = Request::new(&pdu, envelope) else { return };
                     self.ask(&request);
-                    tail = rest;
                 }
-                Ok(_) => break,
+                Ok(None) => break,
             }
         }
         self.client_tail = Some(tail);
@@ -81,14 +81,9 @@ impl Ledger {
         }
         let mut tail = std::mem::take(&mut self.forwarded_tail);
         tail.extend(octets);
-        while let Some(envelope) = envelope(&tail, usize::MAX).expect("backends get well-formed requests") {
-            if envelope.length > tail.len() {
-                break;
-            }
-            let rest = tail.split_off(envelope.length);
-            let request = Request::new(&tail, envelope).expect("backends get requests");
+        while let Some((pdu, envelope)) = take_pdu(&mut tail).expect("backends get well-formed requests") {
+            let request = Request::new(&pdu, envelope).expect("backends get requests");
             self.forwarded(&request);
-            tail = rest;
         }
         self.forwarded_tail = tail;
     }
@@ -129,17 +124,15 @@ impl Ledger {
         let Some(mut tail) = self.answer_tail.take() else { return };
         tail.extend(octets);
         loop {
-            match envelope(&tail, usize::MAX) {
+            match take_pdu(&mut tail) {
                 Err(_) => return,
-                Ok(Some(envelope)) if envelope.length <= tail.len() => {
-                    let rest = tail.split_off(envelope.length);
-                    let Some(response) = Response::new(&tail, envelope) else { return };
+                Ok(Some((pdu, envelope))) => {
+                    let Some(response) = Response::new(&pdu, envelope) else { return };
                     if response.kind().is_final() {
                         self.open.retain(|(open, _)| *open != response.message_id());
                     }
-                    tail = rest;
                 }
-                Ok(_) => break,
+                Ok(None) => break,
             }
         }
         self.answer_tail = Some(tail);
@@ -169,14 +162,9 @@ impl Ledger {
         }
         let mut tail = std::mem::take(&mut self.told_tail);
         tail.extend(octets);
-        while let Some(envelope) = envelope(&tail, usize::MAX).expect("clients get well-formed responses") {
-            if envelope.length > tail.len() {
-                break;
-            }
-            let rest = tail.split_off(envelope.length);
-            let response = Response::new(&tail, envelope).expect("clients get responses");
+        while let Some((pdu, envelope)) = take_pdu(&mut tail).expect("clients get well-formed responses") {
+            let response = Response::new(&pdu, envelope).expect("clients get responses");
             self.tell(&response);
-            tail = rest;
         }
         self.told_tail = tail;
     }
@@ -243,4 +231,15 @@ fn is_start_tls_to_samba(content: &[u8]) -> bool {
     let length = if octets == 0 { u32::from(*first) } else { long };
     let name = name.get(..length as usize).unwrap_or_default();
     name.split(|octet| *octet == 0).next() == Some(oid::START_TLS.as_bytes())
+}
+
+/// Takes off the PDU that `octets` begin with; `None` while it isn't whole.
+fn take_pdu(octets: &mut Vec<u8>) -> Result<Option<(Vec<u8>, Envelope)>, FrameError> {
+    match envelope(octets, usize::MAX)? {
+        Some(envelope) if envelope.length <= octets.len() => {
+            let rest = octets.split_off(envelope.length);
+            Ok(Some((std::mem::replace(octets, rest), envelope)))
+        }
+        _ => Ok(None),
+    }
 }

@@ -15,7 +15,7 @@ use crate::pool::Backend;
 use crate::session::Settings;
 use crate::session::operations::Operation;
 use crate::session::registry::{Entry, Facts};
-use crate::session::state::{Answer, Settled};
+use crate::session::verdict::{Answer, Settled};
 
 /// How an operation ended, for its record.
 #[derive(Default)]

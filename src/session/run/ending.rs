@@ -15,7 +15,8 @@ use crate::failure::{EndReason, FailoverKind, Refusal, Trouble};
 use crate::ldap::{MessageId, OperationKind, ResultCode, reply};
 use crate::pool::{EventKind, Health};
 use crate::session::registry::Command;
-use crate::session::state::{Ending, Layer};
+use crate::session::state::Layer;
+use crate::session::verdict::Ending;
 
 /// A tunnel that is drained ends once this long has passed without a byte: its operations can't be seen.
 const TUNNEL_QUIET: Duration = Duration::from_secs(1);

@@ -15,7 +15,8 @@ use crate::ldap::{self, FrameError, OperationKind, Request, ResultCode, reply};
 use crate::policy::{Refused, Standing};
 use crate::pool::Shortage;
 use crate::session::establish::{Establish, EstablishError};
-use crate::session::state::{Answer, Ending, Layer, RequestVerdict};
+use crate::session::state::Layer;
+use crate::session::verdict::{Answer, Ending, RequestVerdict};
 use crate::throttle::BindName;
 
 /// Octets that may wait for a peer before the other side is no longer read.

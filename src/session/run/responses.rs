@@ -9,7 +9,8 @@ use super::{Link, Moved, Passing, Run};
 use crate::failure::EndReason;
 use crate::ldap::{self, Response, ResponseKind};
 use crate::referral::{Outcome, Referrals};
-use crate::session::state::{Ending, Layer, ResponseVerdict};
+use crate::session::state::Layer;
+use crate::session::verdict::{Ending, ResponseVerdict};
 
 /// A response longer than this passes to the client as it arrives; a shorter one waits until it is whole, so that a
 /// backend lost in the middle of it leaves the client's stream intact.

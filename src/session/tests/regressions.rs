@@ -1,0 +1,212 @@
+//! What once went wrong: one session before one backend, whose part the test plays itself.
+
+use super::*;
+use crate::pool::Backend;
+
+/// A search, in one piece, whose answer the client doesn't wait for.
+const SEARCH: Send = Send { kind: Kind::Search, cut: 80, wait: false };
+/// Octets of a request that the sockets to a backend don't hold.
+const LARGER_THAN_SOCKETS: usize = 15 << 20;
+
+struct Stage {
+    /// The backend's.
+    listener: TcpListener,
+    client: Client,
+    session: tokio::task::JoinHandle<Served<DuplexStream>>,
+    registry: Arc<Registry>,
+    backend: Arc<Backend>,
+}
+
+impl Stage {
+    /// `pipe` octets are on their way to and from the client at most.
+    async fn set(pipe: usize, change: impl FnOnce(&mut Settings)) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let mut settings = Arc::into_inner(settings(pool(&Arc::default()).await)).expect("nobody else has it");
+        settings.pool.admit(&[Endpoint { address, host: "127.0.0.1".into(), weight: 1, tier: 0, max_sessions: 0 }]);
+        change(&mut settings);
+        let backend = Arc::clone(&settings.pool.backends()[0]);
+        let registry = Arc::new(Registry::default());
+        let (near, far) = duplex(pipe);
+        let entry = registry.enter(([127, 0, 0, 1], 1000).into(), "l".into());
+        let session = tokio::spawn(Session::new(Arc::new(settings), entry, far, StartTls::Established).serve());
+        Self { listener, client: Client::new("client", near), session, registry, backend }
+    }
+
+    /// The connection that the session opens next, once a request has arrived there.
+    async fn asked(&self) -> TcpStream {
+        let (mut upstream, _) = self.listener.accept().await.expect("the session opens its upstream");
+        arrives(&mut upstream).await;
+        upstream
+    }
+}
+
+/// The next request's octets, or their beginning.
+async fn arrives(upstream: &mut TcpStream) -> Vec<u8> {
+    let mut octets = vec![0; 200];
+    let count = upstream.read(&mut octets).await.expect("a request arrives");
+    assert!(count > 0, "a request arrives");
+    octets.truncate(count);
+    octets
+}
+
+/// A client that dies looks like one that has only nothing more to ask, and while a bind is under way it isn't looked at. A
+/// backend that never answered, as one does to a change notification, kept its session for ever.
+#[tokio::test]
+async fn a_client_that_is_gone_is_not_waited_for_without_end() {
+    for asked in [&[Kind::Search][..], &[Kind::Bind, Kind::Search]] {
+        let mut stage = Stage::set(512, |_| {}).await;
+        for kind in asked {
+            stage.client.send(Send { kind: *kind, ..SEARCH }).await;
+        }
+        let _silent = stage.asked().await;
+        drop(stage.client);
+        // Only now: a clock that runs ahead of real sockets would end the connect.
+        tokio::time::pause();
+        let served = timeout(Duration::from_secs(24 * 3600), stage.session).await.expect("it ends within the day");
+        assert_eq!(served.expect("no panic").reason(), EndReason::IdleTimeout);
+        tokio::time::resume();
+    }
+}
+
+/// Half a request and a search without an answer, both overdue at the same moment: the search's answer followed the notice.
+#[tokio::test]
+async fn nothing_follows_the_notice_of_disconnection() {
+    let mut stage = Stage::set(512, |settings| {
+        settings.limits.operation_timeout = Some(settings.limits.request_timeout);
+    })
+    .await;
+    stage.client.send(SEARCH).await;
+    stage.client.writer.write_all(b"\x30").await.expect("a pipe");
+    let _silent = stage.asked().await;
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(60)).await;
+    stage.client.read_answers().await;
+    assert!(stage.client.told, "it is the last word");
+    drop(stage.client);
+    stage.session.await.expect("no panic");
+}
+
+/// A client that left with a request half sent to its backend: the other half began the stream of a new connection.
+#[tokio::test]
+async fn what_is_left_of_a_request_goes_nowhere_when_the_session_ends() {
+    let mut stage = Stage::set(512, admit_larger_than_sockets).await;
+    stage.client.send(SEARCH).await;
+    let mut upstream = stage.asked().await;
+
+    // The client doesn't read what comes, so that its end is noticed by writing, at the beginning of a turn.
+    let mut response = BytesMut::new();
+    let message = LdapMsg { msgid: 1, op: entry("1", 0, 2000), ctrl: Vec::new() };
+    LdapCodec::default().encode(message, &mut response).expect("memory");
+    upstream.write_all(&response).await.expect("a socket");
+    const DELETE_REQUEST: u8 = 0x4A;
+    stage.client.writer.write_all(&larger_than_sockets(2, DELETE_REQUEST)).await.expect("a pipe");
+    arrives(&mut upstream).await;
+    drop(stage.client);
+    assert_eq!(stage.session.await.expect("no panic").reason(), EndReason::ClientLost);
+    let another = stage.listener.into_std().expect("a socket").accept();
+    assert_eq!(another.expect_err("nothing more to send").kind(), std::io::ErrorKind::WouldBlock);
+}
+
+/// A backend was found lost while sending to it, which ended the session; the same turn went on to a request that had been held
+/// behind a bind, and answered it after the notice.
+#[tokio::test]
+async fn a_held_request_is_not_answered_after_the_notice() {
+    let mut stage = Stage::set(64 * 1024, |settings| {
+        admit_larger_than_sockets(settings);
+        let read_only = config::Policy { read_only: true, ..config::Policy::default() };
+        settings.policy = Policy::new(&read_only).expect("it names no DN");
+    })
+    .await;
+    stage.client.open.extend([(1, Kind::Compare), (2, Kind::Bind), (3, Kind::Modify)]);
+    const COMPARE_REQUEST: u8 = 0x6E;
+    stage.client.writer.write_all(&larger_than_sockets(1, COMPARE_REQUEST)).await.expect("a pipe");
+    let sasl_bind = b"\x30\x12\x02\x01\x02\x60\x0d\x02\x01\x03\x04\x00\xa3\x06\x04\x04NTLM";
+    let modify = b"\x30\x0b\x02\x01\x03\x66\x06\x04\x02cn\x30\x00";
+    stage.client.writer.write_all(&[&sasl_bind[..], modify].concat()).await.expect("a pipe");
+    // With octets unread, so that the next write fails.
+    drop(stage.asked().await);
+    while !stage.client.ended {
+        stage.client.read_some().await;
+    }
+    assert!(stage.client.told, "its bind was the backend's");
+    drop(stage.client);
+    stage.session.await.expect("no panic");
+}
+
+/// A bind that timed out before its upstream stood was sent to it all the same: the client took itself for anonymous, and
+/// what it asked next was done under the name it had tried.
+#[tokio::test]
+async fn a_bind_that_timed_out_unsent_is_not_sent() {
+    let mut stage = Stage::set(512, |settings| {
+        settings.limits.operation_timeout = Some(Duration::from_secs(1));
+    })
+    .await;
+    let bind = Send { kind: Kind::Bind, ..SEARCH };
+
+    stage.client.send(bind).await;
+    let mut first = stage.asked().await;
+    let success = ldap::reply::result(OperationKind::Bind, 1, ldap::ResultCode::SUCCESS, "");
+    first.write_all(&success).await.expect("a socket");
+    stage.client.read_answers().await;
+    drop(first);
+    stage.client.send(SEARCH).await;
+    let _replaying = stage.asked().await;
+    stage.client.send(bind).await;
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(2)).await;
+    stage.client.read_answers().await;
+    tokio::time::resume();
+
+    stage.client.send(SEARCH).await;
+    let next = timeout(Duration::from_secs(10), stage.listener.accept()).await;
+    let (mut anonymous, _) = next.expect("nothing waits for the bind any more").expect("a socket");
+    let received = arrives(&mut anonymous).await;
+    let envelope = ldap::envelope(&received, usize::MAX).expect("well-formed").expect("whole");
+    assert_eq!(envelope.tag, 0x63, "a search");
+    drop(stage.client);
+    stage.session.abort();
+}
+
+/// That a backend has stopped answering may be told to a session which has left it. The one it is with now was taken for lost:
+/// a search went out again, a write would have been answered "outcome unknown".
+#[tokio::test]
+async fn a_session_told_to_leave_stays_where_its_backend_works() {
+    let mut stage = Stage::set(512, |_| {}).await;
+    stage.client.send(SEARCH).await;
+    let mut upstream = stage.asked().await;
+    let handle = stage.registry.sessions().remove(0);
+    let leave = async || {
+        handle.command(Command::Leave);
+        while handle.is_told(Command::Leave) {
+            tokio::task::yield_now().await;
+        }
+    };
+    stage.backend.set_health(Health::Up, "answers");
+    leave().await;
+    let id = *stage.client.open.keys().next().expect("the search");
+    let done = ldap::reply::result(OperationKind::Search, id, ldap::ResultCode::SUCCESS, "");
+    upstream.write_all(&done).await.expect("the connection stands");
+    let answers = timeout(Duration::from_secs(20), stage.client.read_answers()).await;
+    answers.expect("it is the connection the session listens to");
+    assert!(!stage.client.ended);
+    stage.backend.set_health(Health::Down, "silent");
+    leave().await;
+    assert_eq!(upstream.read(&mut [0]).await.unwrap_or(0), 0, "left");
+    drop(stage.client);
+    stage.session.await.expect("no panic");
+}
+
+fn admit_larger_than_sockets(settings: &mut Settings) {
+    settings.limits.request_size_anonymous = 2 * LARGER_THAN_SOCKETS;
+    settings.limits.request_size = 2 * LARGER_THAN_SOCKETS;
+}
+
+/// A request of this operation, filled with what doesn't matter.
+fn larger_than_sockets(id: u8, tag: u8) -> Vec<u8> {
+    let length = |octets: usize| u32::try_from(octets).expect("32 bits").to_be_bytes();
+    let whole = length(LARGER_THAN_SOCKETS + 9);
+    let operation = length(LARGER_THAN_SOCKETS);
+    let head = [&[0x30, 0x84][..], &whole, &[0x02, 1, id, tag, 0x84], &operation].concat();
+    [head, vec![0; LARGER_THAN_SOCKETS]].concat()
+}
