@@ -102,17 +102,17 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def known_peers(root, built=False):
-    """All peers by name, ours first. `built`: our binary was made from the work tree in this run."""
-    binary = root / "target/release/ldaps-proxy"
-
-    def ours(name, logs):
+def known_peers(root, built=False, others=()):
+    """All peers by name, ours first. `built`: our binary was made from the work tree in this run. `others`: names and
+    binaries of other builds of ours."""
+    def ours(name, binary=root / "target/release/ldaps-proxy", built=built, logs=False):
         return Peer(name, str(binary), lambda setup: ldaps_proxy(binary, setup, logs),
                     lambda: our_version(root, binary, built), debian=False, logs=logs)
 
     peers = [
-        ours("ldaps-proxy", logs=False),
+        ours("ldaps-proxy"),
         ours("ldaps-proxy+log", logs=True),
+        *(ours(name, binary, built=False) for name, binary in others),
         Peer("haproxy", "haproxy", lambda setup: haproxy(setup, tls=True), haproxy_version),
         Peer("nginx", "nginx", nginx, lambda: first_line(["nginx", "-v"])),
         Peer("stunnel", "stunnel4", stunnel, lambda: first_line(["stunnel4", "-version"], "stunnel ")),

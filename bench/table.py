@@ -27,7 +27,7 @@ def tables(results, floors, workloads, peers, ours="ldaps-proxy"):
         if rows:
             head = ["workload", *(peer.name for peer in peers), f"{ours} ÷ best Debian peer (min–max)"]
             parts.append(table(title, head, rows))
-    parts += recording(results, workloads)
+    parts += variants(results, workloads, peers, ours)
     if floors:
         cpu = FIGURES["cpu"][1]
         costs = {name: present([cpu(r) if r else None for r in results[name].get(ours, [])]) for name in floors}
@@ -55,16 +55,18 @@ def row(by_peer, workload, peers, ours, figure, value, less_is_better):
     return [workload.title, *cells, ratio]
 
 
-def recording(results, workloads, less="ldaps-proxy", more="ldaps-proxy+log"):
-    """What the access log costs in CPU."""
+def variants(results, workloads, peers, ours):
+    """What the access log costs in CPU, and other builds of ours."""
     cpu = FIGURES["cpu"][1]
+    others = [peer.name for peer in peers if not peer.debian and peer.name != ours]
     rows = []
     for name, by_peer in results.items():
-        with_log, without = ([cpu(r) if r else None for r in by_peer.get(peer, [])] for peer in (more, less))
-        ratio = spread(with_log, without)
-        if "cpu" in workloads[name].figures and ratio != "–":
-            rows.append([workloads[name].title, ratio])
-    return [table("What the access log costs: CPU ratio (min–max)", ["workload", f"{more} ÷ {less}"], rows)] if rows else []
+        mine, *theirs = ([cpu(r) if r else None for r in by_peer.get(peer, [])] for peer in (ours, *others))
+        ratios = [spread(values, mine) for values in theirs]
+        if "cpu" in workloads[name].figures and set(ratios) != {"–"}:
+            rows.append([workloads[name].title, *ratios])
+    head = ["workload", *(f"{other} ÷ {ours}" for other in others)]
+    return [table("Variants of ours: CPU ratio (min–max)", head, rows)] if others and rows else []
 
 
 def spread(mine, theirs):

@@ -40,10 +40,14 @@ def test_a_failed_round_is_left_out_and_a_failed_peer_is_named():
     assert "| ops | 5.00 | 5.50 | failed | – | **0.50** (0.50–0.50) haproxy |" in tables(results, {}, WORKLOADS, PEERS)
 
 
-def test_the_access_log_is_set_beside_the_same_proxy_without_it():
-    results = {"ops": {"ldaps-proxy": [result(10)], "ldaps-proxy+log": [result(11)]}}
-    text = tables(results, {"ops": 4.0}, WORKLOADS, PEERS[:1])
-    assert "| ops | **1.10** (1.10–1.10) |" in text
+def test_variants_of_ours_are_set_beside_it_and_are_no_rivals():
+    results = {"ops": {"ldaps-proxy": [result(10)], "ldaps-proxy+log": [result(11)], "before": [result(8)],
+                       "haproxy": [result(20)]}}
+    peers = [*PEERS[:2], peer("ldaps-proxy+log", debian=False), peer("before", debian=False)]
+    text = tables(results, {"ops": 4.0}, WORKLOADS, peers)
+    assert "| workload | ldaps-proxy+log ÷ ldaps-proxy | before ÷ ldaps-proxy |" in text
+    assert "| ops | **1.10** (1.10–1.10) | **0.80** (0.80–0.80) |" in text
+    assert "| **0.50** (0.50–0.50) haproxy |" in text
     assert "| ops | 4.00 | 6.00 |" in text, "the floor"
 
 
