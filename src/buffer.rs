@@ -16,10 +16,43 @@ const KEPT: usize = 4 * 1024;
 
 /// Spare buffers a worker keeps: a session reads into one for TLS and one for each of its two sides at a time.
 const SPARES: usize = 3;
+/// Octets that a spare buffer may hold.
+const MOST_SPARE: usize = 4 * READ;
+/// The same for long PDUs. Memory that the system has to provide and take back for each of them cost a fifth of the CPU on
+/// uploads (measured, bench/README.md).
+const LONG_SPARES: usize = 4;
+const MOST_LONG_SPARE: usize = 2 * 1024 * 1024;
 
 thread_local! {
     /// The buffers that sessions of this worker read into, one after the other.
-    static SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    static SPARE: Spares<Vec<u8>> = const { Spares::new(SPARES) };
+    static LONG_SPARE: Spares<Vec<u8>> = const { Spares::new(LONG_SPARES) };
+}
+
+/// What a worker keeps to lend it to one session after the other.
+pub struct Spares<T> {
+    here: RefCell<Vec<T>>,
+    most: usize,
+}
+
+impl<T> Spares<T> {
+    /// Keeps at most `most`.
+    pub const fn new(most: usize) -> Self {
+        Self { here: RefCell::new(Vec::new()), most }
+    }
+
+    /// Lends one, if one is here.
+    pub fn lend(&self) -> Option<T> {
+        self.here.borrow_mut().pop()
+    }
+
+    /// Takes one back, if there is room.
+    pub fn take_back(&self, spare: T) {
+        let mut here = self.here.borrow_mut();
+        if here.len() < self.most {
+            here.push(spare);
+        }
+    }
 }
 
 /// Octets received and not yet dealt with.
@@ -59,11 +92,16 @@ impl Inbox {
     /// Reads what is there, up to [`READ`] octets more: `Ok(0)` is the end of the stream.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>, io: &mut (impl AsyncRead + Unpin)) -> Poll<io::Result<usize>> {
         if self.buffer.capacity() == 0 {
-            self.buffer = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
+            self.buffer = SPARE.with(Spares::lend).unwrap_or_default();
         }
         if self.start > 0 {
             self.buffer.drain(..self.start);
             self.start = 0;
+        }
+        if self.buffer.len() + READ > MOST_SPARE && self.buffer.capacity() <= MOST_SPARE {
+            let mut long = LONG_SPARE.with(Spares::lend).unwrap_or_default();
+            long.extend_from_slice(&self.buffer);
+            give_back(std::mem::replace(&mut self.buffer, long));
         }
         self.buffer.reserve(READ);
         let mut room = (&mut self.buffer).limit(READ);
@@ -80,17 +118,19 @@ impl Inbox {
             return;
         }
         let rest = self.unread().to_vec();
-        let mut buffer = std::mem::replace(&mut self.buffer, rest);
         self.start = 0;
-        buffer.clear();
-        if buffer.capacity() <= 4 * READ {
-            SPARE.with_borrow_mut(|spare| {
-                if spare.len() < SPARES {
-                    spare.push(buffer);
-                }
-            });
-        }
+        give_back(std::mem::replace(&mut self.buffer, rest));
     }
+}
+
+/// Leaves a buffer to the worker, if it has room for it.
+fn give_back(mut buffer: Vec<u8>) {
+    if buffer.capacity() > MOST_LONG_SPARE {
+        return;
+    }
+    let spare = if buffer.capacity() > MOST_SPARE { &LONG_SPARE } else { &SPARE };
+    buffer.clear();
+    spare.with(|spare| spare.take_back(buffer));
 }
 
 /// A few octets kept for as long as an operation takes, in a buffer that then goes back to the worker.
@@ -101,13 +141,13 @@ const SMALL: usize = 64;
 const MOST_SMALL: usize = 512;
 
 thread_local! {
-    static SMALL_SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    static SMALL_SPARE: Spares<Vec<u8>> = const { Spares::new(SMALL) };
 }
 
 impl Lent {
     /// A copy.
     pub fn copy_of(octets: &[u8]) -> Self {
-        let mut buffer = SMALL_SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
+        let mut buffer = SMALL_SPARE.with(Spares::lend).unwrap_or_default();
         buffer.extend_from_slice(octets);
         Self(buffer)
     }
@@ -135,12 +175,7 @@ impl Drop for Lent {
         }
         buffer.clear();
         // The worker may be ending, its spare buffers gone.
-        let _ = SMALL_SPARE.try_with(|spare| {
-            let mut spare = spare.borrow_mut();
-            if spare.len() < SMALL {
-                spare.push(buffer);
-            }
-        });
+        let _ = SMALL_SPARE.try_with(|spare| spare.take_back(buffer));
     }
 }
 
@@ -263,7 +298,28 @@ mod tests {
         inbox.consume(5);
         inbox.settle();
         assert_eq!(inbox.buffer.capacity(), 0);
-        assert!(SPARE.with_borrow(|spare| spare.iter().any(|buffer| buffer.capacity() >= READ)));
+        assert!(SPARE.with(|spare| spare.here.borrow().iter().any(|buffer| buffer.capacity() >= READ)));
+    }
+
+    #[test]
+    fn the_buffer_of_a_long_pdu_is_used_again() {
+        let mut cx = Context::from_waker(Waker::noop());
+        let long = vec![b'x'; MOST_LONG_SPARE / 2];
+        let mut used = Vec::new();
+        for _ in 0..2 {
+            let (mut inbox, mut io) = (Inbox::default(), &long[..]);
+            while matches!(inbox.poll_fill(&mut cx, &mut io), Poll::Ready(Ok(1..))) {}
+            assert!(inbox.unread() == long);
+            used.push(inbox.unread().as_ptr());
+            inbox.consume(long.len());
+            inbox.settle();
+            assert_eq!(inbox.capacity(), 0);
+        }
+        assert_eq!(used[0], used[1]);
+        let spares = || LONG_SPARE.with(|spare| spare.here.borrow().len());
+        assert_eq!(spares(), 1);
+        give_back(Vec::with_capacity(MOST_LONG_SPARE + 1));
+        assert_eq!(spares(), 1, "too long to be kept for ever");
     }
 
     #[test]

@@ -6,8 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use listenfd::ListenFd;
 use socket2::SockRef;
 
-use crate::config;
-use crate::listener::BACKLOG;
+use crate::{config, listener};
 
 /// What systemd listens on for us. Held until the process ends, so that a listener that a reload closes can come back.
 #[derive(Debug, Default)]
@@ -71,9 +70,8 @@ impl Socket {
         if !socket.is_listener()? {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "it does not listen: is Accept=yes set?"));
         }
-        // As for our own: see listener::bind. A socket unit's own defaults are 4096 and no TCP_NODELAY.
-        socket.set_tcp_nodelay(true)?;
-        socket.listen(BACKLOG)?;
+        // A socket unit's own defaults are other ones.
+        listener::listen(&socket)?;
         let address = listener.local_addr()?;
         Ok(Self { name: name.to_owned(), address, listener })
     }

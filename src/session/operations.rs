@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use super::pins::Page;
 use crate::access_log::Described;
-use crate::buffer::Lent;
+use crate::buffer::{Lent, Spares};
 use crate::failure::{FailoverKind, Refusal};
 use crate::ldap::{MessageId, OperationKind};
 
@@ -197,6 +197,9 @@ impl Operations {
         self.awaited += usize::from(!operation.abandoned);
         self.writes += usize::from(operation.writes);
         self.highest = self.highest.max(operation.id);
+        if self.in_flight.capacity() == 0 {
+            self.in_flight = SPARE_TABLES.with(Spares::lend).unwrap_or_default();
+        }
         self.in_flight.push_back(operation);
     }
 
@@ -216,8 +219,11 @@ impl Operations {
         let operation = self.in_flight.remove(index)?;
         self.awaited -= usize::from(!operation.abandoned);
         self.writes -= usize::from(operation.writes);
-        if self.in_flight.is_empty() && self.in_flight.capacity() > KEPT_WHILE_IDLE {
-            self.in_flight = VecDeque::new();
+        if self.in_flight.is_empty() {
+            let table = std::mem::take(&mut self.in_flight);
+            if table.capacity() <= MOST_SPARE_PLACES {
+                SPARE_TABLES.with(|spare| spare.take_back(table));
+            }
         }
         Some(operation)
     }
@@ -280,8 +286,13 @@ impl Operations {
     }
 }
 
-/// Places in the table that are kept allocated while a session is idle.
-const KEPT_WHILE_IDLE: usize = 4;
+/// Tables a worker keeps while no session needs them, and places each may have.
+const SPARE_TABLE_COUNT: usize = 64;
+const MOST_SPARE_PLACES: usize = 64;
+
+thread_local! {
+    static SPARE_TABLES: Spares<VecDeque<Operation>> = const { Spares::new(SPARE_TABLE_COUNT) };
+}
 
 /// The messageIDs of abandoned operations: never free again within the session (§4.1.1.1).
 #[derive(Debug, Default)]

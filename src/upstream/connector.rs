@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::{Stream, start_tls};
 use crate::config::{self, BackendProtocol};
@@ -88,8 +88,9 @@ impl Connector {
 
     /// Connects to `backend` by TCP and no further, for the `tcp` probe.
     pub(crate) async fn reach(&self, backend: &Backend, client: Option<SocketAddr>) -> io::Result<TcpStream> {
-        let mut tcp = TcpStream::connect(backend.address()).await?;
-        prepare(&tcp)?;
+        let socket = if backend.address().is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        prepare(&socket)?;
+        let mut tcp = socket.connect(backend.address()).await?;
         if self.send_proxy_protocol {
             let mut header = Vec::with_capacity(64);
             match client {
@@ -119,12 +120,16 @@ impl Connector {
     }
 }
 
-fn prepare(tcp: &TcpStream) -> io::Result<()> {
-    tcp.set_nodelay(true)?;
-    let socket = SockRef::from(tcp);
+fn prepare(socket: &TcpSocket) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    let socket = SockRef::from(socket);
     socket
         .set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE_INTERVAL).with_interval(KEEPALIVE_INTERVAL / 6))?;
     #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_TIMEOUT))?;
+    {
+        socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_TIMEOUT))?;
+        // Whoever connects has something to say: the handshake's last ACK travels with it, two segments fewer a session.
+        socket.set_tcp_quickack(false)?;
+    }
     Ok(())
 }

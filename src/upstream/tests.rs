@@ -157,6 +157,23 @@ async fn pdus_arrive_in_pieces_and_several_at_once() {
     assert!(read_pdu(&mut &octets[..], &mut BytesMut::new(), 10).await.is_err(), "a limit is a limit");
 }
 
+#[tokio::test]
+async fn a_goodbye_leaves_with_the_end_of_the_connection() {
+    let (listener, backend) = backend().await;
+    let pool = crate::config::Pool::new("p", Vec::new());
+    let mut stream = Connector::new(&pool).unwrap().open_own(&backend).await.unwrap();
+    let (mut peer, _) = listener.accept().await.unwrap();
+    stream.write_all(b"before").await.unwrap();
+    stream.say_goodbye();
+    stream.write_all(b" goodbye").await.unwrap();
+    let Stream::Plain(tcp) = stream else { unreachable!() };
+    assert!(socket2::SockRef::from(&tcp).tcp_cork().unwrap());
+    drop(tcp);
+    let mut received = Vec::new();
+    peer.read_to_end(&mut received).await.unwrap();
+    assert_eq!(received, b"before goodbye");
+}
+
 /// What a host that vanishes is noticed by when no probe asks: TCP_USER_TIMEOUT for what was sent, keepalive for the rest.
 #[tokio::test]
 async fn connections_notice_that_their_host_has_vanished() {

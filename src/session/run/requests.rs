@@ -217,6 +217,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             RequestVerdict::StartTls => self.begin_start_tls(request, now),
             RequestVerdict::Unbind => {
                 self.unanswerable(request, now);
+                if let Link::Up(up) = &self.link {
+                    up.upstream.stream.say_goodbye();
+                }
                 if !matches!(self.link, Link::Down) || !self.to_upstream.is_empty() {
                     self.forward(cx, request.pdu());
                 }
