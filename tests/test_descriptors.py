@@ -63,6 +63,23 @@ def test_sessions_go_on_while_nobody_new_can_enter(start_proxy, start_backend):
             client.close()
 
 
+def test_no_backend_is_blamed_for_want_of_descriptors(start_proxy, start_backend):
+    """Neither by its probes nor by sessions that can't reach it: the first to come in afterwards are served at once."""
+    pool = 'health.probe = "tcp"\nhealth.interval = "50ms"\nhealth.fall = 2'
+    proxy = start_proxy([start_backend()], pool=pool, extra='[log]\nlevel = "debug"')
+    endpoint = proxy.endpoint()
+    with RawClient(endpoint) as inside:
+        leave_few_descriptors(proxy)
+        crowd = [knock(endpoint) for _ in range(SPARE * 3)]
+        eventually(lambda: proxy.log().count("a probe failed") >= 5, "probes fail")
+        assert inside.ask(ber.search)[-1].result_code == ber.UNAVAILABLE
+        for client in crowd:
+            client.close()
+    with RawClient(endpoint) as client:
+        assert client.ask(ber.search)[-1].result_code == ber.SUCCESS
+    assert "backend is down" not in proxy.log()
+
+
 def test_the_soft_limit_is_raised_to_the_hard_one(start_proxy, start_backend):
     proxy = start_proxy([start_backend()], pool=PROBE, under=["prlimit", "--nofile=300:4000", "--"])
     assert limits(proxy) == (4000, 4000)

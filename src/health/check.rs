@@ -47,7 +47,10 @@ pub(super) async fn check(mut prober: Prober, depth: Depth, hurry: Arc<Notify>, 
 fn record(prober: &Prober, outcome: &Outcome, duration: Duration) {
     match outcome {
         Ok(latency) => prober.backend().metrics().probe_passed(*latency),
-        Err(_) => prober.backend().metrics().probe_failed(),
+        Err(failure) => {
+            prober.backend().metrics().probe_failed();
+            tracing::debug!(backend = prober.backend().name(), kind = %prober.settings().kind, %failure, "a probe failed");
+        }
     }
     prober.backend().keep_probe(ProbeRecord {
         at: SystemTime::now(),

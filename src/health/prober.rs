@@ -14,6 +14,7 @@ use super::request::Search;
 use crate::config::{self, ProbeKind};
 use crate::ldap::dn::Dn;
 use crate::pool::{Backend, Pool};
+use crate::upstream::is_our_own;
 
 /// Asks. Dropping [`Prober::probe`]'s future, as a timeout does, also drops the connection it asked on.
 pub(super) struct Prober {
@@ -176,6 +177,9 @@ fn meets(root: &LdapSearchResultEntry, expect: &BTreeMap<String, String>) -> Res
 }
 
 fn unreachable(error: io::Error) -> Failure {
+    if is_our_own(&error) {
+        return Failure::NotAsked(error.to_string());
+    }
     Failure::Unreachable(error.to_string())
 }
 

@@ -10,7 +10,7 @@ use super::{Backend, Duty, EventKind, Pool, Seat, Standing, patiently};
 use crate::balance::Draw;
 use crate::config::FailoverMode;
 use crate::failure::FailoverKind;
-use crate::upstream::Upstream;
+use crate::upstream::{Upstream, is_our_own};
 
 /// No upstream could be opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -186,6 +186,9 @@ impl Pool {
             Ok(Ok(stream)) => {
                 backend.report(client.ip(), EventKind::Connected(started.elapsed()));
                 return Ok(Upstream::new(stream, seat, Some(turn.connected())));
+            }
+            Ok(Err(error)) if is_our_own(&error) => {
+                return Err(OpenFailure { reason: error.to_string(), unanswered: false });
             }
             Ok(Err(error)) => (error.to_string(), false),
             // Others had used up the budget: what was left is no measure of this backend.

@@ -120,6 +120,12 @@ impl Connector {
     }
 }
 
+/// Whether connecting failed for want of descriptors, ports or memory here, which says nothing of the backend.
+pub fn is_our_own(error: &io::Error) -> bool {
+    let own = [libc::EMFILE, libc::ENFILE, libc::EADDRNOTAVAIL, libc::ENOBUFS, libc::ENOMEM];
+    error.raw_os_error().is_some_and(|code| own.contains(&code))
+}
+
 fn prepare(socket: &TcpSocket) -> io::Result<()> {
     socket.set_nodelay(true)?;
     let socket = SockRef::from(socket);

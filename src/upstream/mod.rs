@@ -10,9 +10,9 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use connector::Connector;
 #[cfg(fuzzing)]
 pub use connector::Dial;
+pub use connector::{Connector, is_our_own};
 pub use pdu::read_pdu;
 pub use stream::Stream;
 
