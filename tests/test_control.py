@@ -7,6 +7,7 @@ import pytest
 
 from support import ber
 from support.clients import RawClient
+from support.net import closed_port
 from support.process import Process, run
 from support.proxy import BINARY
 from support.waiting import eventually
@@ -161,6 +162,45 @@ def test_a_bad_reload_says_what_is_wrong_and_changes_nothing(proxy, command):
     code, changes, _ = command("reload")
     assert code == 0 and "limits" in changes
     eventually(lambda: proxy.metrics().sum("ldaps_proxy_limit", limit="connections") == 5, "the limit is in force")
+
+
+def reloaded(proxy, command, *replacements):
+    """Reloads the configuration with each `(old, new)` text replaced; the lines that say what has changed."""
+    text = proxy.config_file.read_text()
+    for old, new in replacements:
+        assert old in text
+        text = text.replace(old, new)
+    proxy.config_file.write_text(text)
+    code, changes, error = command("reload")
+    assert code == 0, error
+    return changes.splitlines()
+
+
+def free_port():
+    """A port of 127.0.0.1, as text."""
+    return str(closed_port()[1])
+
+
+def test_admin_and_health_change_while_an_address_stays(start_proxy, pair, socket, token, command):
+    """A regression test: every endpoint was opened before those of the old configuration were closed, so that whoever gave
+    the admin side a token, or added a health address, was told that the address is in use. Port 0 can't see it."""
+    port = free_port()
+    proxy = start_proxy(pair, pool='health.probe = "tcp"', extra=f'socket = "{socket}"')
+    admin = f"http://127.0.0.1:{port}"
+    reloaded(proxy, command, ('[admin]\naddress = "127.0.0.1:0"', f'[admin]\naddress = "127.0.0.1:{port}"'))
+    assert "read-only" in command("drain", str(pair[0]), "--token-file", token, admin=admin)[2]
+
+    reloaded(proxy, command, ("[admin]", f'[admin]\ntoken_file = "{token}"'))
+    assert command("drain", str(pair[0]), "--token-file", token, admin=admin)[0] == 0
+
+    reloaded(proxy, command, ("[admin]", '[health]\naddress = "127.0.0.1:0"\n[admin]'))
+    assert proxy.http("/readyz", address=proxy.health)[0] == 200
+    assert command("healthcheck", admin=admin)[0] == 0, "the admin address is still there"
+    assert command("status")[0] == 0, "and so is the socket"
+
+    reloaded(proxy, command, (f'socket = "{socket}"', ""))
+    assert not socket.exists()
+    assert command("healthcheck", admin=admin)[0] == 0
 
 
 def test_over_tcp_changes_need_the_token(start_proxy, pair, token, command):

@@ -4,7 +4,6 @@ mod control;
 mod parts;
 mod reload;
 
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -52,7 +51,8 @@ struct State {
     /// The file it came from, as it was read; none for the demo.
     loaded: Option<Loaded>,
     parts: Parts,
-    admin: CancellationToken,
+    /// None until the start is done and after the end.
+    admin: Option<admin::Running>,
     last_reload: Option<admin::model::Reload>,
 }
 
@@ -111,7 +111,7 @@ impl Proxy {
                 config: Arc::clone(&config),
                 loaded,
                 parts: Parts::default(),
-                admin: CancellationToken::new(),
+                admin: None,
                 last_reload: None,
             }),
             reloading: tokio::sync::Mutex::default(),
@@ -124,7 +124,9 @@ impl Proxy {
         });
         let tls = tls.map_or_else(|| proxy.load_tls(&config), Ok);
         let plan = proxy.plan(&config, tls).await?;
-        proxy.serve_admin(&config).await.map_err(|error| vec![error.to_string()])?;
+        let control = Arc::new(control::Controller(Arc::clone(&proxy)));
+        let admin = Admin::new(control, Arc::clone(&proxy.metrics));
+        proxy.state().admin = Some(admin::Running::new(admin, proxy.background.clone()));
         proxy.carry_out(plan);
         proxy.watch_files();
         proxy.watch_expiry();
@@ -172,7 +174,7 @@ impl Proxy {
         let access_log = self.state().parts.access_log.clone();
         // It blocks until what is queued is written.
         let _ = tokio::task::spawn_blocking(move || access_log.finish()).await;
-        self.state().admin.cancel();
+        self.state().admin = None;
         self.background.close();
         let _ = tokio::time::timeout(LAST_WORDS, self.background.wait()).await;
     }
@@ -182,16 +184,6 @@ impl Proxy {
         self.draining.cancel();
         self.connections.close();
         self.registry.command_all(Command::Drain);
-    }
-
-    async fn serve_admin(self: &Arc<Self>, config: &Config) -> io::Result<()> {
-        let endpoints = admin::bind(&config.admin, config.health_address).await?;
-        let control = Arc::new(control::Controller(Arc::clone(self)));
-        let admin = Admin::new(control, Arc::clone(&self.metrics), config.admin.token_file.clone());
-        let stop = CancellationToken::new();
-        self.background.spawn(admin.run(endpoints, stop.clone()));
-        std::mem::replace(&mut self.state().admin, stop).cancel();
-        Ok(())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

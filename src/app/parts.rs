@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Proxy;
 use crate::access_log::AccessLog;
+use crate::admin;
 use crate::config::{self, Config, ListenerProtocol};
 use crate::discovery::{self, Discovery};
 use crate::failure::Trouble;
@@ -64,6 +65,13 @@ pub(super) struct Plan {
     /// A throttle and a log that replace those in use; none where their settings stay.
     throttle: Option<Arc<LoginThrottle>>,
     access_log: Option<AccessLog>,
+    admin: PlannedAdmin,
+}
+
+struct PlannedAdmin {
+    places: Vec<admin::Place>,
+    /// For those that are new.
+    fresh: Vec<admin::Endpoint>,
 }
 
 struct PlannedPool {
@@ -140,10 +148,11 @@ impl Proxy {
         let pools = self.plan_pools(config, &mut problems).await;
         let listeners = self.plan_listeners(config, &tls, &mut problems);
         let (throttle, access_log) = self.plan_throttle_and_log(config, &mut problems);
+        let admin = self.plan_admin(config, &mut problems).await;
         if !problems.is_empty() {
             return Err(problems);
         }
-        Ok(Plan { config: Arc::clone(config), tls, pools, listeners, throttle, access_log })
+        Ok(Plan { config: Arc::clone(config), tls, pools, listeners, throttle, access_log, admin })
     }
 
     async fn plan_pools(&self, config: &Config, problems: &mut Vec<String>) -> BTreeMap<String, PlannedPool> {
@@ -236,9 +245,23 @@ impl Proxy {
         planned
     }
 
+    /// An endpoint whose place stays is kept: its address is free for nobody, not even for us.
+    async fn plan_admin(&self, config: &Config, problems: &mut Vec<String>) -> PlannedAdmin {
+        let places = admin::places(&config.admin, config.health_address);
+        let is_new = |place: &&admin::Place| !self.state().admin.as_ref().is_some_and(|admin| admin.serves(place));
+        let mut fresh = Vec::new();
+        for place in places.iter().filter(is_new) {
+            match admin::Endpoint::bind(place.clone()).await {
+                Ok(endpoint) => fresh.push(endpoint),
+                Err(error) => problems.push(error.to_string()),
+            }
+        }
+        PlannedAdmin { places, fresh }
+    }
+
     /// Puts a plan in the place of what is running. Cannot fail.
     pub(super) fn carry_out(self: &Arc<Self>, plan: Plan) {
-        let Plan { config, tls, pools, listeners, throttle, access_log } = plan;
+        let Plan { config, tls, pools, listeners, throttle, access_log, admin } = plan;
         self.admission.change(&config.limits);
         self.addresses.change(&config.limits);
         self.memory.resize(config.limits.buffer_memory);
@@ -281,6 +304,9 @@ impl Proxy {
             listener.stop.cancel();
         }
         self.show_certificates(&parts);
+        if let Some(running) = &mut state.admin {
+            running.change(config.admin.token_file.clone(), &admin.places, admin.fresh);
+        }
         state.parts = parts;
         state.config = config;
     }

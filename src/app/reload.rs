@@ -48,9 +48,6 @@ impl Proxy {
         };
         let fresh = loaded.as_ref().map_or_else(|| Arc::clone(&before), |loaded| Arc::new(loaded.config.clone()));
         let plan = self.plan(&fresh, self.load_tls(&fresh)).await?;
-        if fresh.admin != before.admin || fresh.health_address != before.health_address {
-            self.serve_admin(&fresh).await.map_err(|error| vec![error.to_string()])?;
-        }
         if fresh.log.level != before.log.level {
             self.log.set(&fresh.log.level).map_err(|error| vec![error])?;
         }
