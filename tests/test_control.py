@@ -176,6 +176,11 @@ def reloaded(proxy, command, *replacements):
     return changes.splitlines()
 
 
+def came_in_by(command):
+    """The listeners of the sessions there are."""
+    return [session["listener"] for session in json.loads(command("sessions", "--json")[1])["sessions"]]
+
+
 def free_port():
     """A port of 127.0.0.1, as text."""
     return str(closed_port()[1])
@@ -201,6 +206,38 @@ def test_admin_and_health_change_while_an_address_stays(start_proxy, pair, socke
     reloaded(proxy, command, (f'socket = "{socket}"', ""))
     assert not socket.exists()
     assert command("healthcheck", admin=admin)[0] == 0
+
+
+def test_a_listener_is_renamed_and_two_change_places(start_proxy, pair, socket, command):
+    """A regression test: listeners went by their names alone, and a reload that gave one another name opened its address a
+    second time, which failed."""
+    proxy = start_proxy(pair, pool='health.probe = "tcp"', extra=f'socket = "{socket}"')
+    ports = free_port(), free_port()
+    other = f"""
+[[listener]]
+name = "second"
+address = "127.0.0.1:{ports[1]}"
+trusted_networks = ["127.0.0.1/32"]
+pool = "directory"
+[tls]"""
+    reloaded(proxy, command, ("127.0.0.1:0\"\ntrusted", f"127.0.0.1:{ports[0]}\"\ntrusted"), ("\n[tls]", other))
+    with RawClient(proxy.endpoint("ldaps")) as client:
+        client.ask(ber.search)
+        changes = reloaded(proxy, command, ('name = "ldaps"', 'name = "corp"'))
+        assert changes == ['listener "corp": added', 'listener "ldaps": removed']
+        assert str(proxy.endpoint("corp").port) == ports[0]
+        client.ask(ber.search)
+        with RawClient(proxy.endpoint("corp")) as newcomer:
+            newcomer.ask(ber.search)
+            listeners = json.loads(command("status", "--json")[1])["listeners"]
+            assert [(listener["name"], listener["sessions"]) for listener in listeners] == [("corp", 2), ("second", 0)]
+
+    reloaded(proxy, command, ('name = "corp"', 'name = "-"'), ('"second"', '"corp"'), ('"-"', '"second"'))
+    for name, port in zip(("second", "corp"), ports):
+        assert str(proxy.endpoint(name).port) == port
+        with RawClient(proxy.endpoint(name)) as client:
+            client.ask(ber.search)
+            eventually(lambda: came_in_by(command) == [name], "the session is the only one, and the listener's")
 
 
 def test_over_tcp_changes_need_the_token(start_proxy, pair, token, command):

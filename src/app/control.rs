@@ -29,7 +29,11 @@ impl Control for Controller {
                     ListenerProtocol::Ldap => "ldap".to_owned(),
                 },
                 pool: settings.pool.clone(),
-                sessions: sessions.iter().filter(|session| *session.listener == *settings.name).count(),
+                sessions: sessions
+                    .iter()
+                    .filter_map(|session| state.parts.listener_of(session))
+                    .filter(|listener| std::ptr::eq(*listener, running))
+                    .count(),
             })
         });
         let backends = state.parts.pools.iter().flat_map(|(pool, running)| {

@@ -51,6 +51,9 @@ pub(super) struct RunningListener {
     pub settings: config::Listener,
     pub door: Arc<Door>,
     pub address: std::net::SocketAddr,
+    /// What it was called when some of its sessions began.
+    former_names: Vec<String>,
+    socket: Arc<TcpListener>,
     /// The task that accepts.
     pub accepting: AbortHandle,
     pub stop: CancellationToken,
@@ -84,8 +87,15 @@ struct PlannedListener {
     settings: config::Listener,
     policy: Policy,
     tls: Option<Arc<ServerTls>>,
-    /// For a listener that is new or moves to another address.
-    fresh: Option<(TcpListener, TrustSource)>,
+    origin: Origin,
+}
+
+/// Where a planned listener's socket comes from.
+enum Origin {
+    /// It is that of the running listener of this name, which has the same address.
+    Running(String),
+    /// It is new, or moves to another address.
+    Fresh(TcpListener, TrustSource),
 }
 
 impl Default for Parts {
@@ -101,6 +111,13 @@ impl Default for Parts {
 }
 
 impl Parts {
+    /// The listener that a session came in by, told by its name at that time.
+    pub fn listener_of(&self, session: &session::Handle) -> Option<&RunningListener> {
+        let was_called =
+            |listener: &&RunningListener| listener.former_names.iter().any(|name| **name == *session.listener);
+        self.listeners.get(&*session.listener).or_else(|| self.listeners.values().find(was_called))
+    }
+
     /// The files that are followed while they are in use.
     pub fn files(&self) -> Vec<PathBuf> {
         let lists = self.listeners.values().filter_map(|listener| listener.settings.trusted_networks_file.clone());
@@ -220,7 +237,6 @@ impl Proxy {
         let mut planned = Vec::new();
         for settings in &config.listeners {
             let tls = settings.tls.as_ref().and_then(|table| tls.find(table));
-            let stays = running.get(&settings.name).is_some_and(|known| known.settings.address == settings.address);
             let policy = match Policy::new(&settings.policy) {
                 Ok(policy) => policy,
                 Err(error) => {
@@ -228,19 +244,22 @@ impl Proxy {
                     continue;
                 }
             };
-            let mut fresh = None;
-            if !stays {
-                let socket = self.inherited.find(settings).unwrap_or_else(|| listener::bind(settings.address));
-                match (socket, TrustSource::open(settings)) {
-                    (Ok(socket), Ok(trust)) => fresh = Some((socket, trust)),
-                    (socket, trust) => {
-                        problems.extend(socket.err().map(|error| error.to_string()));
-                        problems.extend(trust.err().map(|error| error.to_string()));
-                        continue;
+            let is_free = |name: &str| !planned.iter().any(|other: &PlannedListener| other.origin.is(name));
+            let origin = match running_at(running, config, settings).filter(|name| is_free(name)) {
+                Some(name) => Origin::Running(name.to_owned()),
+                None => {
+                    let socket = self.inherited.find(settings).unwrap_or_else(|| listener::bind(settings.address));
+                    match (socket, TrustSource::open(settings)) {
+                        (Ok(socket), Ok(trust)) => Origin::Fresh(socket, trust),
+                        (socket, trust) => {
+                            problems.extend(socket.err().map(|error| error.to_string()));
+                            problems.extend(trust.err().map(|error| error.to_string()));
+                            continue;
+                        }
                     }
                 }
-            }
-            planned.push(PlannedListener { settings: settings.clone(), policy, tls: tls.cloned(), fresh });
+            };
+            planned.push(PlannedListener { settings: settings.clone(), policy, tls: tls.cloned(), origin });
         }
         planned
     }
@@ -288,14 +307,11 @@ impl Proxy {
         for planned in listeners {
             let name = planned.settings.name.clone();
             let keys = self.keys(&config, &planned, &parts);
-            let listener = match planned.fresh {
-                Some((socket, trust)) => self.open(planned.settings, socket, trust, keys),
-                None => {
-                    let mut listener = known.remove(&name).expect("a listener without a fresh socket is running");
-                    listener.door.change_keys(keys);
-                    self.reload_trust(&listener.door, &planned.settings);
-                    listener.settings = planned.settings;
-                    listener
+            let listener = match planned.origin {
+                Origin::Fresh(socket, trust) => self.open(planned.settings, Arc::new(socket), Arc::new(trust), keys),
+                Origin::Running(before) => {
+                    let running = known.remove(&before).expect("a listener without a fresh socket is running");
+                    self.go_on(running, planned.settings, keys)
                 }
             };
             parts.listeners.insert(name, listener);
@@ -337,19 +353,42 @@ impl Proxy {
         }
     }
 
+    /// Gives a listener whose address stays its new settings. Under a new name it gets a new door, before the same socket and
+    /// with the same last good list of networks.
+    fn go_on(
+        self: &Arc<Self>,
+        mut listener: RunningListener,
+        settings: config::Listener,
+        keys: Keys,
+    ) -> RunningListener {
+        if listener.settings.name == settings.name {
+            listener.door.change_keys(keys);
+            listener.settings = settings;
+        } else {
+            listener.stop.cancel();
+            let mut renamed = self.open(settings, listener.socket, Arc::clone(listener.door.trust()), keys);
+            renamed.former_names = listener.former_names;
+            renamed.former_names.push(listener.settings.name);
+            listener = renamed;
+        }
+        self.reload_trust(&listener.door, &listener.settings);
+        listener
+    }
+
     fn open(
         self: &Arc<Self>,
         settings: config::Listener,
-        socket: TcpListener,
-        trust: TrustSource,
+        socket: Arc<TcpListener>,
+        trust: Arc<TrustSource>,
         keys: Keys,
     ) -> RunningListener {
         let address = socket.local_addr().unwrap_or(settings.address);
         tracing::info!(listener = %settings.name, %address, pool = %settings.pool, "listening");
         let door = Door::new(settings.name.as_str().into(), trust, keys, self.house());
         let stop = self.draining.child_token();
-        let accepting = self.background.spawn(listener::accept(socket, Arc::clone(&door), stop.clone())).abort_handle();
-        RunningListener { settings, door, address, accepting, stop }
+        let accept = listener::accept(Arc::clone(&socket), Arc::clone(&door), stop.clone());
+        let accepting = self.background.spawn(accept).abort_handle();
+        RunningListener { settings, door, address, former_names: Vec::new(), socket, accepting, stop }
     }
 
     fn house(&self) -> listener::House {
@@ -414,6 +453,29 @@ impl Proxy {
         };
         self.metrics().listener(door.name()).trust_list_stale(stale);
     }
+}
+
+impl Origin {
+    fn is(&self, name: &str) -> bool {
+        matches!(self, Self::Running(known) if known == name)
+    }
+}
+
+/// The name of the running listener that has the address of `settings`: the one of the same name, or one whose name goes
+/// elsewhere or is gone, since an address that is in use can't be opened again.
+fn running_at<'a>(
+    running: &'a BTreeMap<String, RunningListener>,
+    config: &Config,
+    settings: &config::Listener,
+) -> Option<&'a str> {
+    let is_there = |known: &&RunningListener| known.settings.address == settings.address;
+    let keeps_its_name = |known: &&RunningListener| {
+        let known = &known.settings;
+        config.listeners.iter().any(|other| other.name == known.name && other.address == known.address)
+    };
+    let namesake = running.get(&settings.name).filter(is_there);
+    let found = namesake.or_else(|| running.values().find(|known| is_there(known) && !keeps_its_name(known)));
+    found.map(|known| known.settings.name.as_str())
 }
 
 /// What a backend's new state is among the recent failures.

@@ -73,11 +73,9 @@ impl Proxy {
     fn end_untrusted_sessions(&self) {
         let state = self.state();
         for session in self.registry.sessions() {
-            let trusted = state
-                .parts
-                .listeners
-                .get(&*session.listener)
-                .is_some_and(|listener| listener.door.trust().verdict(session.client.ip()).is_trusted());
+            let listener = state.parts.listener_of(&session);
+            let trusted =
+                listener.is_some_and(|listener| listener.door.trust().verdict(session.client.ip()).is_trusted());
             if !trusted {
                 session.command(Command::Distrust);
             }

@@ -41,7 +41,7 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Accepts until `stop`. Nothing that happens to one connection ends it.
-pub async fn accept(listener: TcpListener, door: Arc<Door>, stop: CancellationToken) {
+pub async fn accept(listener: Arc<TcpListener>, door: Arc<Door>, stop: CancellationToken) {
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         match accepted {
             Ok((tcp, peer)) => door.knock(tcp, canonical(peer)),
