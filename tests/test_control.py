@@ -7,6 +7,7 @@ import pytest
 
 from support import ber
 from support.clients import RawClient
+from support.dns import NameServer
 from support.net import closed_port
 from support.process import Process, run
 from support.proxy import BINARY
@@ -213,14 +214,8 @@ def test_a_listener_is_renamed_and_two_change_places(start_proxy, pair, socket, 
     second time, which failed."""
     proxy = start_proxy(pair, pool='health.probe = "tcp"', extra=f'socket = "{socket}"')
     ports = free_port(), free_port()
-    other = f"""
-[[listener]]
-name = "second"
-address = "127.0.0.1:{ports[1]}"
-trusted_networks = ["127.0.0.1/32"]
-pool = "directory"
-[tls]"""
-    reloaded(proxy, command, ("127.0.0.1:0\"\ntrusted", f"127.0.0.1:{ports[0]}\"\ntrusted"), ("\n[tls]", other))
+    proxy.config_file.write_text(with_another_listener(proxy.config_file.read_text(), address=f"127.0.0.1:{ports[1]}"))
+    reloaded(proxy, command, ('127.0.0.1:0"\ntrusted', f'127.0.0.1:{ports[0]}"\ntrusted'))
     with RawClient(proxy.endpoint("ldaps")) as client:
         client.ask(ber.search)
         changes = reloaded(proxy, command, ('name = "ldaps"', 'name = "corp"'))
@@ -238,6 +233,85 @@ pool = "directory"
         with RawClient(proxy.endpoint(name)) as client:
             client.ask(ber.search)
             eventually(lambda: came_in_by(command) == [name], "the session is the only one, and the listener's")
+
+
+def with_another_listener(text, *, name="second", address="127.0.0.1:0", pool="directory", backends=None, keys=""):
+    """A configuration with one more listener and, with `backends`, a pool for it that has the lines `keys`."""
+    table = f"""
+[[listener]]
+name = "{name}"
+address = "{address}"
+trusted_networks = ["127.0.0.1/32"]
+pool = "{pool}"
+[tls]"""
+    pools = f"[pools.{pool}]\nbackends = {[str(backend) for backend in backends]}\n{keys}\n" if backends else ""
+    return text.replace("\n[tls]", table, 1).replace("[admin]", f"{pools}[admin]", 1)
+
+
+def test_a_rejected_reload_leaves_no_trace(start_proxy, start_backend, pair, socket, command):
+    """A regression test: a pool was made, with its series, before the plan had been accepted, so that a backend that was never
+    there had a `backend_up` for ever."""
+    proxy = start_proxy(pair, pool='health.probe = "tcp"\nhealth.interval = "1h"', extra=f'socket = "{socket}"')
+    proxy.wait_for("ldaps_proxy_backend_probe_duration_seconds_count", 2)
+
+    def traces():
+        metrics, status = proxy.metrics(), json.loads(command("status", "--json")[1])
+        for changing in ("now", "traffic", "last_reload"):
+            del status[changing]
+        status["recent_failures"] = [one for one in status["recent_failures"] if one["reason"] != "reload_rejected"]
+        pool = {name: metrics.get(name, pool="directory") for name in metrics.names() if "probe_duration" not in name}
+        return set(metrics.series), pool, status
+
+    before, good = traces(), proxy.config_file.read_text()
+    more = good.replace(f"'{pair[1]}'", f"'{pair[1]}', '{start_backend()}'")
+    occupied = start_backend()
+    more = with_another_listener(more, address=occupied, pool="other", backends=[start_backend()])
+    proxy.config_file.write_text(more)
+    code, _, error = command("reload")
+    assert code == 1 and f"cannot listen on {occupied}" in error
+    assert traces() == before
+
+
+def test_a_drain_outlives_a_reload_of_its_pool(proxy, pair, command):
+    assert command("drain", str(pair[0]))[0] == 0
+    reloaded(proxy, command, ("[pools.directory]", '[pools.directory]\nconnect_timeout = "1s"'))
+    assert state(command, pair[0]) == "draining"
+    for _ in range(4):
+        with RawClient(proxy.endpoint()) as client:
+            client.ask(ber.search)
+    assert not pair[0].sessions() and len(pair[1].sessions()) == 4
+    assert command("enable", str(pair[0]))[0] == 0
+    reloaded(proxy, command, ('connect_timeout = "1s"', 'connect_timeout = "3s"'))
+    with RawClient(proxy.endpoint()) as first, RawClient(proxy.endpoint()) as second:
+        first.ask(ber.search), second.ask(ber.search)
+        assert pair[0].open() and pair[1].open()
+
+
+def test_a_drain_that_comes_during_a_reload_is_kept(proxy, pair, command, socket, tmp_path):
+    """A regression test: what operators had asked was copied as soon as a pool was planned, and other pools' names were
+    resolved after that."""
+    with NameServer({("dc.corp.example", "A"): ["127.0.0.1"]}) as names:
+        names.silent = True
+        text = proxy.config_file.read_text().replace("[pools.directory]", '[pools.directory]\nconnect_timeout = "1s"')
+        discovery = f'discovery.name_servers = ["{names}"]'
+        text = with_another_listener(text, pool="other", backends=[f"dc.corp.example:{pair[1].port}"], keys=discovery)
+        proxy.config_file.write_text(text)
+        reload = Process([BINARY, "reload", "--admin", f"unix:{socket}"], directory=tmp_path)
+        try:
+            eventually(lambda: names.asked, "the reload waits for an address")
+            assert command("drain", str(pair[0]))[0] == 0
+            names.silent = False
+            assert reload.wait() == 0
+        finally:
+            reload.close()
+    assert "connect_timeout" in reload.stdout()
+    assert state(command, pair[0]) == "draining"
+
+
+def state(command, backend):
+    """What `status` says of a backend."""
+    backends = json.loads(command("status", "--json")[1])["backends"]
+    return next(one["state"] for one in backends if one["name"] == str(backend))
 
 
 def test_over_tcp_changes_need_the_token(start_proxy, pair, token, command):

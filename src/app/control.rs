@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::Proxy;
+use super::{Proxy, State};
 use crate::admin::model::{self, BackendState, Snapshot};
 use crate::admin::{Control, NotFound, Reloading};
 use crate::config::ListenerProtocol;
@@ -100,7 +100,9 @@ impl Control for Controller {
     }
 
     fn drain(&self, name: &str) -> Result<(), NotFound> {
-        for (pool, backend) in self.0.find_backends(name)? {
+        // Held, so that no reload takes over what was asked before while this is being asked.
+        let state = self.0.state();
+        for (pool, backend) in find_backends(&state, name)? {
             pool.drain(backend.name());
             tracing::info!(pool = pool.settings().name, backend = backend.name(), "draining");
             self.0.registry.command_on(&backend, Command::Move);
@@ -109,7 +111,9 @@ impl Control for Controller {
     }
 
     fn enable(&self, name: &str) -> Result<(), NotFound> {
-        for (pool, backend) in self.0.find_backends(name)? {
+        // Held, so that no reload takes over what was asked before while this is being asked.
+        let state = self.0.state();
+        for (pool, backend) in find_backends(&state, name)? {
             pool.enable(backend.name());
             tracing::info!(pool = pool.settings().name, backend = backend.name(), "enabled");
         }
@@ -170,23 +174,8 @@ impl Proxy {
         }
     }
 
-    /// The backends called `host:port` in any pool, or `pool/host:port` in that one.
-    fn find_backends(&self, name: &str) -> Result<Vec<Place>, NotFound> {
-        let state = self.state();
-        let found: Vec<_> = state
-            .parts
-            .pools
-            .iter()
-            .filter_map(|(pool, running)| {
-                let own = name.strip_prefix(pool).and_then(|rest| rest.strip_prefix('/')).unwrap_or(name);
-                Some((Arc::clone(&running.pool), running.pool.backend(own)?))
-            })
-            .collect();
-        if found.is_empty() { Err(NotFound) } else { Ok(found) }
-    }
-
     /// Why this copy should get no new connections; empty if it should.
-    fn not_ready(&self, state: &super::State) -> Vec<String> {
+    fn not_ready(&self, state: &State) -> Vec<String> {
         let mut reasons = Vec::new();
         if self.leaving.is_cancelled() {
             reasons.push("draining".to_owned());
@@ -201,6 +190,20 @@ impl Proxy {
         }
         reasons
     }
+}
+
+/// The backends called `host:port` in any pool, or `pool/host:port` in that one.
+fn find_backends(state: &State, name: &str) -> Result<Vec<Place>, NotFound> {
+    let found: Vec<_> = state
+        .parts
+        .pools
+        .iter()
+        .filter_map(|(pool, running)| {
+            let own = name.strip_prefix(pool).and_then(|rest| rest.strip_prefix('/')).unwrap_or(name);
+            Some((Arc::clone(&running.pool), running.pool.backend(own)?))
+        })
+        .collect();
+    if found.is_empty() { Err(NotFound) } else { Ok(found) }
 }
 
 fn show_backend(pool: &str, backend: &Arc<Backend>) -> model::Backend {

@@ -2,6 +2,7 @@
 
 mod control;
 mod parts;
+mod pools;
 mod reload;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

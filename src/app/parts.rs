@@ -6,29 +6,22 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::Proxy;
+use super::pools::{PlannedPools, RunningPool};
 use crate::access_log::AccessLog;
 use crate::admin;
 use crate::config::{self, Config, ListenerProtocol};
-use crate::discovery::{self, Discovery};
 use crate::failure::Trouble;
-use crate::health;
 use crate::listener::{self, Door, Keys};
 use crate::policy::Policy;
-use crate::pool::{Event, Health, Pool, keep_warm};
 use crate::referral;
-use crate::session::{self, Command, ReplayGuard};
+use crate::session;
 use crate::throttle::LoginThrottle;
 use crate::tls::{CertificateInfo, Served, ServerTls, UnixTime};
 use crate::trust::{Reload, TrustSource};
-use crate::upstream::Connector;
-
-/// Reports of real traffic that may wait for the health side.
-const EVENTS: usize = 1024;
 
 /// What is running.
 pub(super) struct Parts {
@@ -37,14 +30,6 @@ pub(super) struct Parts {
     pub listeners: BTreeMap<String, RunningListener>,
     pub throttle: Arc<LoginThrottle>,
     pub access_log: AccessLog,
-}
-
-#[derive(Clone)]
-pub(super) struct RunningPool {
-    pub pool: Arc<Pool>,
-    pub replay_guard: Arc<ReplayGuard>,
-    pub memory: discovery::Memory,
-    pub stop: CancellationToken,
 }
 
 pub(super) struct RunningListener {
@@ -63,7 +48,7 @@ pub(super) struct RunningListener {
 pub(super) struct Plan {
     pub config: Arc<Config>,
     tls: Served,
-    pools: BTreeMap<String, PlannedPool>,
+    pools: PlannedPools,
     listeners: Vec<PlannedListener>,
     /// A throttle and a log that replace those in use; none where their settings stay.
     throttle: Option<Arc<LoginThrottle>>,
@@ -75,12 +60,6 @@ struct PlannedAdmin {
     places: Vec<admin::Place>,
     /// For those that are new.
     fresh: Vec<admin::Endpoint>,
-}
-
-struct PlannedPool {
-    running: RunningPool,
-    /// For the pool's own tasks; none where the pool goes on unchanged.
-    fresh: Option<(Discovery, mpsc::Receiver<Event>)>,
 }
 
 struct PlannedListener {
@@ -172,47 +151,6 @@ impl Proxy {
         Ok(Plan { config: Arc::clone(config), tls, pools, listeners, throttle, access_log, admin })
     }
 
-    async fn plan_pools(&self, config: &Config, problems: &mut Vec<String>) -> BTreeMap<String, PlannedPool> {
-        let running = self.state().parts.pools.clone();
-        let mut planned = BTreeMap::new();
-        for (name, settings) in &config.pools {
-            let known = running.get(name);
-            if let Some(known) = known.filter(|known| known.pool.settings() == settings) {
-                planned.insert(name.clone(), PlannedPool { running: known.clone(), fresh: None });
-                continue;
-            }
-            let (reports, events) = mpsc::channel(EVENTS);
-            let connector = match Connector::new(settings) {
-                Ok(connector) => connector,
-                Err(finding) => {
-                    problems.push(format!("pools.{name}.{finding}"));
-                    continue;
-                }
-            };
-            let pool = Pool::new(Arc::clone(settings), connector, Arc::clone(self.metrics()), reports);
-            let mut discovery = Discovery::new(settings);
-            if let Some(before) = known {
-                discovery.succeed(&before.memory);
-            }
-            for failure in discovery.refresh().await {
-                // It is asked for again; until then the other backends serve.
-                tracing::error!(pool = %name, name = %failure.name, reason = %failure.reason, "cannot resolve");
-            }
-            pool.admit(&discovery.endpoints());
-            if let Some(before) = known {
-                pool.succeed(&before.pool);
-            }
-            let running = RunningPool {
-                pool: Arc::new(pool),
-                replay_guard: known.map_or_else(ReplayGuard::new, |known| Arc::clone(&known.replay_guard)),
-                memory: discovery.memory(),
-                stop: self.stopping.child_token(),
-            };
-            planned.insert(name.clone(), PlannedPool { running, fresh: Some((discovery, events)) });
-        }
-        planned
-    }
-
     fn plan_throttle_and_log(
         &self,
         config: &Config,
@@ -290,19 +228,9 @@ impl Proxy {
             tls,
             throttle: throttle.unwrap_or(before.throttle),
             access_log: access_log.unwrap_or(before.access_log),
-            ..Parts::default()
+            pools: self.carry_out_pools(pools, &before.pools),
+            listeners: BTreeMap::new(),
         };
-        for (name, PlannedPool { running, fresh }) in pools {
-            if let Some((discovery, events)) = fresh {
-                self.start_pool(&running, discovery, events);
-            }
-            parts.pools.insert(name, running);
-        }
-        for (name, pool) in before.pools {
-            if !parts.pools.get(&name).is_some_and(|now| Arc::ptr_eq(&now.pool, &pool.pool)) {
-                pool.stop.cancel();
-            }
-        }
         let mut known = before.listeners;
         for planned in listeners {
             let name = planned.settings.name.clone();
@@ -401,36 +329,6 @@ impl Proxy {
         }
     }
 
-    /// Starts what keeps a pool's backends known and judged.
-    fn start_pool(&self, running: &RunningPool, discovery: Discovery, events: mpsc::Receiver<Event>) {
-        let pool = Arc::clone(&running.pool);
-        let registry = Arc::clone(&self.registry);
-        let rebalance = pool.settings().rebalance;
-        let all = Arc::clone(&pool);
-        let failures = Arc::clone(&self.metrics().failures);
-        let on_change = move |change: &health::Change| {
-            if let Some(trouble) = trouble(change.verdict.health) {
-                failures.record(SystemTime::now(), trouble, change.backend.name(), &change.verdict.reason);
-            }
-            if change.is_loss() {
-                registry.command_on(&change.backend, Command::Leave);
-            } else if change.is_return() && rebalance {
-                for (other, excess) in all.excess(&change.backend) {
-                    registry.command_some(&other, excess, Command::Rebalance);
-                }
-            }
-        };
-        self.keep_up(running, health::watch(Arc::clone(&pool), events, on_change));
-        self.keep_up(running, keep_warm(Arc::clone(&pool)));
-        self.keep_up(running, discovery.run(pool));
-    }
-
-    /// Runs a pool's task until the pool or the proxy ends.
-    fn keep_up(&self, running: &RunningPool, task: impl Future<Output = ()> + Send + 'static) {
-        let stop = running.stop.clone();
-        self.background.spawn(async move { stop.run_until_cancelled(task).await });
-    }
-
     /// Shows when the certificates now served expire.
     pub(super) fn show_certificates(&self, parts: &Parts) {
         let certificates = parts.tls.certificates();
@@ -476,15 +374,6 @@ fn running_at<'a>(
     let namesake = running.get(&settings.name).filter(is_there);
     let found = namesake.or_else(|| running.values().find(|known| is_there(known) && !keeps_its_name(known)));
     found.map(|known| known.settings.name.as_str())
-}
-
-/// What a backend's new state is among the recent failures.
-fn trouble(health: Health) -> Option<Trouble> {
-    match health {
-        Health::Down => Some(Trouble::BackendDown),
-        Health::Degraded => Some(Trouble::BackendDegraded),
-        Health::Up | Health::Unknown => None,
-    }
 }
 
 fn referrals(settings: &config::Listener) -> Option<referral::Mode> {

@@ -1,0 +1,156 @@
+//! The pools a configuration names: what can fail is done when they are planned, the rest when the plan is carried out, since
+//! what a pool counts is seen as soon as there is one.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::Proxy;
+use crate::config::{self, Config};
+use crate::discovery::{self, Discovery};
+use crate::failure::Trouble;
+use crate::health;
+use crate::pool::{Health, Pool, keep_warm};
+use crate::session::{Command, ReplayGuard};
+use crate::upstream::Connector;
+
+/// Reports of real traffic that may wait for the health side.
+const EVENTS: usize = 1024;
+
+#[derive(Clone)]
+pub(super) struct RunningPool {
+    pub pool: Arc<Pool>,
+    pub replay_guard: Arc<ReplayGuard>,
+    memory: discovery::Memory,
+    stop: CancellationToken,
+}
+
+/// The pools of a plan, by name.
+pub(super) type PlannedPools = BTreeMap<String, PlannedPool>;
+
+pub(super) enum PlannedPool {
+    /// Goes on as it is.
+    Running(RunningPool),
+    /// Takes the place of the running one of its name, if there is one.
+    Fresh { settings: Arc<config::Pool>, connector: Box<Connector>, discovery: Discovery },
+}
+
+impl Proxy {
+    pub(super) async fn plan_pools(&self, config: &Config, problems: &mut Vec<String>) -> PlannedPools {
+        let running = self.state().parts.pools.clone();
+        let mut planned = BTreeMap::new();
+        for (name, settings) in &config.pools {
+            let known = running.get(name);
+            if let Some(known) = known.filter(|known| known.pool.settings() == settings) {
+                planned.insert(name.clone(), PlannedPool::Running(known.clone()));
+                continue;
+            }
+            let connector = match Connector::new(settings) {
+                Ok(connector) => Box::new(connector),
+                Err(finding) => {
+                    problems.push(format!("pools.{name}.{finding}"));
+                    continue;
+                }
+            };
+            let mut discovery = Discovery::new(settings);
+            if let Some(before) = known {
+                discovery.succeed(&before.memory);
+            }
+            for failure in discovery.refresh().await {
+                // It is asked for again; until then the other backends serve.
+                tracing::error!(pool = %name, name = %failure.name, reason = %failure.reason, "cannot resolve");
+            }
+            planned.insert(name.clone(), PlannedPool::Fresh { settings: Arc::clone(settings), connector, discovery });
+        }
+        planned
+    }
+
+    /// Makes the planned pools of those that run and of new ones, which take over what is known of their backends now. The
+    /// tasks of pools that are no more end.
+    pub(super) fn carry_out_pools(
+        &self,
+        planned: PlannedPools,
+        before: &BTreeMap<String, RunningPool>,
+    ) -> BTreeMap<String, RunningPool> {
+        let mut pools = BTreeMap::new();
+        for (name, planned) in planned {
+            let pool = match planned {
+                PlannedPool::Running(pool) => pool,
+                PlannedPool::Fresh { settings, connector, discovery } => {
+                    self.start_pool(settings, *connector, discovery, before.get(&name))
+                }
+            };
+            pools.insert(name, pool);
+        }
+        for (name, pool) in before {
+            if !pools.get(name).is_some_and(|now: &RunningPool| Arc::ptr_eq(&now.pool, &pool.pool)) {
+                pool.stop.cancel();
+            }
+        }
+        pools
+    }
+
+    /// Makes a pool, and starts what keeps its backends known and judged.
+    fn start_pool(
+        &self,
+        settings: Arc<config::Pool>,
+        connector: Connector,
+        discovery: Discovery,
+        before: Option<&RunningPool>,
+    ) -> RunningPool {
+        let (reports, events) = mpsc::channel(EVENTS);
+        let pool = Pool::new(settings, connector, Arc::clone(self.metrics()), reports);
+        pool.admit(&discovery.endpoints());
+        if let Some(before) = before {
+            pool.succeed(&before.pool);
+        }
+        let running = RunningPool {
+            pool: Arc::new(pool),
+            replay_guard: before.map_or_else(ReplayGuard::new, |before| Arc::clone(&before.replay_guard)),
+            memory: discovery.memory(),
+            stop: self.stopping.child_token(),
+        };
+        let pool = Arc::clone(&running.pool);
+        self.keep_up(&running, health::watch(Arc::clone(&pool), events, self.on_change(&pool)));
+        self.keep_up(&running, keep_warm(Arc::clone(&pool)));
+        self.keep_up(&running, discovery.run(pool));
+        running
+    }
+
+    /// What a change of a backend's state means for the sessions.
+    fn on_change(&self, pool: &Arc<Pool>) -> impl Fn(&health::Change) + Send + use<> {
+        let registry = Arc::clone(&self.registry);
+        let failures = Arc::clone(&self.metrics().failures);
+        let pool = Arc::clone(pool);
+        move |change: &health::Change| {
+            if let Some(trouble) = trouble(change.verdict.health) {
+                failures.record(SystemTime::now(), trouble, change.backend.name(), &change.verdict.reason);
+            }
+            if change.is_loss() {
+                registry.command_on(&change.backend, Command::Leave);
+            } else if change.is_return() && pool.settings().rebalance {
+                for (other, excess) in pool.excess(&change.backend) {
+                    registry.command_some(&other, excess, Command::Rebalance);
+                }
+            }
+        }
+    }
+
+    /// Runs a pool's task until the pool or the proxy ends.
+    fn keep_up(&self, running: &RunningPool, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = running.stop.clone();
+        self.background.spawn(async move { stop.run_until_cancelled(task).await });
+    }
+}
+
+/// What a backend's new state is among the recent failures.
+fn trouble(health: Health) -> Option<Trouble> {
+    match health {
+        Health::Down => Some(Trouble::BackendDown),
+        Health::Degraded => Some(Trouble::BackendDegraded),
+        Health::Up | Health::Unknown => None,
+    }
+}
