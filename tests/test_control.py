@@ -272,6 +272,29 @@ def test_a_rejected_reload_leaves_no_trace(start_proxy, start_backend, pair, soc
     assert traces() == before
 
 
+def test_what_a_reload_takes_away_leaves_no_series(proxy, start_backend, pair, command):
+    """A regression test: only DNS made a backend forgotten. One that a reload had taken away kept its last `backend_up`, and
+    whoever alerts on that was told for ever."""
+    first, small = start_backend(), proxy.config_file.read_text()
+    proxy.config_file.write_text(with_another_listener(small, pool="branch", backends=[first, pair[1]]))
+    reloaded(proxy, command)
+    with RawClient(proxy.endpoint("second")) as client:
+        client.ask(ber.search)
+    proxy.wait_for("ldaps_proxy_sessions_active", 0)
+
+    def shown():
+        text = proxy.http("/metrics")[1]
+        return {what: f'="{what}"' in text for what in ("second", "branch", str(first), *map(str, pair))}
+
+    assert all(shown().values())
+    reloaded(proxy, command, (f"'{first}', ", ""))
+    assert [what for what, is_shown in shown().items() if not is_shown] == [str(first)]
+    proxy.config_file.write_text(small.replace(f"'{pair[0]}', ", ""))
+    reloaded(proxy, command)
+    assert [what for what, is_shown in shown().items() if is_shown] == [str(pair[1])]
+    assert proxy.metrics().get("ldaps_proxy_operation_duration_seconds_count", backend=str(pair[1])), "it serves another pool"
+
+
 def test_a_drain_outlives_a_reload_of_its_pool(proxy, pair, command):
     assert command("drain", str(pair[0]))[0] == 0
     reloaded(proxy, command, ("[pools.directory]", '[pools.directory]\nconnect_timeout = "1s"'))

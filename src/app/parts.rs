@@ -232,6 +232,7 @@ impl Proxy {
             listeners: BTreeMap::new(),
         };
         let mut known = before.listeners;
+        let names: Vec<_> = known.keys().cloned().collect();
         for planned in listeners {
             let name = planned.settings.name.clone();
             let keys = self.keys(&config, &planned, &parts);
@@ -244,8 +245,9 @@ impl Proxy {
             };
             parts.listeners.insert(name, listener);
         }
-        for listener in known.into_values() {
-            listener.stop.cancel();
+        known.values().for_each(|gone| gone.stop.cancel());
+        for gone in names.iter().filter(|name| !parts.listeners.contains_key(*name)) {
+            self.metrics().forget_listener(gone);
         }
         self.show_certificates(&parts);
         if let Some(running) = &mut state.admin {

@@ -69,12 +69,16 @@ impl Proxy {
     }
 
     /// Makes the planned pools of those that run and of new ones, which take over what is known of their backends now. The
-    /// tasks of pools that are no more end.
+    /// tasks of pools that are no more end, and the series of what isn't there any more are forgotten.
     pub(super) fn carry_out_pools(
         &self,
         planned: PlannedPools,
         before: &BTreeMap<String, RunningPool>,
     ) -> BTreeMap<String, RunningPool> {
+        // First, since a backend may have gone from one pool to another, and some of its series know no pool.
+        for (name, running) in before {
+            self.forget_what_leaves(&running.pool, planned.get(name));
+        }
         let mut pools = BTreeMap::new();
         for (name, planned) in planned {
             let pool = match planned {
@@ -85,12 +89,29 @@ impl Proxy {
             };
             pools.insert(name, pool);
         }
-        for (name, pool) in before {
-            if !pools.get(name).is_some_and(|now: &RunningPool| Arc::ptr_eq(&now.pool, &pool.pool)) {
-                pool.stop.cancel();
+        for (name, running) in before {
+            if !pools.get(name).is_some_and(|now: &RunningPool| Arc::ptr_eq(&now.pool, &running.pool)) {
+                running.stop.cancel();
             }
         }
         pools
+    }
+
+    fn forget_what_leaves(&self, pool: &Pool, planned: Option<&PlannedPool>) {
+        let name = &pool.settings().name;
+        let stay = match planned {
+            Some(PlannedPool::Running(_)) => return,
+            Some(PlannedPool::Fresh { discovery, .. }) => discovery.endpoints(),
+            None => {
+                self.metrics().forget_pool(name);
+                Vec::new()
+            }
+        };
+        for backend in pool.backends().iter() {
+            if !stay.iter().any(|endpoint| endpoint.address == backend.address()) {
+                self.metrics().forget_backend(name, backend.name());
+            }
+        }
     }
 
     /// Makes a pool, and starts what keeps its backends known and judged.
