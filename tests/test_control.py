@@ -136,6 +136,13 @@ def test_the_log_level_changes_while_it_runs(proxy, command):
     eventually(lambda: "DEBUG" in proxy.log(), "debug lines appear")
 
 
+def test_the_form_of_the_log_changes_while_it_runs_and_workers_at_the_next_start(proxy, command):
+    changes = reloaded(proxy, command, ("[admin]", '[runtime]\nworkers = 1\n[log]\nformat = "json"\n[admin]'))
+    assert changes == ['log.format: "text" -> "json"', "runtime.workers: none -> 1 (takes effect at the next start)"]
+    line = eventually(lambda: [line for line in proxy.log().splitlines() if '"reloaded"' in line], "the reload is told")[0]
+    assert json.loads(line)["level"] == "INFO"
+
+
 def test_healthcheck_follows_readiness(start_proxy, start_backend, socket, command):
     backend = start_backend()
     proxy = start_proxy([backend], pool='health.probe = "tcp"\nhealth.interval = "100ms"', extra=f'socket = "{socket}"')

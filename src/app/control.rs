@@ -130,7 +130,7 @@ impl Control for Controller {
     }
 
     fn log_level(&self, filter: &str) -> Result<(), String> {
-        self.0.log.set(filter)
+        self.0.log.set_level(filter)
     }
 }
 
@@ -250,7 +250,7 @@ mod tests {
 
     use super::*;
     use crate::config;
-    use crate::log::LogLevel;
+    use crate::log::LogHandle;
 
     const CONFIG: &str = "[[listener]]\nname = \"corp\"\naddress = \"127.0.0.1:0\"\nprotocol = \"ldap\"\n\
         trusted_networks = [\"127.0.0.1/32\"]\npool = \"p\"\n[pools.p]\nbackends = [\"127.0.0.1:1\"]";
@@ -258,7 +258,7 @@ mod tests {
     #[tokio::test]
     async fn a_listener_that_has_stopped_accepting_is_no_life() {
         let config = config::parse(CONFIG, Path::new("test.toml")).expect("the file is right").config;
-        let proxy = Proxy::start_without_file(config, LogLevel::of_no_log()).await.expect("it starts");
+        let proxy = Proxy::start_without_file(config, LogHandle::of_no_log()).await.expect("it starts");
         assert!(proxy.vitals().alive);
 
         let accepting = proxy.state().parts.listeners["corp"].accepting.clone();

@@ -15,7 +15,7 @@ use crate::admin::{self, Admin};
 use crate::config::{Config, Loaded, Shutdown};
 use crate::lifecycle::Inherited;
 use crate::listener::{Addresses, Admission};
-use crate::log::LogLevel;
+use crate::log::LogHandle;
 use crate::metrics::Metrics;
 use crate::session::{Command, Memory, Registry};
 use crate::tls::Served;
@@ -30,7 +30,7 @@ pub struct Proxy {
     admission: Arc<Admission>,
     addresses: Arc<Addresses>,
     memory: Arc<Memory>,
-    log: LogLevel,
+    log: LogHandle,
     inherited: Inherited,
     state: Mutex<State>,
     /// Held by a reload from its first look at the files to its last change.
@@ -71,7 +71,7 @@ impl Proxy {
         loaded: Loaded,
         tls: Served,
         inherited: Inherited,
-        log: LogLevel,
+        log: LogHandle,
     ) -> Result<Arc<Self>, Vec<String>> {
         Self::start_with(loaded.config.clone(), Some((loaded, tls)), inherited, log).await
     }
@@ -80,7 +80,7 @@ impl Proxy {
     ///
     /// # Errors
     /// As [`Self::start`].
-    pub async fn start_without_file(config: Config, log: LogLevel) -> Result<Arc<Self>, Vec<String>> {
+    pub async fn start_without_file(config: Config, log: LogHandle) -> Result<Arc<Self>, Vec<String>> {
         Self::start_with(config, None, Inherited::default(), log).await
     }
 
@@ -88,7 +88,7 @@ impl Proxy {
         config: Config,
         loaded: Option<(Loaded, Served)>,
         inherited: Inherited,
-        log: LogLevel,
+        log: LogHandle,
     ) -> Result<Arc<Self>, Vec<String>> {
         for address in inherited.unclaimed(&config.listeners) {
             tracing::warn!(%address, "the service manager listens here, but no [[listener]] has this address or its name");

@@ -49,7 +49,10 @@ impl Proxy {
         let fresh = loaded.as_ref().map_or_else(|| Arc::clone(&before), |loaded| Arc::new(loaded.config.clone()));
         let plan = self.plan(&fresh, self.load_tls(&fresh)).await?;
         if fresh.log.level != before.log.level {
-            self.log.set(&fresh.log.level).map_err(|error| vec![error])?;
+            self.log.set_level(&fresh.log.level).map_err(|error| vec![error])?;
+        }
+        if fresh.log.format != before.log.format {
+            self.log.set_format(fresh.log.format).map_err(|error| vec![error])?;
         }
         self.carry_out(plan);
         self.reloaded.notify_one();
