@@ -1,16 +1,20 @@
 """Certificates are replaced while clients connect: no handshake fails, no session ends, and none is forgotten."""
 
+import itertools
+import json
 import os
 import shutil
 import socket
 import ssl
 import threading
+from datetime import UTC, datetime
 
 import pytest
 
 from support import ber
 from support.clients import RawClient
-from support.proxy import config
+from support.process import run
+from support.proxy import BINARY, config
 from support.waiting import eventually
 
 RELOADS = "ldaps_proxy_reloads_total"
@@ -152,6 +156,23 @@ def test_a_bad_pair_is_refused_counted_and_the_old_one_stays(proxy, served, pair
     shutil.copy(pairs[1].private_key, served / "tls.key")
     proxy.reload()
     eventually(lambda: shown(endpoint) == der(pairs[1]), "the pair fits again and is served")
+
+
+def test_a_reload_says_which_certificates_were_replaced(start_proxy, start_backend, served, pairs):
+    """Its answer was that nothing has changed. What the watcher has seen first is told in the log alone, so it is asked again
+    with the other pair."""
+    socket = served / "admin.sock"
+    proxy = start_proxy(text=text_for(served, start_backend()) + f'socket = "{socket}"\n')
+    shown_first = itertools.cycle(reversed(pairs))
+
+    def told():
+        put(served, next(shown_first))
+        return run([BINARY, "reload", "--admin", f"unix:{socket}"]).stdout.splitlines()
+
+    lines = eventually(lambda: [line for line in told() if line.startswith("certificate ")], "the replacement is told")
+    assert len(lines) == 1 and str(served / "tls.crt") in lines[0] and "now CN=swap-" in lines[0]
+    certificates = json.loads(proxy.http("/api/v1/certificates")[1])
+    assert lines[0].endswith(f" until {datetime.fromtimestamp(certificates[0]['not_after'], UTC).date()}")
 
 
 def test_sessions_are_resumed_across_a_reload(proxy, served, authority):

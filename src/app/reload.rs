@@ -47,6 +47,7 @@ impl Proxy {
             None => None,
         };
         let fresh = loaded.as_ref().map_or_else(|| Arc::clone(&before), |loaded| Arc::new(loaded.config.clone()));
+        let certificates = self.state().parts.tls.certificates();
         let plan = self.plan(&fresh, self.load_tls(&fresh)).await?;
         if fresh.log.level != before.log.level {
             self.log.set_level(&fresh.log.level).map_err(|error| vec![error])?;
@@ -57,10 +58,11 @@ impl Proxy {
         self.carry_out(plan);
         self.reloaded.notify_one();
         let mut state = self.state();
-        let changes = match (&state.loaded, &loaded) {
+        let mut changes = match (&state.loaded, &loaded) {
             (Some(before), Some(now)) => config::changes(before, now),
             _ => Vec::new(),
         };
+        changes.extend(tls::replacements(&certificates, &state.parts.tls.certificates()));
         state.loaded = loaded;
         drop(state);
         if fresh.end_untrusted_sessions {
