@@ -23,7 +23,7 @@ pub struct Snapshot {
     pub backends: Vec<Backend>,
     /// In the order of the configuration.
     pub certificates: Vec<Certificate>,
-    /// The newest reload, if there was one.
+    /// The newest reload, if there was one; one that was rejected stands until its like is applied.
     pub last_reload: Option<Reload>,
     /// The newest failures, newest first, bounded.
     pub recent_failures: Vec<Failure>,

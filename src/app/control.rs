@@ -58,7 +58,7 @@ impl Control for Controller {
                     fingerprint: certificate.fingerprint,
                 })
                 .collect(),
-            last_reload: state.last_reload.clone(),
+            last_reload: state.reloads.shown().cloned(),
             recent_failures: proxy
                 .metrics
                 .failures

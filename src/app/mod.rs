@@ -54,7 +54,7 @@ struct State {
     parts: Parts,
     /// None until the start is done and after the end.
     admin: Option<admin::Running>,
-    last_reload: Option<admin::model::Reload>,
+    reloads: reload::Reloads,
 }
 
 /// After the time to drain is over, sessions have this long to say so to their clients: the moment that one takes for a client
@@ -113,7 +113,7 @@ impl Proxy {
                 loaded,
                 parts: Parts::default(),
                 admin: None,
-                last_reload: None,
+                reloads: reload::Reloads::default(),
             }),
             reloading: tokio::sync::Mutex::default(),
             reloaded: tokio::sync::Notify::new(),

@@ -180,10 +180,10 @@ impl Metrics {
         }
     }
 
-    /// Counts a reload.
-    pub fn reloaded(&self, outcome: ReloadOutcome) {
+    /// Counts a reload, and says whether all that was to be reloaded by now is in force.
+    pub fn reloaded(&self, outcome: ReloadOutcome, all_in_force: bool) {
         self.reloads.count(outcome);
-        self.last_reload_successful.set((outcome == ReloadOutcome::Applied).into());
+        self.last_reload_successful.set(all_in_force.into());
     }
 
     /// Says what a limit allows.
@@ -351,7 +351,7 @@ mod tests {
         let metrics = Metrics::new();
         metrics.bind_failures.count(SubCode::WrongPassword);
         metrics.bind_failures.count(SubCode::of(b"anything a backend may say, data 4711"));
-        metrics.reloaded(ReloadOutcome::Rejected);
+        metrics.reloaded(ReloadOutcome::Rejected, false);
         metrics.listener("l").connection(Outcome::Untrusted);
         let text = metrics.render();
         assert_eq!(value(&text, r#"ldaps_proxy_bind_failures_total{sub_code="52e"}"#), Some(1.0));
