@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::access_log;
 use crate::admin::{self, Admin};
 use crate::config::{Config, Loaded, Shutdown};
 use crate::lifecycle::Inherited;
@@ -52,6 +53,8 @@ struct State {
     /// The file it came from, as it was read; none for the demo.
     loaded: Option<Loaded>,
     parts: Parts,
+    /// Logs that older sessions still write to.
+    retired_logs: Vec<access_log::Retired>,
     /// None until the start is done and after the end.
     admin: Option<admin::Running>,
     reloads: reload::Reloads,
@@ -112,6 +115,7 @@ impl Proxy {
                 config: Arc::clone(&config),
                 loaded,
                 parts: Parts::default(),
+                retired_logs: Vec::new(),
                 admin: None,
                 reloads: reload::Reloads::default(),
             }),
@@ -147,7 +151,9 @@ impl Proxy {
 
     /// Opens log files again, after they were moved away.
     pub fn reopen_logs(&self) {
-        self.state().parts.access_log.reopen();
+        let state = self.state();
+        state.parts.access_log.reopen();
+        state.retired_logs.iter().for_each(access_log::Retired::reopen);
     }
 
     /// Turns `/readyz`, waits for balancers to notice (`shutdown.delay`), stops accepting, lets operations finish and tells
@@ -172,9 +178,16 @@ impl Proxy {
             let _ = tokio::time::timeout(LAST_WORDS, self.connections.wait()).await;
         }
         self.stopping.cancel();
-        let access_log = self.state().parts.access_log.clone();
+        let (access_log, retired) = {
+            let mut state = self.state();
+            (state.parts.access_log.clone(), std::mem::take(&mut state.retired_logs))
+        };
         // It blocks until what is queued is written.
-        let _ = tokio::task::spawn_blocking(move || access_log.finish()).await;
+        let finish = move || {
+            retired.iter().for_each(access_log::Retired::finish);
+            access_log.finish();
+        };
+        let _ = tokio::task::spawn_blocking(finish).await;
         self.state().admin = None;
         self.background.close();
         let _ = tokio::time::timeout(LAST_WORDS, self.background.wait()).await;

@@ -224,6 +224,10 @@ impl Proxy {
         self.memory.resize(config.limits.buffer_memory);
         let mut state = self.state();
         let before = std::mem::take(&mut state.parts);
+        if access_log.is_some() {
+            state.retired_logs.retain(|log| !log.is_over());
+            state.retired_logs.extend(before.access_log.retire());
+        }
         let mut parts = Parts {
             tls,
             throttle: throttle.unwrap_or(before.throttle),
