@@ -291,7 +291,7 @@ def test_what_a_reload_takes_away_leaves_no_series(proxy, start_backend, pair, c
 
     def shown():
         text = proxy.http("/metrics")[1]
-        return {what: f'="{what}"' in text for what in ("second", "branch", str(first), *map(str, pair))}
+        return {what: f'{what}"' in text for what in ("second", "branch", str(first), *map(str, pair))}
 
     assert all(shown().values())
     reloaded(proxy, command, (f"'{first}', ", ""))
@@ -299,13 +299,52 @@ def test_what_a_reload_takes_away_leaves_no_series(proxy, start_backend, pair, c
     proxy.config_file.write_text(small.replace(f"'{pair[0]}', ", ""))
     reloaded(proxy, command)
     assert [what for what, is_shown in shown().items() if is_shown] == [str(pair[1])]
-    assert proxy.metrics().get("ldaps_proxy_operation_duration_seconds_count", backend=str(pair[1])), "it serves another pool"
+    assert proxy.metrics().get("ldaps_proxy_operation_duration_seconds_count", backend=str(pair[1]))
+
+
+def test_pools_that_share_an_address_are_told_apart(proxy, pair, command):
+    """A regression test: a backend was `host:port` whatever other pools had, so that its operations were counted with those of
+    another pool's, forgotten with them, and the page's button drained both."""
+    shared, small = str(pair[1]), proxy.config_file.read_text()
+    in_branch, in_directory = f"branch/{shared}", f"directory/{shared}"
+    durations = "ldaps_proxy_operation_duration_seconds_count"
+    assert command("drain", shared)[0] == 0
+    proxy.config_file.write_text(with_another_listener(small, pool="branch", backends=[shared]))
+    reloaded(proxy, command)
+    assert states(command) == {in_branch: "up", str(pair[0]): "up", in_directory: "draining"}
+    assert not proxy.metrics().get(durations, backend=shared)
+
+    assert command("enable", in_directory)[0] == 0 and command("drain", str(pair[0]))[0] == 0
+    for listener, searches in ("second", 1), ("ldaps", 2):
+        with RawClient(proxy.endpoint(listener)) as client:
+            for _ in range(searches):
+                client.ask(ber.search)
+    proxy.wait_for(durations, 1, operation="search", backend=in_branch)
+    proxy.wait_for(durations, 2, operation="search", backend=in_directory)
+
+    assert command("drain", in_branch)[0] == 0
+    assert states(command) == {in_branch: "draining", str(pair[0]): "draining", in_directory: "up"}
+    assert proxy.metrics().get("ldaps_proxy_backend_drained", backend=in_branch, pool="branch") == {
+        frozenset({("backend", in_branch), ("pool", "branch")}): 1}
+    assert command("drain", shared)[0] == 0
+    assert set(states(command).values()) == {"draining"}, "its address alone means it in every pool"
+
+    proxy.config_file.write_text(small)
+    reloaded(proxy, command)
+    assert states(command) == {str(pair[0]): "draining", shared: "draining"}
+    series = {dict(labels)["backend"] for labels in proxy.metrics().get(durations)}
+    assert series == {str(pair[0]), shared}
+
+
+def states(command):
+    """What `status` says of each backend."""
+    return {one["name"]: one["state"] for one in json.loads(command("status", "--json")[1])["backends"]}
 
 
 def test_a_drain_outlives_a_reload_of_its_pool(proxy, pair, command):
     assert command("drain", str(pair[0]))[0] == 0
     reloaded(proxy, command, ("[pools.directory]", '[pools.directory]\nconnect_timeout = "1s"'))
-    assert state(command, pair[0]) == "draining"
+    assert states(command)[str(pair[0])] == "draining"
     for _ in range(4):
         with RawClient(proxy.endpoint()) as client:
             client.ask(ber.search)
@@ -335,13 +374,7 @@ def test_a_drain_that_comes_during_a_reload_is_kept(proxy, pair, command, socket
         finally:
             reload.close()
     assert "connect_timeout" in reload.stdout()
-    assert state(command, pair[0]) == "draining"
-
-
-def state(command, backend):
-    """What `status` says of a backend."""
-    backends = json.loads(command("status", "--json")[1])["backends"]
-    return next(one["state"] for one in backends if one["name"] == str(backend))
+    assert states(command)[str(pair[0])] == "draining"
 
 
 def test_over_tcp_changes_need_the_token(start_proxy, pair, token, command):

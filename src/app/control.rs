@@ -200,7 +200,7 @@ fn find_backends(state: &State, name: &str) -> Result<Vec<Place>, NotFound> {
         .iter()
         .filter_map(|(pool, running)| {
             let own = name.strip_prefix(pool).and_then(|rest| rest.strip_prefix('/')).unwrap_or(name);
-            Some((Arc::clone(&running.pool), running.pool.backend(own)?))
+            Some((Arc::clone(&running.pool), running.pool.backend_at(own.parse().ok()?)?))
         })
         .collect();
     if found.is_empty() { Err(NotFound) } else { Ok(found) }

@@ -18,6 +18,7 @@ use crate::lifecycle::Inherited;
 use crate::listener::{Addresses, Admission};
 use crate::log::LogHandle;
 use crate::metrics::Metrics;
+use crate::pool::AddressBook;
 use crate::session::{Command, Memory, Registry};
 use crate::tls::Served;
 pub use control::Vitals;
@@ -31,6 +32,7 @@ pub struct Proxy {
     admission: Arc<Admission>,
     addresses: Arc<Addresses>,
     memory: Arc<Memory>,
+    address_book: Arc<AddressBook>,
     log: LogHandle,
     inherited: Inherited,
     state: Mutex<State>,
@@ -109,6 +111,7 @@ impl Proxy {
             admission,
             addresses,
             memory,
+            address_book: Arc::default(),
             log,
             inherited,
             state: Mutex::new(State {

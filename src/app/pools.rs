@@ -1,7 +1,8 @@
 //! The pools a configuration names: what can fail is done when they are planned, the rest when the plan is carried out, since
 //! what a pool counts is seen as soon as there is one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -13,7 +14,7 @@ use crate::config::{self, Config};
 use crate::discovery::{self, Discovery};
 use crate::failure::Trouble;
 use crate::health;
-use crate::pool::{Health, Pool, keep_warm};
+use crate::pool::{AddressBook, Health, Pool, keep_warm};
 use crate::session::{Command, ReplayGuard};
 use crate::upstream::Connector;
 
@@ -35,7 +36,35 @@ pub(super) enum PlannedPool {
     /// Goes on as it is.
     Running(RunningPool),
     /// Takes the place of the running one of its name, if there is one.
-    Fresh { settings: Arc<config::Pool>, connector: Box<Connector>, discovery: Discovery },
+    Fresh(Box<FreshPool>),
+}
+
+/// What a pool is made of.
+pub(super) struct FreshPool {
+    settings: Arc<config::Pool>,
+    connector: Connector,
+    discovery: Discovery,
+}
+
+impl PlannedPool {
+    fn addresses(&self) -> BTreeSet<SocketAddr> {
+        match self {
+            Self::Running(running) => running.pool.backends().iter().map(|backend| backend.address()).collect(),
+            Self::Fresh(fresh) => fresh.discovery.endpoints().iter().map(|endpoint| endpoint.address).collect(),
+        }
+    }
+}
+
+impl FreshPool {
+    /// One that knows what DNS has said to `before`.
+    fn new(settings: &Arc<config::Pool>, before: Option<&RunningPool>) -> Result<Self, String> {
+        let connector = Connector::new(settings).map_err(|finding| format!("pools.{}.{finding}", settings.name))?;
+        let mut discovery = Discovery::new(settings);
+        if let Some(before) = before {
+            discovery.succeed(&before.memory);
+        }
+        Ok(Self { settings: Arc::clone(settings), connector, discovery })
+    }
 }
 
 impl Proxy {
@@ -48,23 +77,18 @@ impl Proxy {
                 planned.insert(name.clone(), PlannedPool::Running(known.clone()));
                 continue;
             }
-            let connector = match Connector::new(settings) {
-                Ok(connector) => Box::new(connector),
-                Err(finding) => {
-                    problems.push(format!("pools.{name}.{finding}"));
-                    continue;
+            match FreshPool::new(settings, known) {
+                Ok(mut fresh) => {
+                    for failure in fresh.discovery.refresh().await {
+                        // It is asked for again; until then the other backends serve.
+                        tracing::error!(pool = %name, name = %failure.name, reason = %failure.reason, "cannot resolve");
+                    }
+                    planned.insert(name.clone(), PlannedPool::Fresh(Box::new(fresh)));
                 }
-            };
-            let mut discovery = Discovery::new(settings);
-            if let Some(before) = known {
-                discovery.succeed(&before.memory);
+                Err(problem) => problems.push(problem),
             }
-            for failure in discovery.refresh().await {
-                // It is asked for again; until then the other backends serve.
-                tracing::error!(pool = %name, name = %failure.name, reason = %failure.reason, "cannot resolve");
-            }
-            planned.insert(name.clone(), PlannedPool::Fresh { settings: Arc::clone(settings), connector, discovery });
         }
+        renew_misnamed(&mut planned, problems);
         planned
     }
 
@@ -75,6 +99,7 @@ impl Proxy {
         planned: PlannedPools,
         before: &BTreeMap<String, RunningPool>,
     ) -> BTreeMap<String, RunningPool> {
+        self.address_book.replace(addresses(&planned));
         // First, since a backend may have gone from one pool to another, and some of its series know no pool.
         for (name, running) in before {
             self.forget_what_leaves(&running.pool, planned.get(name));
@@ -83,9 +108,7 @@ impl Proxy {
         for (name, planned) in planned {
             let pool = match planned {
                 PlannedPool::Running(pool) => pool,
-                PlannedPool::Fresh { settings, connector, discovery } => {
-                    self.start_pool(settings, *connector, discovery, before.get(&name))
-                }
+                PlannedPool::Fresh(fresh) => self.start_pool(*fresh, before.get(&name)),
             };
             pools.insert(name, pool);
         }
@@ -101,29 +124,26 @@ impl Proxy {
         let name = &pool.settings().name;
         let stay = match planned {
             Some(PlannedPool::Running(_)) => return,
-            Some(PlannedPool::Fresh { discovery, .. }) => discovery.endpoints(),
+            Some(fresh) => fresh.addresses(),
             None => {
                 self.metrics().forget_pool(name);
-                Vec::new()
+                BTreeSet::new()
             }
         };
         for backend in pool.backends().iter() {
-            if !stay.iter().any(|endpoint| endpoint.address == backend.address()) {
+            let address = backend.address();
+            if !stay.contains(&address) || self.address_book.name(name, address) != backend.name() {
                 self.metrics().forget_backend(name, backend.name());
             }
         }
     }
 
     /// Makes a pool, and starts what keeps its backends known and judged.
-    fn start_pool(
-        &self,
-        settings: Arc<config::Pool>,
-        connector: Connector,
-        discovery: Discovery,
-        before: Option<&RunningPool>,
-    ) -> RunningPool {
+    fn start_pool(&self, fresh: FreshPool, before: Option<&RunningPool>) -> RunningPool {
+        let FreshPool { settings, connector, discovery } = fresh;
         let (reports, events) = mpsc::channel(EVENTS);
-        let pool = Pool::new(settings, connector, Arc::clone(self.metrics()), reports);
+        let pool =
+            Pool::new(settings, connector, Arc::clone(self.metrics()), reports).among(Arc::clone(&self.address_book));
         pool.admit(&discovery.endpoints());
         if let Some(before) = before {
             pool.succeed(&before.pool);
@@ -164,6 +184,24 @@ impl Proxy {
     fn keep_up(&self, running: &RunningPool, task: impl Future<Output = ()> + Send + 'static) {
         let stop = running.stop.clone();
         self.background.spawn(async move { stop.run_until_cancelled(task).await });
+    }
+}
+
+fn addresses(planned: &PlannedPools) -> BTreeMap<String, BTreeSet<SocketAddr>> {
+    planned.iter().map(|(name, pool)| (name.clone(), pool.addresses())).collect()
+}
+
+/// Plans anew the pools that could go on, but whose backends are called otherwise once other pools have come or gone.
+fn renew_misnamed(planned: &mut PlannedPools, problems: &mut Vec<String>) {
+    let book = AddressBook::of(addresses(planned));
+    for (name, pool) in planned.iter_mut() {
+        let PlannedPool::Running(running) = &*pool else { continue };
+        if running.pool.backends().iter().any(|backend| backend.name() != book.name(name, backend.address())) {
+            match FreshPool::new(running.pool.settings(), Some(running)) {
+                Ok(fresh) => *pool = PlannedPool::Fresh(Box::new(fresh)),
+                Err(problem) => problems.push(problem),
+            }
+        }
     }
 }
 
