@@ -255,6 +255,36 @@ pool = "{pool}"
     return text.replace("\n[tls]", table, 1).replace("[admin]", f"{pools}[admin]", 1)
 
 
+def test_listeners_come_and_go(proxy, command):
+    proxy.config_file.write_text(with_another_listener(proxy.config_file.read_text()))
+    assert reloaded(proxy, command) == ['listener "second": added']
+    with RawClient(proxy.endpoint("ldaps")) as older, RawClient(proxy.endpoint("second")) as newer:
+        older.ask(ber.search), newer.ask(ber.search)
+        before, _, rest = proxy.config_file.read_text().partition("[[listener]]")
+        proxy.config_file.write_text(before + "[[listener]]" + rest.partition("[[listener]]")[2])
+        assert reloaded(proxy, command) == ['listener "ldaps": removed']
+        eventually(lambda: not proxy.accepts("ldaps"), "connects to it are refused")
+        older.ask(ber.search), newer.ask(ber.search)
+        assert proxy.accepts("second")
+
+
+def test_those_no_longer_trusted_are_told_and_end(start_proxy, pair, socket, command):
+    proxy = start_proxy(
+        pair, trusted=["127.0.0.0/8"], pool='health.probe = "tcp"', extra=f'socket = "{socket}"\n[trust]\nend_sessions = true'
+    )
+    with RawClient(proxy.endpoint()) as stays, RawClient(proxy.endpoint(), source="127.0.0.2") as leaves:
+        stays.ask(ber.search), leaves.ask(ber.search)
+        reloaded(proxy, command, ("127.0.0.0/8", "127.0.0.1/32"))
+        notice = leaves.read()
+        assert (notice.message_id, notice.response_name) == (0, ber.NOTICE_OF_DISCONNECTION)
+        assert "no longer trusted" in notice.diagnostic
+        assert leaves.ended()
+        proxy.wait_for("ldaps_proxy_sessions_ended_total", 1, reason="untrusted")
+        reloaded(proxy, command, ('name = "ldaps"', 'name = "corp"'))
+        stays.ask(ber.search)
+        assert came_in_by(command) == ["ldaps"], "who came in by the old name is judged by what it means now"
+
+
 def test_a_rejected_reload_leaves_no_trace(start_proxy, start_backend, pair, socket, command):
     """A regression test: a pool was made, with its series, before the plan had been accepted, so that a backend that was never
     there had a `backend_up` for ever."""
