@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import signal
 
 import pytest
 
@@ -109,6 +110,32 @@ def test_drain_gives_up_waiting_when_told_and_leaves_it_drained(proxy, pair, com
         assert f"{used}" in command("status")[1] and "draining" in command("status")[1]
 
 
+@pytest.mark.parametrize("ended", [False, True])
+def test_drain_says_when_a_reload_takes_the_backend_away(proxy, pair, command, socket, tmp_path, ended):
+    """A regression test: it printed nothing and was content, though the sessions went on. The command stands still for the
+    reload, so that it sees both at once where the session `ended` as well."""
+    with RawClient(proxy.endpoint()) as client:
+        for backend in pair:
+            backend.answer = lambda connection, pdu: None
+        client.send(ber.search(1))
+        used = eventually(lambda: next((backend for backend in pair if backend.sessions()), None), "a backend serves")
+        drain = Process([BINARY, "drain", str(used), "--admin", f"unix:{socket}"], directory=tmp_path)
+        try:
+            eventually(lambda: "1 sessions" in drain.stdout(), "it shows what it waits for")
+            drain.signal(signal.SIGSTOP)
+            other = next(backend for backend in pair if backend is not used)
+            reloaded(proxy, command, (f"'{pair[0]}', '{pair[1]}'", f"'{other}'"))
+            if ended:
+                client.close()
+                proxy.wait_for("ldaps_proxy_sessions_active", 0)
+            drain.signal(signal.SIGCONT)
+            assert drain.wait() == (0 if ended else 1)
+        finally:
+            drain.close()
+    said = drain.stdout().splitlines()[-1] if ended else drain.stderr()
+    assert f"{used} is no backend any more" in said and ("no session is left" if ended else "1 sessions are left") in said
+
+
 def test_an_unknown_backend_is_an_error_that_names_the_known(proxy, pair, command):
     code, _, error = command("drain", "192.0.2.1:389")
     assert code == 1 and "192.0.2.1:389" in error and str(pair[0]) in error
@@ -119,7 +146,7 @@ def test_kill_ends_one_session_and_no_other(proxy, command):
         doomed.ask(ber.bind, "cn=doomed", "x")
         other.ask(ber.bind, "cn=other", "x")
         number = next(line.split()[0] for line in command("sessions")[1].splitlines() if "cn=doomed" in line)
-        assert command("kill", number)[0] == 0
+        assert command("kill", number)[:2] == (0, f"session {number} is told to end\n")
         assert doomed.ended_or_notice()
         other.ask(ber.search)
     assert command("kill", "999999")[0] == 1
