@@ -273,6 +273,25 @@ mod tests {
         assert_eq!((metrics.access_log_records.get(), metrics.access_log_dropped.get()), (2, 0));
     }
 
+    /// What the last session of a replaced log has said may still be queued when the process ends.
+    #[test]
+    fn the_end_waits_for_the_lines_of_a_writer_that_is_gone() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("pipe");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("the folder is ours");
+        let mut reader = OpenOptions::new().read(true).write(true).open(&path).expect("it is there");
+        let writer = Writer::start(&AccessLogOutput::File(path), Metrics::new()).expect("somebody reads");
+        let lines = 4 * BATCH_BYTES / 16;
+        (0..lines).for_each(|_| writer.line(b"fifteen octets.\n".to_vec()));
+        let ended = Arc::clone(writer.ended());
+        drop(writer);
+        assert!(!ended.is_so(), "a pipe holds less");
+        let read = std::thread::spawn(move || io::Read::read_exact(&mut reader, &mut vec![0; lines * 16]));
+        ended.wait();
+        assert!(ended.is_so());
+        read.join().expect("it doesn't panic").expect("all of it is there");
+    }
+
     #[test]
     fn a_full_queue_loses_lines_and_counts_them_without_waiting() {
         let metrics = Metrics::new();
