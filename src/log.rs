@@ -1,6 +1,7 @@
-//! The log of the proxy itself: set-up, and a level that can change while it runs.
+//! The log of the proxy itself: set-up, and a level and a form that can change while it runs.
 
 use std::io::{self, IsTerminal};
+use std::sync::Arc;
 
 use tracing::level_filters::LevelFilter;
 use tracing::{Metadata, Subscriber};
@@ -11,23 +12,31 @@ use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
 use crate::config::{self, LogFormat};
 
-/// Changes the level of a running log.
-#[derive(Debug, Clone)]
-pub struct LogLevel(reload::Handle<EnvFilter, Registry>);
+/// Changes a running log.
+#[derive(Clone)]
+pub struct LogHandle {
+    level: reload::Handle<EnvFilter, Registry>,
+    set_format: Arc<dyn Fn(LogFormat) -> Result<(), reload::Error> + Send + Sync>,
+}
 
 /// Starts logging to standard error: standard output is for the access log and for what commands print. To be called
 /// once; an error says what is wrong with the level.
-pub fn start(settings: &config::Log) -> Result<LogLevel, String> {
-    let (subscriber, level) = subscriber(settings, io::stderr, io::stderr().is_terminal())?;
+pub fn start(settings: &config::Log) -> Result<LogHandle, String> {
+    let (subscriber, handle) = subscriber(settings, io::stderr, io::stderr().is_terminal())?;
     tracing::subscriber::set_global_default(subscriber).map_err(|_| "logging has been started already".to_owned())?;
-    Ok(level)
+    Ok(handle)
 }
 
-impl LogLevel {
+impl LogHandle {
     /// Takes a filter as `[log] level`: "debug", "info,ldaps_proxy::health=trace". An error says what is wrong with it.
-    pub fn set(&self, level: &str) -> Result<(), String> {
+    pub fn set_level(&self, level: &str) -> Result<(), String> {
         let filter = parse(level)?;
-        self.0.reload(filter).map_err(|error| error.to_string())
+        self.level.reload(filter).map_err(|error| error.to_string())
+    }
+
+    /// Writes from now on as `[log] format` says.
+    pub fn set_format(&self, format: LogFormat) -> Result<(), String> {
+        (self.set_format)(format).map_err(|error| error.to_string())
     }
 }
 
@@ -42,17 +51,23 @@ pub fn parse(level: &str) -> Result<EnvFilter, String> {
     EnvFilter::builder().parse(level).map_err(|error| format!("{level:?} is no log level: {error}"))
 }
 
-fn subscriber<W>(settings: &config::Log, writer: W, colour: bool) -> Result<(impl Subscriber, LogLevel), String>
+fn subscriber<W>(settings: &config::Log, writer: W, colour: bool) -> Result<(impl Subscriber, LogHandle), String>
 where
-    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+    W: for<'a> MakeWriter<'a> + Clone + Send + Sync + 'static,
 {
-    let (filter, handle) = reload::Layer::new(parse(&settings.level)?);
-    let format = match settings.format {
-        LogFormat::Text => fmt::layer().with_writer(writer).with_ansi(colour).boxed(),
-        LogFormat::Json => fmt::layer().with_writer(writer).json().flatten_event(true).boxed(),
+    let (filter, level) = reload::Layer::new(parse(&settings.level)?);
+    let layer = move |format| {
+        let layer = fmt::layer().with_writer(writer.clone());
+        match format {
+            LogFormat::Text => layer.with_ansi(colour).boxed(),
+            // Without spans: one that began in the other form would have no fields for this one.
+            LogFormat::Json => layer.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed(),
+        }
     };
+    let (format, handle) = reload::Layer::new(layer(settings.format));
     let subscriber = tracing_subscriber::registry().with(filter).with(FilterFn::new(is_safe)).with(format);
-    Ok((subscriber, LogLevel(handle)))
+    let set_format = Arc::new(move |format| handle.reload(layer(format)));
+    Ok((subscriber, LogHandle { level, set_format }))
 }
 
 /// `ldap3_proto` prints passwords below WARN, whatever the filter asks for.
@@ -62,8 +77,8 @@ fn is_safe(event: &Metadata<'_>) -> bool {
 }
 
 #[cfg(test)]
-impl LogLevel {
-    /// The level of a log that nobody reads.
+impl LogHandle {
+    /// The handle of a log that nobody reads.
     pub fn of_no_log() -> Self {
         subscriber(&config::Log::default(), io::sink, false).expect("the default level is one").1
     }
@@ -93,26 +108,42 @@ mod tests {
     }
 
     /// What is logged at this level and in this format while `work` runs.
-    fn logged(level: &str, format: LogFormat, work: impl FnOnce(&LogLevel)) -> String {
+    fn logged(level: &str, format: LogFormat, work: impl FnOnce(&LogHandle)) -> String {
         let sink = Sink::default();
         let writer = sink.clone();
         let settings = config::Log { level: level.into(), format };
-        let (subscriber, level) = subscriber(&settings, move || writer.clone(), false).expect("a level");
-        tracing::subscriber::with_default(subscriber, || work(&level));
+        let (subscriber, handle) = subscriber(&settings, move || writer.clone(), false).expect("a level");
+        tracing::subscriber::with_default(subscriber, || work(&handle));
         let logged = sink.0.lock().expect("no test panics while holding it");
         String::from_utf8(logged.clone()).expect("text")
     }
 
     #[test]
     fn the_level_can_change() {
-        let log = logged("info", LogFormat::Text, |level| {
+        let log = logged("info", LogFormat::Text, |log| {
             debug!("before");
-            level.set("debug").expect("a level");
+            log.set_level("debug").expect("a level");
             debug!("after");
-            level.set("nonsense=nonsense").expect_err("no level");
+            log.set_level("nonsense=nonsense").expect_err("no level");
             debug!("still");
         });
         assert!(!log.contains("before") && log.contains("after") && log.contains("still"), "{log}");
+    }
+
+    #[test]
+    fn the_form_can_change_in_the_middle_of_a_span() {
+        let log = logged("info", LogFormat::Text, |log| {
+            let _span = tracing::info_span!("a library's", field = 1).entered();
+            info!("text");
+            log.set_format(LogFormat::Json).expect("the log is there");
+            info!("object");
+            log.set_format(LogFormat::Text).expect("the log is there");
+            info!("text again");
+        });
+        let lines: Vec<_> = log.lines().collect();
+        assert!(lines.len() == 3 && lines[0].ends_with(": text") && lines[2].ends_with(": text again"), "{log}");
+        let event: serde_json::Value = serde_json::from_str(lines[1]).expect("one object");
+        assert_eq!(event["message"], "object");
     }
 
     #[test]

@@ -169,6 +169,31 @@ def test_a_moved_file_is_opened_again_on_sigusr1(start, start_backend, log_file)
     assert len(written(log_file, 1)) == 2 and len(records(moved)) == 2
 
 
+def test_older_sessions_write_their_own_log_to_the_end(start, start_backend, log_file):
+    """A regression test: once a reload had named another file, the old one was neither opened again on SIGUSR1 nor written out
+    at the end, though the sessions that were there before still write to it."""
+    proxy = start([start_backend()])
+    other, moved = log_file.with_name("other.log"), log_file.with_suffix(".1")
+    with RawClient(proxy.endpoint()) as older:
+        older.ask(ber.search)
+        eventually(lambda: log_file.exists() and records(log_file, "operation"), "its search is told")
+        proxy.config_file.write_text(proxy.config_file.read_text().replace(str(log_file), str(other)))
+        proxy.reload()
+        proxy.wait_for("ldaps_proxy_reloads_total", 1, result="applied")
+        os.rename(log_file, moved)
+        proxy.process.signal(signal.SIGUSR1)
+        eventually(log_file.exists, "its file is there again")
+        with RawClient(proxy.endpoint()) as newer:
+            for client in (older, newer):
+                client.send(*(ber.search(number) for number in range(2, 102)))
+                for number in range(2, 102):
+                    client.read_result(number)
+            proxy.terminate()
+            assert proxy.wait() == 0
+    assert [len(records(file, "operation")) for file in (moved, log_file, other)] == [1, 100, 100]
+    assert [len(records(file, "session")) for file in (moved, log_file, other)] == [0, 1, 1]
+
+
 def test_what_is_queued_is_written_before_the_end(start, start_backend, log_file):
     proxy = start([start_backend()])
     with RawClient(proxy.endpoint()) as client:

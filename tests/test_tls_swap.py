@@ -1,16 +1,20 @@
 """Certificates are replaced while clients connect: no handshake fails, no session ends, and none is forgotten."""
 
+import itertools
+import json
 import os
 import shutil
 import socket
 import ssl
 import threading
+from datetime import UTC, datetime
 
 import pytest
 
 from support import ber
 from support.clients import RawClient
-from support.proxy import config
+from support.process import run
+from support.proxy import BINARY, config
 from support.waiting import eventually
 
 RELOADS = "ldaps_proxy_reloads_total"
@@ -152,6 +156,53 @@ def test_a_bad_pair_is_refused_counted_and_the_old_one_stays(proxy, served, pair
     shutil.copy(pairs[1].private_key, served / "tls.key")
     proxy.reload()
     eventually(lambda: shown(endpoint) == der(pairs[1]), "the pair fits again and is served")
+
+
+def test_a_good_certificate_heals_no_rejected_configuration(proxy, served, pairs):
+    """A regression test: whatever was reloaded last decided `last_reload_successful`, so that a certificate renewed after a
+    rejected configuration ended the alert, and the running configuration was still the old one."""
+    successful = "ldaps_proxy_last_reload_successful"
+    good = proxy.config_file.read_text()
+    proxy.config_file.write_text(good + "\n[nonsense]\n")
+    proxy.reload()
+    proxy.wait_for(RELOADS, 1, result="rejected")
+    put(served, pairs[1])
+    proxy.wait_for(RELOADS, 1, result="applied")
+    assert shown(proxy.endpoint()) == der(pairs[1])
+    assert proxy.metrics().sum(successful) == 0
+    last = json.loads(proxy.http("/api/v1/status")[1])["last_reload"]
+    assert not last["applied"] and "nonsense" in " ".join(last["lines"])
+
+    proxy.config_file.write_text(good)
+    proxy.reload()
+    proxy.wait_for(successful, 1)
+    shutil.copy(pairs[0].certificate, served / "tls.crt")
+    proxy.wait_for(successful, 0)
+    rejected = proxy.metrics().sum(RELOADS, result="rejected")
+    proxy.reload()
+    eventually(lambda: proxy.metrics().sum(RELOADS, result="rejected") > rejected, "the signal finds the same")
+    shutil.copy(pairs[0].private_key, served / "tls.key")
+    # The files were wrong, not the configuration, and now they are right: nobody need ask again.
+    proxy.wait_for(successful, 1)
+    last = json.loads(proxy.http("/api/v1/status")[1])["last_reload"]
+    assert last["applied"] and "tls.crt" in last["lines"][0]
+
+
+def test_a_reload_says_which_certificates_were_replaced(start_proxy, start_backend, served, pairs):
+    """Its answer was that nothing has changed. What the watcher has seen first is told in the log alone, so it is asked again
+    with the other pair."""
+    socket = served / "admin.sock"
+    proxy = start_proxy(text=text_for(served, start_backend()) + f'socket = "{socket}"\n')
+    shown_first = itertools.cycle(reversed(pairs))
+
+    def told():
+        put(served, next(shown_first))
+        return run([BINARY, "reload", "--admin", f"unix:{socket}"]).stdout.splitlines()
+
+    lines = eventually(lambda: [line for line in told() if line.startswith("certificate ")], "the replacement is told")
+    assert len(lines) == 1 and str(served / "tls.crt") in lines[0] and "now CN=swap-" in lines[0]
+    certificates = json.loads(proxy.http("/api/v1/certificates")[1])
+    assert lines[0].endswith(f" until {datetime.fromtimestamp(certificates[0]['not_after'], UTC).date()}")
 
 
 def test_sessions_are_resumed_across_a_reload(proxy, served, authority):

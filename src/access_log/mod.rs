@@ -10,7 +10,7 @@ mod spans;
 mod writer;
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 pub use record::{Described, OperationRecord, SessionRecord, Timing, TlsFacts, Who};
 
@@ -18,7 +18,7 @@ use crate::config::{self, AccessLogDetail, AccessLogOutput, LogFormat};
 use crate::ldap::Request;
 use crate::metrics::Metrics;
 use selection::Selection;
-use writer::Writer;
+use writer::{Ended, Writer};
 
 /// Where records go, if anywhere. A clone writes to the same outputs.
 #[derive(Clone, Default)]
@@ -26,6 +26,12 @@ pub struct AccessLog {
     log: Option<Arc<Open>>,
     #[cfg(feature = "otlp")]
     spans: Option<(Arc<spans::Spans>, Redaction)>,
+}
+
+/// A log that another has replaced: sessions that began with it still write to it, and with the last of them it ends.
+pub struct Retired {
+    log: Weak<Open>,
+    ended: Arc<Ended>,
 }
 
 /// Whether values of filters are left out.
@@ -121,6 +127,35 @@ impl AccessLog {
         #[cfg(feature = "otlp")]
         if let Some((spans, _)) = &self.spans {
             spans.finish();
+        }
+    }
+
+    /// What is left to know of it once another log has replaced it; none if it was off.
+    pub fn retire(&self) -> Option<Retired> {
+        let log = self.log.as_ref()?;
+        Some(Retired { log: Arc::downgrade(log), ended: Arc::clone(log.writer.ended()) })
+    }
+}
+
+impl Retired {
+    /// Opens the output again, if somebody still writes to it.
+    pub fn reopen(&self) {
+        if let Some(log) = self.log.upgrade() {
+            log.writer.reopen();
+        }
+    }
+
+    /// Whether nothing will be written any more.
+    pub fn is_over(&self) -> bool {
+        self.ended.is_so()
+    }
+
+    /// As [`AccessLog::finish`].
+    pub fn finish(&self) {
+        match self.log.upgrade() {
+            Some(log) => log.writer.finish(),
+            // The last session has just gone; what it has said may still be queued.
+            None => self.ended.wait(),
         }
     }
 }

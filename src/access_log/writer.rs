@@ -5,8 +5,8 @@ use std::io::{self, Write};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -31,9 +31,11 @@ pub(super) struct Writer {
     /// Lines; an empty one only wakes the thread.
     queue: SyncSender<Vec<u8>>,
     shared: Arc<Shared>,
-    /// Disconnected when the thread has ended.
-    ended: Mutex<Receiver<()>>,
+    ended: Arc<Ended>,
 }
+
+/// Whether the thread has ended: it does once what was queued is written and the last [`Writer`] is gone or has finished.
+pub(super) struct Ended(Mutex<Receiver<()>>);
 
 struct Shared {
     queued_bytes: AtomicUsize,
@@ -54,7 +56,7 @@ impl Writer {
             write_lines(output, &lines, &writer);
             drop(ending);
         })?;
-        Ok(Self { queue, shared, ended: Mutex::new(ended) })
+        Ok(Self { queue, shared, ended: Arc::new(Ended(Mutex::new(ended))) })
     }
 
     /// Queues a line, or loses and counts it.
@@ -77,15 +79,36 @@ impl Writer {
     pub(super) fn finish(&self) {
         self.shared.finish.store(true, Ordering::Release);
         self.wake();
-        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
-        if ended.recv_timeout(FINISH_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
-            error!("the access log's output hangs; records are lost");
-        }
+        self.ended.wait();
+    }
+
+    /// What outlives the writer.
+    pub(super) fn ended(&self) -> &Arc<Ended> {
+        &self.ended
     }
 
     fn wake(&self) {
         // A full queue keeps the thread awake as well.
         let _ = self.queue.try_send(Vec::new());
+    }
+}
+
+impl Ended {
+    /// Whether it has.
+    pub(super) fn is_so(&self) -> bool {
+        self.receiver().try_recv() == Err(TryRecvError::Disconnected)
+    }
+
+    /// Waits for it. Blocks, but not for long.
+    pub(super) fn wait(&self) {
+        if self.receiver().recv_timeout(FINISH_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
+            error!("the access log's output hangs; records are lost");
+        }
+    }
+
+    /// Nothing is ever sent: it is disconnected when the thread ends.
+    fn receiver(&self) -> MutexGuard<'_, Receiver<()>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -250,12 +273,31 @@ mod tests {
         assert_eq!((metrics.access_log_records.get(), metrics.access_log_dropped.get()), (2, 0));
     }
 
+    /// What the last session of a replaced log has said may still be queued when the process ends.
+    #[test]
+    fn the_end_waits_for_the_lines_of_a_writer_that_is_gone() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("pipe");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("the folder is ours");
+        let mut reader = OpenOptions::new().read(true).write(true).open(&path).expect("it is there");
+        let writer = Writer::start(&AccessLogOutput::File(path), Metrics::new()).expect("somebody reads");
+        let lines = 4 * BATCH_BYTES / 16;
+        (0..lines).for_each(|_| writer.line(b"fifteen octets.\n".to_vec()));
+        let ended = Arc::clone(writer.ended());
+        drop(writer);
+        assert!(!ended.is_so(), "a pipe holds less");
+        let read = std::thread::spawn(move || io::Read::read_exact(&mut reader, &mut vec![0; lines * 16]));
+        ended.wait();
+        assert!(ended.is_so());
+        read.join().expect("it doesn't panic").expect("all of it is there");
+    }
+
     #[test]
     fn a_full_queue_loses_lines_and_counts_them_without_waiting() {
         let metrics = Metrics::new();
         let ((queue, lines), (_, ended)) = (sync_channel(2), sync_channel(0));
         let shared = Arc::new(Shared::new(Arc::clone(&metrics)));
-        let writer = Writer { queue, shared, ended: Mutex::new(ended) };
+        let writer = Writer { queue, shared, ended: Arc::new(Ended(Mutex::new(ended))) };
         for _ in 0..5 {
             writer.line(b"line\n".to_vec());
         }

@@ -38,9 +38,10 @@ impl Denied {
                 (StatusCode::UNAUTHORIZED, "send `Authorization: Bearer TOKEN` with the token of `token_file`")
             }
             Self::Origin => (StatusCode::FORBIDDEN, "changes are taken only from this server's own page"),
-            Self::Host => {
-                (StatusCode::FORBIDDEN, "call this server by its IP address, as localhost, or by its own host name")
-            }
+            Self::Host => (
+                StatusCode::FORBIDDEN,
+                "call this server by its IP address, as localhost, or by the name that `hostname` prints",
+            ),
         }
     }
 }
@@ -75,14 +76,16 @@ fn only(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     if values.next().is_some() { None } else { value.to_str().ok() }
 }
 
-/// Whether a `Host` value is an address, `localhost`, or the machine's name with or without its domain.
+/// Whether a `Host` value is an address, `localhost`, or the machine's name, whole or without its domain. Under another domain
+/// it is no longer ours: in a cloud the first label follows from the address, and whoever has a domain can put it there.
 fn is_own_host(host: &str, host_name: &str) -> bool {
     if host.parse::<SocketAddr>().is_ok() || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() {
         return true;
     }
     let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-    let short = |name: &str| name.split('.').next().unwrap_or_default().to_ascii_lowercase();
-    name.eq_ignore_ascii_case("localhost") || (!host_name.is_empty() && short(name) == short(host_name))
+    let short = host_name.split('.').next().unwrap_or_default();
+    let own = ["localhost", host_name, short];
+    own.iter().any(|own| !own.is_empty() && name.eq_ignore_ascii_case(own))
 }
 
 #[cfg(test)]
@@ -128,9 +131,7 @@ mod tests {
 
     #[test]
     fn the_host_has_to_be_this_machine() {
-        for own in
-            ["127.0.0.1", "10.0.0.5:9636", "[::1]:9636", "[::1]", "localhost:9636", "proxy1", "PROXY1.corp.example:80"]
-        {
+        for own in ["127.0.0.1", "10.0.0.5:9636", "[::1]:9636", "[::1]", "localhost:9636", "proxy1", "PROXY1:80"] {
             assert_eq!(judge(&[(header::HOST, own), TOKEN], Some("secret")), Ok(()), "{own}");
         }
         for foreign in ["evil.example:9636", "proxy1evil", "127.0.0.1.evil.example", ""] {
@@ -138,6 +139,21 @@ mod tests {
         }
         assert_eq!(judge(&[TOKEN], Some("secret")), Err(Denied::Host));
         assert_eq!(judge(&[HOST, HOST, TOKEN], Some("secret")), Err(Denied::Host));
+    }
+
+    /// The names of a cloud's machines can be guessed: that the first label fits lets no foreign domain in.
+    #[test]
+    fn a_whole_name_is_ours_under_our_domain_only() {
+        let whole = "ip-10-0-0-5.eu-west-1.compute.internal";
+        for own in [whole, "IP-10-0-0-5.eu-west-1.compute.internal:9636", "ip-10-0-0-5", "ip-10-0-0-5:9636"] {
+            assert!(is_own_host(own, whole), "{own}");
+        }
+        for foreign in ["ip-10-0-0-5.evil.example", "ip-10-0-0-5.evil.example:9636", "ip-10-0-0-5.", "evil.example", ""]
+        {
+            assert!(!is_own_host(foreign, whole) && !is_own_host(foreign, "ip-10-0-0-5"), "{foreign}");
+        }
+        assert!(!is_own_host(whole, "ip-10-0-0-5"), "who doesn't know its domain takes none for its own");
+        assert!(!is_own_host("", "") && !is_own_host(":9636", ""));
     }
 
     #[test]
@@ -149,7 +165,7 @@ mod tests {
             }
             authorize_reading(&map, "proxy1")
         };
-        for own in [&["127.0.0.1:9636"][..], &["localhost:9636"], &["proxy1.corp.example:9636"], &[]] {
+        for own in [&["127.0.0.1:9636"][..], &["localhost:9636"], &["proxy1:9636"], &[]] {
             assert_eq!(read(own), Ok(()), "{own:?}");
         }
         for foreign in [&["rebound.example:9636"][..], &["127.0.0.1", "rebound.example"], &[""]] {

@@ -12,7 +12,7 @@ mod traffic;
 use std::pin::Pin;
 
 pub(crate) use page::duration;
-pub use serve::{Admin, Endpoint, SocketFile, bind};
+pub use serve::{Admin, Endpoint, Place, Running, places};
 
 use model::{Session, Snapshot};
 

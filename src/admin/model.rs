@@ -23,7 +23,7 @@ pub struct Snapshot {
     pub backends: Vec<Backend>,
     /// In the order of the configuration.
     pub certificates: Vec<Certificate>,
-    /// The newest reload, if there was one.
+    /// The newest reload, if there was one; one that was rejected stands until its like is applied.
     pub last_reload: Option<Reload>,
     /// The newest failures, newest first, bounded.
     pub recent_failures: Vec<Failure>,
@@ -74,9 +74,14 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// Whether an operator may mean this backend by `name`: `host:port`, or `pool/host:port` where pools share it.
+    /// Whether an operator may mean this backend by `name`: `host:port`, which is that of every pool that has it, or
+    /// `pool/host:port`.
     pub fn is_called(&self, name: &str) -> bool {
-        self.name == name || name.strip_prefix(&self.pool).and_then(|rest| rest.strip_prefix('/')) == Some(&self.name)
+        self.within_its_pool(name) == self.within_its_pool(&self.name)
+    }
+
+    fn within_its_pool<'a>(&self, name: &'a str) -> &'a str {
+        name.strip_prefix(&self.pool).and_then(|rest| rest.strip_prefix('/')).unwrap_or(name)
     }
 }
 
@@ -318,10 +323,12 @@ mod tests {
 
     #[test]
     fn a_backend_is_called_by_its_name_with_or_without_its_pool() {
-        let backend = Backend { name: "10.0.1.10:389".into(), pool: "simple-ad".into(), ..Backend::default() };
-        assert!(backend.is_called("10.0.1.10:389") && backend.is_called("simple-ad/10.0.1.10:389"));
-        for other in ["10.0.1.1:389", "other/10.0.1.10:389", "simple-ad", "simple-ad10.0.1.10:389", ""] {
-            assert!(!backend.is_called(other), "{other}");
+        for name in ["10.0.1.10:389", "simple-ad/10.0.1.10:389"] {
+            let backend = Backend { name: name.into(), pool: "simple-ad".into(), ..Backend::default() };
+            assert!(backend.is_called("10.0.1.10:389") && backend.is_called("simple-ad/10.0.1.10:389"));
+            for other in ["10.0.1.1:389", "other/10.0.1.10:389", "simple-ad", "simple-ad10.0.1.10:389", ""] {
+                assert!(!backend.is_called(other), "{other}");
+            }
         }
     }
 

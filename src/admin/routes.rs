@@ -92,7 +92,7 @@ async fn readyz(State(admin): Shared) -> Response {
 }
 
 async fn status_page(State(admin): Shared) -> Response {
-    Html(page::render(&status(&admin), admin.token_file.is_some())).into_response()
+    Html(page::render(&status(&admin), admin.token_file().is_some())).into_response()
 }
 
 async fn backends(State(admin): Shared) -> Json<Vec<Backend>> {
@@ -221,7 +221,7 @@ fn now() -> u64 {
 }
 
 async fn authorize(State(admin): Shared, request: Request, next: Next) -> Response {
-    let token = match admin.token_file.as_deref().map(read_token).transpose() {
+    let token = match admin.token_file().map(|file| read_token(&file)).transpose() {
         Ok(token) => token,
         Err(error) => {
             warn!(%error, "the admin token can't be read");

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use axum::Router;
 use axum::serve::Listener;
 use hyper::server::conn::http1;
@@ -15,7 +16,8 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, interval, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
 use tracing::{debug, info};
 
 use super::traffic::{self, Window};
@@ -34,72 +36,147 @@ const MAX_HEADER_BYTES: usize = 16 * 1024;
 pub struct Admin {
     pub(super) control: Arc<dyn Control>,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) token_file: Option<PathBuf>,
     pub(super) host_name: String,
+    token_file: ArcSwapOption<PathBuf>,
     traffic: Mutex<Window>,
+}
+
+/// Where an endpoint listens, as configured, and what it serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// `[admin] address`: everything; changes only with the token.
+    Tcp(SocketAddr),
+    /// `[admin] socket`: everything; its permissions decide.
+    Unix(PathBuf),
+    /// `[health] address`: `/healthz` and `/readyz` only.
+    Health(SocketAddr),
 }
 
 /// A bound socket of the admin side.
 #[derive(Debug)]
-pub enum Endpoint {
-    /// `[admin] address`: everything; changes only with the token.
+pub struct Endpoint {
+    place: Place,
+    socket: Socket,
+}
+
+#[derive(Debug)]
+enum Socket {
     Tcp(TcpListener),
-    /// `[admin] socket`: everything; its permissions decide.
     Unix(UnixListener, SocketFile),
-    /// `[health] address`: `/healthz` and `/readyz` only.
-    Health(TcpListener),
 }
 
 /// The file of a Unix socket, removed when dropped.
 #[derive(Debug)]
-pub struct SocketFile(PathBuf);
+struct SocketFile(PathBuf);
 
-/// Opens every socket that is configured, and says where. Errors name the address.
-pub async fn bind(settings: &config::Admin, health: Option<SocketAddr>) -> io::Result<Vec<Endpoint>> {
-    let mut endpoints = Vec::new();
-    if let Some(address) = settings.address {
-        let listener = bind_tcp(address).await?;
-        info!(address = %listener.local_addr()?, "admin listening");
-        endpoints.push(Endpoint::Tcp(listener));
+/// The admin side at work; ends when dropped.
+pub struct Running {
+    admin: Arc<Admin>,
+    tasks: TaskTracker,
+    endpoints: Vec<(Place, DropGuard)>,
+    _counting: DropGuard,
+}
+
+/// Every place that is configured.
+pub fn places(settings: &config::Admin, health: Option<SocketAddr>) -> Vec<Place> {
+    let tcp = settings.address.map(Place::Tcp);
+    let unix = settings.socket.clone().map(Place::Unix);
+    [tcp, unix, health.map(Place::Health)].into_iter().flatten().collect()
+}
+
+impl Endpoint {
+    /// Opens a socket there. Errors name the address.
+    pub async fn bind(place: Place) -> io::Result<Self> {
+        let socket = match &place {
+            Place::Tcp(address) | Place::Health(address) => {
+                Socket::Tcp(TcpListener::bind(address).await.map_err(|error| at(address, error))?)
+            }
+            Place::Unix(path) => {
+                let listener = bind_unix(path).await.map_err(|error| at(path.display(), error))?;
+                Socket::Unix(listener, SocketFile(path.clone()))
+            }
+        };
+        Ok(Self { place, socket })
     }
-    if let Some(path) = &settings.socket {
-        let listener = bind_unix(path).await.map_err(|error| at(path.display(), error))?;
-        info!(socket = %path.display(), "admin listening");
-        endpoints.push(Endpoint::Unix(listener, SocketFile(path.clone())));
+
+    /// The address it has: the one it was bound to, with the port the kernel chose. A Unix socket has none.
+    pub fn address(&self) -> Option<SocketAddr> {
+        match &self.socket {
+            Socket::Tcp(listener) => listener.local_addr().ok(),
+            Socket::Unix(..) => None,
+        }
     }
-    if let Some(address) = health {
-        let listener = bind_tcp(address).await?;
-        info!(address = %listener.local_addr()?, "health listening");
-        endpoints.push(Endpoint::Health(listener));
+
+    fn announce(&self) {
+        let address = self.address().map(tracing::field::display);
+        match &self.place {
+            Place::Tcp(_) => info!(address, "admin listening"),
+            Place::Unix(path) => info!(socket = %path.display(), "admin listening"),
+            Place::Health(_) => info!(address, "health listening"),
+        }
     }
-    Ok(endpoints)
+
+    async fn serve(self, admin: Arc<Admin>) {
+        match (self.socket, self.place) {
+            (Socket::Tcp(listener), Place::Health(_)) => accept(listener, routes::health(admin)).await,
+            (Socket::Tcp(listener), _) => accept(listener, routes::tcp(admin)).await,
+            (Socket::Unix(listener, _file), _) => accept(listener, routes::unix(admin)).await,
+        }
+    }
+}
+
+impl Running {
+    /// An admin side without endpoints yet, whose tasks are among `tasks`. It takes the totals that rates are made of.
+    pub fn new(admin: Arc<Admin>, tasks: TaskTracker) -> Self {
+        let stop = CancellationToken::new();
+        let (counting, ended) = (Arc::clone(&admin), stop.clone());
+        tasks.spawn(async move { ended.run_until_cancelled(counting.take_totals()).await });
+        Self { admin, tasks, endpoints: Vec::new(), _counting: stop.drop_guard() }
+    }
+
+    /// Whether there is an endpoint at this place.
+    pub fn serves(&self, place: &Place) -> bool {
+        self.endpoints.iter().any(|(known, _)| known == place)
+    }
+
+    /// Serves at `places` and nowhere else: at those that are new with the endpoints of `fresh`.
+    pub fn change(&mut self, token_file: Option<PathBuf>, places: &[Place], fresh: Vec<Endpoint>) {
+        self.admin.token_file.store(token_file.map(Arc::new));
+        self.endpoints.retain(|(place, _)| places.contains(place));
+        for endpoint in fresh {
+            endpoint.announce();
+            let stop = CancellationToken::new();
+            let (place, admin, ended) = (endpoint.place.clone(), Arc::clone(&self.admin), stop.clone());
+            self.tasks.spawn(async move { ended.run_until_cancelled(endpoint.serve(admin)).await });
+            self.endpoints.push((place, stop.drop_guard()));
+        }
+    }
 }
 
 impl Admin {
-    /// An admin side over this proxy. `token_file` is read anew for every change, so that a new token needs no reload.
-    pub fn new(control: Arc<dyn Control>, metrics: Arc<Metrics>, token_file: Option<PathBuf>) -> Arc<Self> {
+    /// An admin side over this proxy.
+    pub fn new(control: Arc<dyn Control>, metrics: Arc<Metrics>) -> Arc<Self> {
         let host_name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
-        Arc::new(Self { control, metrics, token_file, host_name, traffic: Mutex::default() })
+        Arc::new(Self { control, metrics, host_name, token_file: ArcSwapOption::empty(), traffic: Mutex::default() })
     }
 
-    /// Serves these endpoints until `stop`, and takes the totals that rates are made of.
-    pub async fn run(self: Arc<Self>, endpoints: Vec<Endpoint>, stop: CancellationToken) {
-        let mut tasks = tokio::task::JoinSet::new();
-        for endpoint in endpoints {
-            let (admin, stop) = (Arc::clone(&self), stop.clone());
-            tasks.spawn(async move { stop.run_until_cancelled(serve(endpoint, admin)).await });
-        }
-        let started = Instant::now();
-        let mut ticks = interval(traffic::INTERVAL);
-        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-            let totals = self.metrics.totals();
-            self.window(|window| window.push(started.elapsed(), totals));
-        }
-        tasks.join_all().await;
+    /// The file whose token lets a change in over TCP. It is read anew for every change, so that a new token needs no reload.
+    pub(super) fn token_file(&self) -> Option<Arc<PathBuf>> {
+        self.token_file.load_full()
     }
 
     pub(super) fn window<T>(&self, use_it: impl FnOnce(&mut Window) -> T) -> T {
         use_it(&mut self.traffic.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    async fn take_totals(&self) {
+        let started = Instant::now();
+        let mut ticks = interval(traffic::INTERVAL);
+        loop {
+            ticks.tick().await;
+            let totals = self.metrics.totals();
+            self.window(|window| window.push(started.elapsed(), totals));
+        }
     }
 }
 
@@ -107,14 +184,6 @@ impl Drop for SocketFile {
     fn drop(&mut self) {
         // A missing file is what was wanted.
         let _ = std::fs::remove_file(&self.0);
-    }
-}
-
-async fn serve(endpoint: Endpoint, admin: Arc<Admin>) {
-    match endpoint {
-        Endpoint::Tcp(listener) => accept(listener, routes::tcp(admin)).await,
-        Endpoint::Unix(listener, _file) => accept(listener, routes::unix(admin)).await,
-        Endpoint::Health(listener) => accept(listener, routes::health(admin)).await,
     }
 }
 
@@ -141,10 +210,6 @@ async fn accept(mut listener: impl Listener<Io: Unpin>, router: Router) {
             drop(seat);
         });
     }
-}
-
-async fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::bind(address).await.map_err(|error| at(address, error))
 }
 
 /// Binds for owner and group, in the place of a socket that nobody answers any more.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::model::{Backend, BackendState, Session, Sessions, Snapshot, Status};
 use super::*;
@@ -94,13 +94,7 @@ struct Running {
     tcp: SocketAddr,
     health: SocketAddr,
     folder: tempfile::TempDir,
-    stop: CancellationToken,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.stop.cancel();
-    }
+    _side: super::Running,
 }
 
 async fn start(token: Option<&str>) -> Running {
@@ -116,21 +110,19 @@ async fn start(token: Option<&str>) -> Running {
         socket: Some(folder.path().join("admin.sock")),
         token_file: token_file.clone(),
     };
-    let endpoints = bind(&settings, Some(any)).await.expect("loopback has free ports");
-    let addresses: Vec<_> = endpoints
-        .iter()
-        .filter_map(|endpoint| match endpoint {
-            Endpoint::Tcp(listener) | Endpoint::Health(listener) => listener.local_addr().ok(),
-            Endpoint::Unix(..) => None,
-        })
-        .collect();
+    let places = places(&settings, Some(any));
+    let mut endpoints = Vec::new();
+    for place in &places {
+        endpoints.push(Endpoint::bind(place.clone()).await.expect("loopback has free ports"));
+    }
+    let addresses: Vec<_> = endpoints.iter().filter_map(Endpoint::address).collect();
     let proxy = Arc::new(StandIn::default());
     let metrics = Metrics::new();
     metrics.listener("l").connection(crate::failure::Outcome::Accepted);
-    let stop = CancellationToken::new();
-    let admin = Admin::new(Arc::clone(&proxy) as Arc<dyn Control>, metrics, token_file);
-    tokio::spawn(admin.run(endpoints, stop.clone()));
-    Running { proxy, tcp: addresses[0], health: addresses[1], folder, stop }
+    let admin = Admin::new(Arc::clone(&proxy) as Arc<dyn Control>, metrics);
+    let mut side = super::Running::new(admin, TaskTracker::new());
+    side.change(token_file, &places, endpoints);
+    Running { proxy, tcp: addresses[0], health: addresses[1], folder, _side: side }
 }
 
 /// Calls the blocking client off the runtime.
@@ -302,9 +294,9 @@ async fn a_socket_nobody_answers_is_replaced_and_one_in_use_is_not() {
     let path = folder.path().join("admin.sock");
     drop(std::os::unix::net::UnixListener::bind(&path).expect("the folder is ours"));
     assert!(path.exists(), "a crashed process leaves its socket");
-    let settings = config::Admin { socket: Some(path.clone()), ..config::Admin::default() };
-    let first = bind(&settings, None).await.expect("the stale socket is replaced");
-    let error = bind(&settings, None).await.expect_err("the first is alive");
+    let place = Place::Unix(path.clone());
+    let first = Endpoint::bind(place.clone()).await.expect("the stale socket is replaced");
+    let error = Endpoint::bind(place).await.expect_err("the first is alive");
     assert!(error.to_string().contains("admin.sock"), "{error}");
     drop(first);
     assert!(!path.exists(), "it is removed at the end");

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::Proxy;
+use super::{Proxy, State};
 use crate::admin::model::{self, BackendState, Snapshot};
 use crate::admin::{Control, NotFound, Reloading};
 use crate::config::ListenerProtocol;
@@ -29,7 +29,11 @@ impl Control for Controller {
                     ListenerProtocol::Ldap => "ldap".to_owned(),
                 },
                 pool: settings.pool.clone(),
-                sessions: sessions.iter().filter(|session| *session.listener == *settings.name).count(),
+                sessions: sessions
+                    .iter()
+                    .filter_map(|session| state.parts.listener_of(session))
+                    .filter(|listener| std::ptr::eq(*listener, running))
+                    .count(),
             })
         });
         let backends = state.parts.pools.iter().flat_map(|(pool, running)| {
@@ -54,7 +58,7 @@ impl Control for Controller {
                     fingerprint: certificate.fingerprint,
                 })
                 .collect(),
-            last_reload: state.last_reload.clone(),
+            last_reload: state.reloads.shown().cloned(),
             recent_failures: proxy
                 .metrics
                 .failures
@@ -96,7 +100,9 @@ impl Control for Controller {
     }
 
     fn drain(&self, name: &str) -> Result<(), NotFound> {
-        for (pool, backend) in self.0.find_backends(name)? {
+        // Held, so that no reload takes over what was asked before while this is being asked.
+        let state = self.0.state();
+        for (pool, backend) in find_backends(&state, name)? {
             pool.drain(backend.name());
             tracing::info!(pool = pool.settings().name, backend = backend.name(), "draining");
             self.0.registry.command_on(&backend, Command::Move);
@@ -105,7 +111,9 @@ impl Control for Controller {
     }
 
     fn enable(&self, name: &str) -> Result<(), NotFound> {
-        for (pool, backend) in self.0.find_backends(name)? {
+        // Held, so that no reload takes over what was asked before while this is being asked.
+        let state = self.0.state();
+        for (pool, backend) in find_backends(&state, name)? {
             pool.enable(backend.name());
             tracing::info!(pool = pool.settings().name, backend = backend.name(), "enabled");
         }
@@ -122,7 +130,7 @@ impl Control for Controller {
     }
 
     fn log_level(&self, filter: &str) -> Result<(), String> {
-        self.0.log.set(filter)
+        self.0.log.set_level(filter)
     }
 }
 
@@ -166,23 +174,8 @@ impl Proxy {
         }
     }
 
-    /// The backends called `host:port` in any pool, or `pool/host:port` in that one.
-    fn find_backends(&self, name: &str) -> Result<Vec<Place>, NotFound> {
-        let state = self.state();
-        let found: Vec<_> = state
-            .parts
-            .pools
-            .iter()
-            .filter_map(|(pool, running)| {
-                let own = name.strip_prefix(pool).and_then(|rest| rest.strip_prefix('/')).unwrap_or(name);
-                Some((Arc::clone(&running.pool), running.pool.backend(own)?))
-            })
-            .collect();
-        if found.is_empty() { Err(NotFound) } else { Ok(found) }
-    }
-
     /// Why this copy should get no new connections; empty if it should.
-    fn not_ready(&self, state: &super::State) -> Vec<String> {
+    fn not_ready(&self, state: &State) -> Vec<String> {
         let mut reasons = Vec::new();
         if self.leaving.is_cancelled() {
             reasons.push("draining".to_owned());
@@ -197,6 +190,20 @@ impl Proxy {
         }
         reasons
     }
+}
+
+/// The backends called `host:port` in any pool, or `pool/host:port` in that one.
+fn find_backends(state: &State, name: &str) -> Result<Vec<Place>, NotFound> {
+    let found: Vec<_> = state
+        .parts
+        .pools
+        .iter()
+        .filter_map(|(pool, running)| {
+            let own = name.strip_prefix(pool).and_then(|rest| rest.strip_prefix('/')).unwrap_or(name);
+            Some((Arc::clone(&running.pool), running.pool.backend_at(own.parse().ok()?)?))
+        })
+        .collect();
+    if found.is_empty() { Err(NotFound) } else { Ok(found) }
 }
 
 fn show_backend(pool: &str, backend: &Arc<Backend>) -> model::Backend {
@@ -243,7 +250,7 @@ mod tests {
 
     use super::*;
     use crate::config;
-    use crate::log::LogLevel;
+    use crate::log::LogHandle;
 
     const CONFIG: &str = "[[listener]]\nname = \"corp\"\naddress = \"127.0.0.1:0\"\nprotocol = \"ldap\"\n\
         trusted_networks = [\"127.0.0.1/32\"]\npool = \"p\"\n[pools.p]\nbackends = [\"127.0.0.1:1\"]";
@@ -251,7 +258,7 @@ mod tests {
     #[tokio::test]
     async fn a_listener_that_has_stopped_accepting_is_no_life() {
         let config = config::parse(CONFIG, Path::new("test.toml")).expect("the file is right").config;
-        let proxy = Proxy::start_without_file(config, LogLevel::of_no_log()).await.expect("it starts");
+        let proxy = Proxy::start_without_file(config, LogHandle::of_no_log()).await.expect("it starts");
         assert!(proxy.vitals().alive);
 
         let accepting = proxy.state().parts.listeners["corp"].accepting.clone();

@@ -2,21 +2,23 @@
 
 mod control;
 mod parts;
+mod pools;
 mod reload;
 
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::access_log;
 use crate::admin::{self, Admin};
 use crate::config::{Config, Loaded, Shutdown};
 use crate::lifecycle::Inherited;
 use crate::listener::{Addresses, Admission};
-use crate::log::LogLevel;
+use crate::log::LogHandle;
 use crate::metrics::Metrics;
+use crate::pool::AddressBook;
 use crate::session::{Command, Memory, Registry};
 use crate::tls::Served;
 pub use control::Vitals;
@@ -30,7 +32,8 @@ pub struct Proxy {
     admission: Arc<Admission>,
     addresses: Arc<Addresses>,
     memory: Arc<Memory>,
-    log: LogLevel,
+    address_book: Arc<AddressBook>,
+    log: LogHandle,
     inherited: Inherited,
     state: Mutex<State>,
     /// Held by a reload from its first look at the files to its last change.
@@ -52,8 +55,11 @@ struct State {
     /// The file it came from, as it was read; none for the demo.
     loaded: Option<Loaded>,
     parts: Parts,
-    admin: CancellationToken,
-    last_reload: Option<admin::model::Reload>,
+    /// Logs that older sessions still write to.
+    retired_logs: Vec<access_log::Retired>,
+    /// None until the start is done and after the end.
+    admin: Option<admin::Running>,
+    reloads: reload::Reloads,
 }
 
 /// After the time to drain is over, sessions have this long to say so to their clients: the moment that one takes for a client
@@ -70,7 +76,7 @@ impl Proxy {
         loaded: Loaded,
         tls: Served,
         inherited: Inherited,
-        log: LogLevel,
+        log: LogHandle,
     ) -> Result<Arc<Self>, Vec<String>> {
         Self::start_with(loaded.config.clone(), Some((loaded, tls)), inherited, log).await
     }
@@ -79,7 +85,7 @@ impl Proxy {
     ///
     /// # Errors
     /// As [`Self::start`].
-    pub async fn start_without_file(config: Config, log: LogLevel) -> Result<Arc<Self>, Vec<String>> {
+    pub async fn start_without_file(config: Config, log: LogHandle) -> Result<Arc<Self>, Vec<String>> {
         Self::start_with(config, None, Inherited::default(), log).await
     }
 
@@ -87,7 +93,7 @@ impl Proxy {
         config: Config,
         loaded: Option<(Loaded, Served)>,
         inherited: Inherited,
-        log: LogLevel,
+        log: LogHandle,
     ) -> Result<Arc<Self>, Vec<String>> {
         for address in inherited.unclaimed(&config.listeners) {
             tracing::warn!(%address, "the service manager listens here, but no [[listener]] has this address or its name");
@@ -105,14 +111,16 @@ impl Proxy {
             admission,
             addresses,
             memory,
+            address_book: Arc::default(),
             log,
             inherited,
             state: Mutex::new(State {
                 config: Arc::clone(&config),
                 loaded,
                 parts: Parts::default(),
-                admin: CancellationToken::new(),
-                last_reload: None,
+                retired_logs: Vec::new(),
+                admin: None,
+                reloads: reload::Reloads::default(),
             }),
             reloading: tokio::sync::Mutex::default(),
             reloaded: tokio::sync::Notify::new(),
@@ -124,7 +132,9 @@ impl Proxy {
         });
         let tls = tls.map_or_else(|| proxy.load_tls(&config), Ok);
         let plan = proxy.plan(&config, tls).await?;
-        proxy.serve_admin(&config).await.map_err(|error| vec![error.to_string()])?;
+        let control = Arc::new(control::Controller(Arc::clone(&proxy)));
+        let admin = Admin::new(control, Arc::clone(&proxy.metrics));
+        proxy.state().admin = Some(admin::Running::new(admin, proxy.background.clone()));
         proxy.carry_out(plan);
         proxy.watch_files();
         proxy.watch_expiry();
@@ -144,7 +154,9 @@ impl Proxy {
 
     /// Opens log files again, after they were moved away.
     pub fn reopen_logs(&self) {
-        self.state().parts.access_log.reopen();
+        let state = self.state();
+        state.parts.access_log.reopen();
+        state.retired_logs.iter().for_each(access_log::Retired::reopen);
     }
 
     /// Turns `/readyz`, waits for balancers to notice (`shutdown.delay`), stops accepting, lets operations finish and tells
@@ -169,10 +181,17 @@ impl Proxy {
             let _ = tokio::time::timeout(LAST_WORDS, self.connections.wait()).await;
         }
         self.stopping.cancel();
-        let access_log = self.state().parts.access_log.clone();
+        let (access_log, retired) = {
+            let mut state = self.state();
+            (state.parts.access_log.clone(), std::mem::take(&mut state.retired_logs))
+        };
         // It blocks until what is queued is written.
-        let _ = tokio::task::spawn_blocking(move || access_log.finish()).await;
-        self.state().admin.cancel();
+        let finish = move || {
+            retired.iter().for_each(access_log::Retired::finish);
+            access_log.finish();
+        };
+        let _ = tokio::task::spawn_blocking(finish).await;
+        self.state().admin = None;
         self.background.close();
         let _ = tokio::time::timeout(LAST_WORDS, self.background.wait()).await;
     }
@@ -182,16 +201,6 @@ impl Proxy {
         self.draining.cancel();
         self.connections.close();
         self.registry.command_all(Command::Drain);
-    }
-
-    async fn serve_admin(self: &Arc<Self>, config: &Config) -> io::Result<()> {
-        let endpoints = admin::bind(&config.admin, config.health_address).await?;
-        let control = Arc::new(control::Controller(Arc::clone(self)));
-        let admin = Admin::new(control, Arc::clone(&self.metrics), config.admin.token_file.clone());
-        let stop = CancellationToken::new();
-        self.background.spawn(admin.run(endpoints, stop.clone()));
-        std::mem::replace(&mut self.state().admin, stop).cancel();
-        Ok(())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -6,28 +6,22 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::Proxy;
+use super::pools::{PlannedPools, RunningPool};
 use crate::access_log::AccessLog;
+use crate::admin;
 use crate::config::{self, Config, ListenerProtocol};
-use crate::discovery::{self, Discovery};
 use crate::failure::Trouble;
-use crate::health;
 use crate::listener::{self, Door, Keys};
 use crate::policy::Policy;
-use crate::pool::{Event, Health, Pool, keep_warm};
 use crate::referral;
-use crate::session::{self, Command, ReplayGuard};
+use crate::session;
 use crate::throttle::LoginThrottle;
 use crate::tls::{CertificateInfo, Served, ServerTls, UnixTime};
 use crate::trust::{Reload, TrustSource};
-use crate::upstream::Connector;
-
-/// Reports of real traffic that may wait for the health side.
-const EVENTS: usize = 1024;
 
 /// What is running.
 pub(super) struct Parts {
@@ -38,18 +32,13 @@ pub(super) struct Parts {
     pub access_log: AccessLog,
 }
 
-#[derive(Clone)]
-pub(super) struct RunningPool {
-    pub pool: Arc<Pool>,
-    pub replay_guard: Arc<ReplayGuard>,
-    pub memory: discovery::Memory,
-    pub stop: CancellationToken,
-}
-
 pub(super) struct RunningListener {
     pub settings: config::Listener,
     pub door: Arc<Door>,
     pub address: std::net::SocketAddr,
+    /// What it was called when some of its sessions began.
+    former_names: Vec<String>,
+    socket: Arc<TcpListener>,
     /// The task that accepts.
     pub accepting: AbortHandle,
     pub stop: CancellationToken,
@@ -59,25 +48,33 @@ pub(super) struct RunningListener {
 pub(super) struct Plan {
     pub config: Arc<Config>,
     tls: Served,
-    pools: BTreeMap<String, PlannedPool>,
+    pools: PlannedPools,
     listeners: Vec<PlannedListener>,
     /// A throttle and a log that replace those in use; none where their settings stay.
     throttle: Option<Arc<LoginThrottle>>,
     access_log: Option<AccessLog>,
+    admin: PlannedAdmin,
 }
 
-struct PlannedPool {
-    running: RunningPool,
-    /// For the pool's own tasks; none where the pool goes on unchanged.
-    fresh: Option<(Discovery, mpsc::Receiver<Event>)>,
+struct PlannedAdmin {
+    places: Vec<admin::Place>,
+    /// For those that are new.
+    fresh: Vec<admin::Endpoint>,
 }
 
 struct PlannedListener {
     settings: config::Listener,
     policy: Policy,
     tls: Option<Arc<ServerTls>>,
-    /// For a listener that is new or moves to another address.
-    fresh: Option<(TcpListener, TrustSource)>,
+    origin: Origin,
+}
+
+/// Where a planned listener's socket comes from.
+enum Origin {
+    /// It is that of the running listener of this name, which has the same address.
+    Running(String),
+    /// It is new, or moves to another address.
+    Fresh(TcpListener, TrustSource),
 }
 
 impl Default for Parts {
@@ -93,6 +90,13 @@ impl Default for Parts {
 }
 
 impl Parts {
+    /// The listener that a session came in by, told by its name at that time.
+    pub fn listener_of(&self, session: &session::Handle) -> Option<&RunningListener> {
+        let was_called =
+            |listener: &&RunningListener| listener.former_names.iter().any(|name| **name == *session.listener);
+        self.listeners.get(&*session.listener).or_else(|| self.listeners.values().find(was_called))
+    }
+
     /// The files that are followed while they are in use.
     pub fn files(&self) -> Vec<PathBuf> {
         let lists = self.listeners.values().filter_map(|listener| listener.settings.trusted_networks_file.clone());
@@ -140,51 +144,11 @@ impl Proxy {
         let pools = self.plan_pools(config, &mut problems).await;
         let listeners = self.plan_listeners(config, &tls, &mut problems);
         let (throttle, access_log) = self.plan_throttle_and_log(config, &mut problems);
+        let admin = self.plan_admin(config, &mut problems).await;
         if !problems.is_empty() {
             return Err(problems);
         }
-        Ok(Plan { config: Arc::clone(config), tls, pools, listeners, throttle, access_log })
-    }
-
-    async fn plan_pools(&self, config: &Config, problems: &mut Vec<String>) -> BTreeMap<String, PlannedPool> {
-        let running = self.state().parts.pools.clone();
-        let mut planned = BTreeMap::new();
-        for (name, settings) in &config.pools {
-            let known = running.get(name);
-            if let Some(known) = known.filter(|known| known.pool.settings() == settings) {
-                planned.insert(name.clone(), PlannedPool { running: known.clone(), fresh: None });
-                continue;
-            }
-            let (reports, events) = mpsc::channel(EVENTS);
-            let connector = match Connector::new(settings) {
-                Ok(connector) => connector,
-                Err(finding) => {
-                    problems.push(format!("pools.{name}.{finding}"));
-                    continue;
-                }
-            };
-            let pool = Pool::new(Arc::clone(settings), connector, Arc::clone(self.metrics()), reports);
-            let mut discovery = Discovery::new(settings);
-            if let Some(before) = known {
-                discovery.succeed(&before.memory);
-            }
-            for failure in discovery.refresh().await {
-                // It is asked for again; until then the other backends serve.
-                tracing::error!(pool = %name, name = %failure.name, reason = %failure.reason, "cannot resolve");
-            }
-            pool.admit(&discovery.endpoints());
-            if let Some(before) = known {
-                pool.succeed(&before.pool);
-            }
-            let running = RunningPool {
-                pool: Arc::new(pool),
-                replay_guard: known.map_or_else(ReplayGuard::new, |known| Arc::clone(&known.replay_guard)),
-                memory: discovery.memory(),
-                stop: self.stopping.child_token(),
-            };
-            planned.insert(name.clone(), PlannedPool { running, fresh: Some((discovery, events)) });
-        }
-        planned
+        Ok(Plan { config: Arc::clone(config), tls, pools, listeners, throttle, access_log, admin })
     }
 
     fn plan_throttle_and_log(
@@ -211,7 +175,6 @@ impl Proxy {
         let mut planned = Vec::new();
         for settings in &config.listeners {
             let tls = settings.tls.as_ref().and_then(|table| tls.find(table));
-            let stays = running.get(&settings.name).is_some_and(|known| known.settings.address == settings.address);
             let policy = match Policy::new(&settings.policy) {
                 Ok(policy) => policy,
                 Err(error) => {
@@ -219,68 +182,81 @@ impl Proxy {
                     continue;
                 }
             };
-            let mut fresh = None;
-            if !stays {
-                let socket = self.inherited.find(settings).unwrap_or_else(|| listener::bind(settings.address));
-                match (socket, TrustSource::open(settings)) {
-                    (Ok(socket), Ok(trust)) => fresh = Some((socket, trust)),
-                    (socket, trust) => {
-                        problems.extend(socket.err().map(|error| error.to_string()));
-                        problems.extend(trust.err().map(|error| error.to_string()));
-                        continue;
+            let is_free = |name: &str| !planned.iter().any(|other: &PlannedListener| other.origin.is(name));
+            let origin = match running_at(running, config, settings).filter(|name| is_free(name)) {
+                Some(name) => Origin::Running(name.to_owned()),
+                None => {
+                    let socket = self.inherited.find(settings).unwrap_or_else(|| listener::bind(settings.address));
+                    match (socket, TrustSource::open(settings)) {
+                        (Ok(socket), Ok(trust)) => Origin::Fresh(socket, trust),
+                        (socket, trust) => {
+                            problems.extend(socket.err().map(|error| error.to_string()));
+                            problems.extend(trust.err().map(|error| error.to_string()));
+                            continue;
+                        }
                     }
                 }
-            }
-            planned.push(PlannedListener { settings: settings.clone(), policy, tls: tls.cloned(), fresh });
+            };
+            planned.push(PlannedListener { settings: settings.clone(), policy, tls: tls.cloned(), origin });
         }
         planned
     }
 
+    /// An endpoint whose place stays is kept: its address is free for nobody, not even for us.
+    async fn plan_admin(&self, config: &Config, problems: &mut Vec<String>) -> PlannedAdmin {
+        let places = admin::places(&config.admin, config.health_address);
+        let is_new = |place: &&admin::Place| !self.state().admin.as_ref().is_some_and(|admin| admin.serves(place));
+        let mut fresh = Vec::new();
+        for place in places.iter().filter(is_new) {
+            match admin::Endpoint::bind(place.clone()).await {
+                Ok(endpoint) => fresh.push(endpoint),
+                Err(error) => problems.push(error.to_string()),
+            }
+        }
+        PlannedAdmin { places, fresh }
+    }
+
     /// Puts a plan in the place of what is running. Cannot fail.
     pub(super) fn carry_out(self: &Arc<Self>, plan: Plan) {
-        let Plan { config, tls, pools, listeners, throttle, access_log } = plan;
+        let Plan { config, tls, pools, listeners, throttle, access_log, admin } = plan;
         self.admission.change(&config.limits);
         self.addresses.change(&config.limits);
         self.memory.resize(config.limits.buffer_memory);
         let mut state = self.state();
         let before = std::mem::take(&mut state.parts);
+        if access_log.is_some() {
+            state.retired_logs.retain(|log| !log.is_over());
+            state.retired_logs.extend(before.access_log.retire());
+        }
         let mut parts = Parts {
             tls,
             throttle: throttle.unwrap_or(before.throttle),
             access_log: access_log.unwrap_or(before.access_log),
-            ..Parts::default()
+            pools: self.carry_out_pools(pools, &before.pools),
+            listeners: BTreeMap::new(),
         };
-        for (name, PlannedPool { running, fresh }) in pools {
-            if let Some((discovery, events)) = fresh {
-                self.start_pool(&running, discovery, events);
-            }
-            parts.pools.insert(name, running);
-        }
-        for (name, pool) in before.pools {
-            if !parts.pools.get(&name).is_some_and(|now| Arc::ptr_eq(&now.pool, &pool.pool)) {
-                pool.stop.cancel();
-            }
-        }
         let mut known = before.listeners;
+        let names: Vec<_> = known.keys().cloned().collect();
         for planned in listeners {
             let name = planned.settings.name.clone();
             let keys = self.keys(&config, &planned, &parts);
-            let listener = match planned.fresh {
-                Some((socket, trust)) => self.open(planned.settings, socket, trust, keys),
-                None => {
-                    let mut listener = known.remove(&name).expect("a listener without a fresh socket is running");
-                    listener.door.change_keys(keys);
-                    self.reload_trust(&listener.door, &planned.settings);
-                    listener.settings = planned.settings;
-                    listener
+            let listener = match planned.origin {
+                Origin::Fresh(socket, trust) => self.open(planned.settings, Arc::new(socket), Arc::new(trust), keys),
+                Origin::Running(before) => {
+                    let running = known.remove(&before).expect("a listener without a fresh socket is running");
+                    self.go_on(running, planned.settings, keys)
                 }
             };
             parts.listeners.insert(name, listener);
         }
-        for listener in known.into_values() {
-            listener.stop.cancel();
+        known.values().for_each(|gone| gone.stop.cancel());
+        for gone in names.iter().filter(|name| !parts.listeners.contains_key(*name)) {
+            self.metrics().forget_listener(gone);
         }
         self.show_certificates(&parts);
+        if let Some(running) = &mut state.admin {
+            running.change(config.admin.token_file.clone(), &admin.places, admin.fresh);
+        }
         state.parts = parts;
         state.config = config;
     }
@@ -311,19 +287,42 @@ impl Proxy {
         }
     }
 
+    /// Gives a listener whose address stays its new settings. Under a new name it gets a new door, before the same socket and
+    /// with the same last good list of networks.
+    fn go_on(
+        self: &Arc<Self>,
+        mut listener: RunningListener,
+        settings: config::Listener,
+        keys: Keys,
+    ) -> RunningListener {
+        if listener.settings.name == settings.name {
+            listener.door.change_keys(keys);
+            listener.settings = settings;
+        } else {
+            listener.stop.cancel();
+            let mut renamed = self.open(settings, listener.socket, Arc::clone(listener.door.trust()), keys);
+            renamed.former_names = listener.former_names;
+            renamed.former_names.push(listener.settings.name);
+            listener = renamed;
+        }
+        self.reload_trust(&listener.door, &listener.settings);
+        listener
+    }
+
     fn open(
         self: &Arc<Self>,
         settings: config::Listener,
-        socket: TcpListener,
-        trust: TrustSource,
+        socket: Arc<TcpListener>,
+        trust: Arc<TrustSource>,
         keys: Keys,
     ) -> RunningListener {
         let address = socket.local_addr().unwrap_or(settings.address);
         tracing::info!(listener = %settings.name, %address, pool = %settings.pool, "listening");
         let door = Door::new(settings.name.as_str().into(), trust, keys, self.house());
         let stop = self.draining.child_token();
-        let accepting = self.background.spawn(listener::accept(socket, Arc::clone(&door), stop.clone())).abort_handle();
-        RunningListener { settings, door, address, accepting, stop }
+        let accept = listener::accept(Arc::clone(&socket), Arc::clone(&door), stop.clone());
+        let accepting = self.background.spawn(accept).abort_handle();
+        RunningListener { settings, door, address, former_names: Vec::new(), socket, accepting, stop }
     }
 
     fn house(&self) -> listener::House {
@@ -334,36 +333,6 @@ impl Proxy {
             connections: self.connections.clone(),
             draining: self.draining.clone(),
         }
-    }
-
-    /// Starts what keeps a pool's backends known and judged.
-    fn start_pool(&self, running: &RunningPool, discovery: Discovery, events: mpsc::Receiver<Event>) {
-        let pool = Arc::clone(&running.pool);
-        let registry = Arc::clone(&self.registry);
-        let rebalance = pool.settings().rebalance;
-        let all = Arc::clone(&pool);
-        let failures = Arc::clone(&self.metrics().failures);
-        let on_change = move |change: &health::Change| {
-            if let Some(trouble) = trouble(change.verdict.health) {
-                failures.record(SystemTime::now(), trouble, change.backend.name(), &change.verdict.reason);
-            }
-            if change.is_loss() {
-                registry.command_on(&change.backend, Command::Leave);
-            } else if change.is_return() && rebalance {
-                for (other, excess) in all.excess(&change.backend) {
-                    registry.command_some(&other, excess, Command::Rebalance);
-                }
-            }
-        };
-        self.keep_up(running, health::watch(Arc::clone(&pool), events, on_change));
-        self.keep_up(running, keep_warm(Arc::clone(&pool)));
-        self.keep_up(running, discovery.run(pool));
-    }
-
-    /// Runs a pool's task until the pool or the proxy ends.
-    fn keep_up(&self, running: &RunningPool, task: impl Future<Output = ()> + Send + 'static) {
-        let stop = running.stop.clone();
-        self.background.spawn(async move { stop.run_until_cancelled(task).await });
     }
 
     /// Shows when the certificates now served expire.
@@ -390,13 +359,27 @@ impl Proxy {
     }
 }
 
-/// What a backend's new state is among the recent failures.
-fn trouble(health: Health) -> Option<Trouble> {
-    match health {
-        Health::Down => Some(Trouble::BackendDown),
-        Health::Degraded => Some(Trouble::BackendDegraded),
-        Health::Up | Health::Unknown => None,
+impl Origin {
+    fn is(&self, name: &str) -> bool {
+        matches!(self, Self::Running(known) if known == name)
     }
+}
+
+/// The name of the running listener that has the address of `settings`: the one of the same name, or one whose name goes
+/// elsewhere or is gone, since an address that is in use can't be opened again.
+fn running_at<'a>(
+    running: &'a BTreeMap<String, RunningListener>,
+    config: &Config,
+    settings: &config::Listener,
+) -> Option<&'a str> {
+    let is_there = |known: &&RunningListener| known.settings.address == settings.address;
+    let keeps_its_name = |known: &&RunningListener| {
+        let known = &known.settings;
+        config.listeners.iter().any(|other| other.name == known.name && other.address == known.address)
+    };
+    let namesake = running.get(&settings.name).filter(is_there);
+    let found = namesake.or_else(|| running.values().find(|known| is_there(known) && !keeps_its_name(known)));
+    found.map(|known| known.settings.name.as_str())
 }
 
 fn referrals(settings: &config::Listener) -> Option<referral::Mode> {

@@ -5,11 +5,41 @@ use std::time::SystemTime;
 
 use super::Proxy;
 use crate::admin::model::Reload;
-use crate::config;
+use crate::config::{self, Loaded};
 use crate::failure::{ReloadOutcome, Trouble};
 use crate::lifecycle::fit_descriptors;
 use crate::session::Command;
 use crate::tls::{self, FileWatcher, UnixTime};
+
+/// The newest reload of the whole, and of the files that are followed: one that was rejected isn't mended by the other.
+#[derive(Default)]
+pub(super) struct Reloads {
+    configuration: Option<Reload>,
+    files: Option<Reload>,
+}
+
+/// Why a reload was rejected.
+struct Rejection {
+    /// Whether the configuration file says what is in force, so that the files it names are at fault.
+    of_files: bool,
+    problems: Vec<String>,
+}
+
+impl Reloads {
+    /// The one to show: a rejected one, else the newest.
+    pub fn shown(&self) -> Option<&Reload> {
+        let rejected = self.both().find(|reload| !reload.applied);
+        rejected.or_else(|| self.both().max_by_key(|reload| reload.at))
+    }
+
+    fn all_applied(&self) -> bool {
+        self.both().all(|reload| reload.applied)
+    }
+
+    fn both(&self) -> impl Iterator<Item = &Reload> {
+        self.configuration.iter().chain(&self.files)
+    }
+}
 
 impl Proxy {
     /// Reads the configuration file and every file it names again.
@@ -18,55 +48,76 @@ impl Proxy {
     /// What is wrong, one line each; then nothing has changed.
     pub async fn reload_all(self: &Arc<Self>) -> Result<Vec<String>, Vec<String>> {
         let _alone = self.reloading.lock().await;
-        let outcome = self.read_and_swap().await;
-        let (applied, lines) = match &outcome {
-            Ok(changes) => (true, changes.clone()),
-            Err(problems) => (false, problems.clone()),
-        };
-        if applied {
-            self.metrics.reloaded(ReloadOutcome::Applied);
-            tracing::info!(changes = ?lines, "reloaded");
-        } else {
-            self.metrics.reloaded(ReloadOutcome::Rejected);
-            tracing::error!(problems = ?lines, "reload refused, nothing was changed");
-            self.record_rejected("configuration", lines.join(" "));
+        match self.read_and_swap().await {
+            Ok(changes) => {
+                tracing::info!(?changes, "reloaded");
+                let applied = Some(reload(true, changes.clone()));
+                self.reloaded(ReloadOutcome::Applied, Reloads { configuration: applied, files: None });
+                Ok(changes)
+            }
+            Err(Rejection { of_files, problems }) => {
+                tracing::error!(?problems, "reload refused, nothing was changed");
+                self.record_rejected("configuration", problems.join(" "));
+                let rejected = Some(reload(false, problems.clone()));
+                let reloads = if of_files {
+                    Reloads { configuration: None, files: rejected }
+                } else {
+                    Reloads { configuration: rejected, files: self.state().reloads.files.clone() }
+                };
+                self.reloaded(ReloadOutcome::Rejected, reloads);
+                Err(problems)
+            }
         }
-        self.state().last_reload = Some(Reload { at: super::control::unix(SystemTime::now()), applied, lines });
-        outcome
     }
 
-    async fn read_and_swap(self: &Arc<Self>) -> Result<Vec<String>, Vec<String>> {
+    async fn read_and_swap(self: &Arc<Self>) -> Result<Vec<String>, Rejection> {
         let before = Arc::clone(&self.state().config);
-        let file = self.state().loaded.as_ref().map(|loaded| loaded.file().to_owned());
-        let loaded = match file {
-            Some(file) => {
-                let mut loaded = config::load(&file).map_err(|found| lines(&found))?;
-                fit_descriptors(&mut loaded.config.limits);
-                Some(loaded)
-            }
-            None => None,
-        };
+        let loaded = self.read_configuration().map_err(|problems| Rejection { of_files: false, problems })?;
         let fresh = loaded.as_ref().map_or_else(|| Arc::clone(&before), |loaded| Arc::new(loaded.config.clone()));
-        let plan = self.plan(&fresh, self.load_tls(&fresh)).await?;
-        if fresh.admin != before.admin || fresh.health_address != before.health_address {
-            self.serve_admin(&fresh).await.map_err(|error| vec![error.to_string()])?;
-        }
-        if fresh.log.level != before.log.level {
-            self.log.set(&fresh.log.level).map_err(|error| vec![error])?;
-        }
+        let rejection = |problems| Rejection { of_files: fresh == before, problems };
+        let certificates = self.state().parts.tls.certificates();
+        let plan = self.plan(&fresh, self.load_tls(&fresh)).await.map_err(rejection)?;
+        self.change_log(&before.log, &fresh.log).map_err(|problem| rejection(vec![problem]))?;
         self.carry_out(plan);
         self.reloaded.notify_one();
         let mut state = self.state();
-        let changes = match (&state.loaded, &loaded) {
+        let mut changes = match (&state.loaded, &loaded) {
             (Some(before), Some(now)) => config::changes(before, now),
             _ => Vec::new(),
         };
+        changes.extend(tls::replacements(&certificates, &state.parts.tls.certificates()));
         state.loaded = loaded;
         drop(state);
         if fresh.end_untrusted_sessions {
             self.end_untrusted_sessions();
         }
         Ok(changes)
+    }
+
+    /// The configuration file as it is now; none for the demo.
+    fn read_configuration(&self) -> Result<Option<Loaded>, Vec<String>> {
+        let file = self.state().loaded.as_ref().map(|loaded| loaded.file().to_owned());
+        let Some(file) = file else { return Ok(None) };
+        let mut loaded = config::load(&file).map_err(|found| lines(&found))?;
+        fit_descriptors(&mut loaded.config.limits);
+        Ok(Some(loaded))
+    }
+
+    fn change_log(&self, before: &config::Log, now: &config::Log) -> Result<(), String> {
+        // What an operator has set since the file was read stays where the file says nothing new.
+        if now.level != before.level {
+            self.log.set_level(&now.level)?;
+        }
+        if now.format != before.format {
+            self.log.set_format(now.format)?;
+        }
+        Ok(())
+    }
+
+    fn reloaded(&self, outcome: ReloadOutcome, reloads: Reloads) {
+        let all_in_force = reloads.all_applied();
+        self.state().reloads = reloads;
+        self.metrics.reloaded(outcome, all_in_force);
     }
 
     fn record_rejected(&self, what: &str, problem: impl std::fmt::Display) {
@@ -76,11 +127,9 @@ impl Proxy {
     fn end_untrusted_sessions(&self) {
         let state = self.state();
         for session in self.registry.sessions() {
-            let trusted = state
-                .parts
-                .listeners
-                .get(&*session.listener)
-                .is_some_and(|listener| listener.door.trust().verdict(session.client.ip()).is_trusted());
+            let listener = state.parts.listener_of(&session);
+            let trusted =
+                listener.is_some_and(|listener| listener.door.trust().verdict(session.client.ip()).is_trusted());
             if !trusted {
                 session.command(Command::Distrust);
             }
@@ -124,14 +173,15 @@ impl Proxy {
         let _alone = self.reloading.lock().await;
         // A key in a token may take its time to sign: nobody waits for this lock meanwhile.
         let served = self.state().parts.tls.clone();
-        let mut outcome = ReloadOutcome::Applied;
+        let certificates = served.certificates();
+        let mut problems = Vec::new();
         for server in served.servers() {
             match server.reload(UnixTime::now()) {
                 Ok(findings) => findings.iter().for_each(|finding| tracing::warn!("{finding}")),
                 Err(findings) => {
-                    outcome = ReloadOutcome::Rejected;
                     findings.iter().for_each(|finding| tracing::error!("{finding}; the old certificate stays"));
                     findings.iter().for_each(|finding| self.record_rejected("certificate", finding));
+                    problems.extend(findings.iter().map(ToString::to_string));
                 }
             }
         }
@@ -140,8 +190,23 @@ impl Proxy {
         for listener in state.parts.listeners.values() {
             self.reload_trust(&listener.door, &listener.settings);
         }
-        self.metrics.reloaded(outcome);
+        let configuration = state.reloads.configuration.clone();
+        drop(state);
+        let (outcome, files) = if problems.is_empty() {
+            let changes = tls::replacements(&certificates, &served.certificates());
+            tracing::info!(?changes, "certificates and lists of networks read again");
+            // Files that a whole reload has read already are no news to hide it behind.
+            (ReloadOutcome::Applied, Some(reload(true, changes)).filter(|reload| !reload.lines.is_empty()))
+        } else {
+            (ReloadOutcome::Rejected, Some(reload(false, problems)))
+        };
+        self.reloaded(outcome, Reloads { configuration, files });
     }
+}
+
+/// A reload that ends now.
+fn reload(applied: bool, lines: Vec<String>) -> Reload {
+    Reload { at: super::control::unix(SystemTime::now()), applied, lines }
 }
 
 fn lines(found: &config::Diagnostics) -> Vec<String> {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::admin_client::{AdminArgs, AdminClient};
 use super::output::{fail, print, printable};
-use crate::admin::model::Backend;
+use crate::admin::model::{Backend, Sessions};
 
 const PROGRESS_PERIOD: Duration = Duration::from_millis(500);
 
@@ -66,7 +66,7 @@ pub struct LogLevelArgs {
     pub admin: AdminArgs,
 }
 
-/// Drains a backend and shows its sessions ending. Exits 1 if some are left at the timeout.
+/// Drains a backend and shows its sessions ending. Exits 1 if some are left at the timeout, or when it is no backend any more.
 pub fn drain(args: &DrainArgs) -> ExitCode {
     finish(AdminClient::new(&args.admin).and_then(|client| {
         let mut backends: Vec<Backend> = client.post("/api/v1/drain", &json!({ "backend": args.name }))?;
@@ -82,8 +82,12 @@ pub fn drain(args: &DrainArgs) -> ExitCode {
             }
             shown = progress;
             std::thread::sleep(PROGRESS_PERIOD);
-            backends = client.get("/api/v1/backends")?;
+            let before = std::mem::replace(&mut backends, client.get("/api/v1/backends")?);
             backends.retain(|backend| backend.is_called(&args.name));
+            let is_gone = |old: &&Backend| !backends.iter().any(|backend| backend.pool == old.pool);
+            if let Some(gone) = before.iter().filter(|old| old.sessions > 0).find(is_gone) {
+                return left(&client, &gone.name);
+            }
         }
         Ok(progress(&backends))
     }))
@@ -98,9 +102,9 @@ pub fn enable(args: &EnableArgs) -> ExitCode {
 
 /// Ends a session.
 pub fn kill(args: &KillArgs) -> ExitCode {
-    let ended = AdminClient::new(&args.admin)
+    let told = AdminClient::new(&args.admin)
         .and_then(|client| client.post::<Value>("/api/v1/kill", &json!({ "session": args.session })));
-    finish(ended.map(|_| format!("session {} is ended\n", args.session)))
+    finish(told.map(|_| format!("session {} is told to end\n", args.session)))
 }
 
 /// Reloads configuration and certificates, and shows what was changed.
@@ -120,6 +124,17 @@ pub fn log_level(args: &LogLevelArgs) -> ExitCode {
     let set = AdminClient::new(&args.admin)
         .and_then(|client| client.post::<Value>("/api/v1/log-level", &json!({ "level": args.level })));
     finish(set.map(|_| format!("log level is {}\n", printable(&args.level))))
+}
+
+/// What to say of a backend that a reload or DNS has taken away: its sessions go on, but no list of backends counts them.
+fn left(client: &AdminClient, name: &str) -> Result<String, String> {
+    let all: Sessions = client.get(&format!("/api/v1/sessions?limit={}", usize::MAX))?;
+    match all.sessions.iter().filter(|session| session.backend.as_deref() == Some(name)).count() {
+        0 => Ok(format!("{} is no backend any more, and no session is left on it\n", printable(name))),
+        some => {
+            Err(format!("{name} is no backend any more, but {some} sessions are left on it: `sessions` shows them"))
+        }
+    }
 }
 
 fn progress(backends: &[Backend]) -> String {

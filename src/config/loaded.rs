@@ -94,6 +94,9 @@ impl Loaded {
     }
 }
 
+/// What a running process can't change. No reason to refuse a file: all else in it applies.
+const ONLY_AT_A_START: [&str; 1] = ["runtime.workers"];
+
 /// What a reload changes: a line a key, such as `limits.idle_timeout: "1h" -> "30m"`. Listeners and pools go by name.
 pub fn changes(old: &Loaded, new: &Loaded) -> Vec<String> {
     let (old, new) = (by_name(old), by_name(new));
@@ -116,7 +119,8 @@ pub fn changes(old: &Loaded, new: &Loaded) -> Vec<String> {
                     continue;
                 }
                 let path = if owner.is_empty() { key.clone() } else { format!("{owner}.{key}") };
-                format!("{path}: {old} -> {new}")
+                let when = if ONLY_AT_A_START.contains(&&*path) { " (takes effect at the next start)" } else { "" };
+                format!("{path}: {old} -> {new}{when}")
             }
         };
         if lines.last() != Some(&line) {

@@ -25,7 +25,7 @@ use crate::trust::{LogLimiter, TrustSource, Verdict};
 /// A listener's rules, applied to each connection it accepts.
 pub struct Door {
     name: Arc<str>,
-    trust: TrustSource,
+    trust: Arc<TrustSource>,
     keys: ArcSwap<Keys>,
     house: House,
     refusals: LogLimiter,
@@ -62,7 +62,7 @@ pub struct Keys {
 
 impl Door {
     /// The door of the listener `name`.
-    pub fn new(name: Arc<str>, trust: TrustSource, keys: Keys, house: House) -> Arc<Self> {
+    pub fn new(name: Arc<str>, trust: Arc<TrustSource>, keys: Keys, house: House) -> Arc<Self> {
         Arc::new(Self {
             name,
             trust,
@@ -80,7 +80,7 @@ impl Door {
     }
 
     /// Who may enter.
-    pub fn trust(&self) -> &TrustSource {
+    pub fn trust(&self) -> &Arc<TrustSource> {
         &self.trust
     }
 

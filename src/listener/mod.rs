@@ -49,7 +49,7 @@ pub(crate) fn listen(socket: &Socket) -> io::Result<()> {
 }
 
 /// Accepts until `stop`. Nothing that happens to one connection ends it.
-pub async fn accept(listener: TcpListener, door: Arc<Door>, stop: CancellationToken) {
+pub async fn accept(listener: Arc<TcpListener>, door: Arc<Door>, stop: CancellationToken) {
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         match accepted {
             Ok((tcp, peer)) => door.knock(tcp, canonical(peer)),

@@ -7,13 +7,15 @@ use std::time::{Duration, SystemTime};
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
 use super::families::{
-    DURATION_BUCKETS, Held, Share, add, counter_of, counters, gauge_of, gauges, histogram_of, histograms, observe,
-    samples,
+    DURATION_BUCKETS, Held, Share, add, counter_of, counters, forget, gauge_of, gauges, histogram_of, histograms,
+    observe, samples,
 };
 use super::names;
 use super::operations::has_response;
 use crate::failure::{RecentFailures, Trouble};
 use crate::ldap::OperationKind;
+
+const POOL: &str = "pool";
 
 /// The handles of one backend; cheap enough to clone, meant to be shared.
 #[derive(Debug, Clone)]
@@ -248,8 +250,16 @@ impl PoolFamilies {
         }
     }
 
+    pub(super) fn forget_pool(&self, pool: &str) {
+        for gauges in [&self.backends, &self.waiting, &self.probe_account_refused] {
+            forget(gauges, POOL, pool);
+        }
+        forget(&self.queue_duration, POOL, pool);
+        forget(&self.discovery_failures, POOL, pool);
+    }
+
     /// Removing a series that isn't there is no error worth telling: a backend may leave twice.
-    pub(super) fn forget(&self, pool: &str, backend: &str) {
+    pub(super) fn forget_backend(&self, pool: &str, backend: &str) {
         let labels = &[pool, backend];
         for gauges in [&self.up, &self.drained, &self.sessions, &self.in_flight] {
             let _ = gauges.remove_label_values(labels);

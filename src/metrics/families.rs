@@ -1,10 +1,10 @@
 //! From a [`Metric`] to a registered Prometheus family.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::marker::PhantomData;
 use std::time::Duration;
 
-use prometheus::core::Collector;
+use prometheus::core::{Collector, MetricVec, MetricVecBuilder};
 use prometheus::{
     Counter, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry,
@@ -86,6 +86,17 @@ pub(super) fn observe(histogram: &Histogram, duration: Duration) {
 /// All samples of a family now.
 pub(super) fn samples(family: &impl Collector) -> Vec<prometheus::proto::Metric> {
     family.collect().iter_mut().flat_map(|family| family.take_metric()).collect()
+}
+
+/// Removes every series of a family whose `label` has this value, whatever its others are.
+pub(super) fn forget<B: MetricVecBuilder>(family: &MetricVec<B>, label: &str, value: &str) {
+    for sample in samples(family) {
+        let labels: HashMap<_, _> = sample.get_label().iter().map(|pair| (pair.name(), pair.value())).collect();
+        if labels.get(label) == Some(&value) {
+            // One that has gone meanwhile is no error.
+            let _ = family.remove(&labels);
+        }
+    }
 }
 
 /// One counter per value of a closed list: counting is an index and an atomic add.

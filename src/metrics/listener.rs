@@ -6,10 +6,12 @@ use std::time::Duration;
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
 use super::families::{
-    Counters, add, counter_of, counters, gauge_of, gauges, histogram_of, histograms, observe, samples,
+    Counters, add, counter_of, counters, forget, gauge_of, gauges, histogram_of, histograms, observe, samples,
 };
 use super::names;
 use crate::failure::Outcome;
+
+const LISTENER: &str = "listener";
 
 /// The handles of one listener; cheap to clone.
 #[derive(Debug, Clone)]
@@ -95,6 +97,14 @@ impl ListenerFamilies {
             }
         }
         versions
+    }
+
+    pub(super) fn forget(&self, name: &str) {
+        for counters in [&self.connections, &self.handshakes, &self.handshake_failures, &self.received, &self.sent] {
+            forget(counters, LISTENER, name);
+        }
+        forget(&self.handshake_duration, LISTENER, name);
+        forget(&self.trust_list_stale, LISTENER, name);
     }
 
     pub(super) fn of(&self, name: &str) -> ListenerMetrics {

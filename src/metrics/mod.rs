@@ -144,7 +144,17 @@ impl Metrics {
 
     /// Removes the series of a backend that has left for good, so that changing names don't pile up.
     pub fn forget_backend(&self, pool: &str, backend: &str) {
-        self.pools.forget(pool, backend);
+        self.pools.forget_backend(pool, backend);
+    }
+
+    /// Removes the series of a pool that a reload has taken away; those of its backends are forgotten one by one.
+    pub fn forget_pool(&self, pool: &str) {
+        self.pools.forget_pool(pool);
+    }
+
+    /// Removes the series of a listener that a reload has taken away.
+    pub fn forget_listener(&self, name: &str) {
+        self.listeners.forget(name);
     }
 
     /// Counts a session while the guard lives.
@@ -170,10 +180,10 @@ impl Metrics {
         }
     }
 
-    /// Counts a reload.
-    pub fn reloaded(&self, outcome: ReloadOutcome) {
+    /// Counts a reload, and says whether all that was to be reloaded by now is in force.
+    pub fn reloaded(&self, outcome: ReloadOutcome, all_in_force: bool) {
         self.reloads.count(outcome);
-        self.last_reload_successful.set((outcome == ReloadOutcome::Applied).into());
+        self.last_reload_successful.set(all_in_force.into());
     }
 
     /// Says what a limit allows.
@@ -307,14 +317,22 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_that_left_leaves_no_series_behind() {
+    fn what_left_leaves_no_series_behind() {
         let metrics = Metrics::new();
-        metrics.backend("p", "gone:389").up(true);
-        metrics.backend("p", "stays:389").up(true);
-        metrics.forget_backend("p", "gone:389");
+        for name in ["gone", "stays"] {
+            metrics.backend("p", &format!("{name}-backend:389")).up(true);
+            metrics.pool(&format!("{name}-pool")).backends(2);
+            let listener = metrics.listener(&format!("{name}-listener"));
+            listener.handshake("1.3", "TLS13_AES_256_GCM_SHA384", false, Duration::from_micros(350));
+            listener.handshake_failed("not_tls");
+        }
+        metrics.forget_backend("p", "gone-backend:389");
+        metrics.forget_pool("gone-pool");
+        metrics.forget_listener("gone-listener");
         let text = metrics.render();
-        assert!(!text.contains("gone:389"));
-        assert!(text.contains("stays:389"));
+        assert!(!text.contains("gone"), "{text}");
+        let staying = |what: &str| text.matches(&format!("\"stays-{what}")).count();
+        assert!(staying("backend") > 100 && staying("pool") > 4 && staying("listener") > 20);
     }
 
     #[test]
@@ -333,7 +351,7 @@ mod tests {
         let metrics = Metrics::new();
         metrics.bind_failures.count(SubCode::WrongPassword);
         metrics.bind_failures.count(SubCode::of(b"anything a backend may say, data 4711"));
-        metrics.reloaded(ReloadOutcome::Rejected);
+        metrics.reloaded(ReloadOutcome::Rejected, false);
         metrics.listener("l").connection(Outcome::Untrusted);
         let text = metrics.render();
         assert_eq!(value(&text, r#"ldaps_proxy_bind_failures_total{sub_code="52e"}"#), Some(1.0));

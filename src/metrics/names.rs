@@ -114,7 +114,7 @@ metrics! {
     TOKEN_SIGN_FAILURES = "ldaps_proxy_token_sign_failures_total" Counter ["certificate"];
     /// Reloads of configuration and certificates, by what became of them.
     RELOADS = "ldaps_proxy_reloads_total" Counter ["result"];
-    /// 1 if the last reload was applied, or none was asked for.
+    /// 0 after a reload was rejected, of the configuration or of certificates, until one of the same is applied; else 1.
     LAST_RELOAD_SUCCESSFUL = "ldaps_proxy_last_reload_successful" Gauge [];
     /// What a process-wide limit allows.
     LIMIT = "ldaps_proxy_limit" Gauge ["limit"];

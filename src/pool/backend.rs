@@ -126,11 +126,10 @@ pub struct Backend {
 
 impl Backend {
     /// A backend that is believed to work until it is probed.
-    pub fn new(endpoint: &Endpoint, metrics: BackendMetrics, events: mpsc::Sender<Event>) -> Self {
-        let name = endpoint.address.to_string();
+    pub fn new(endpoint: &Endpoint, name: String, metrics: BackendMetrics, events: mpsc::Sender<Event>) -> Self {
         metrics.up(true);
         Self {
-            identity: balance::identity(&name),
+            identity: balance::identity(&endpoint.address.to_string()),
             name,
             address: endpoint.address,
             host: endpoint.host.clone(),
@@ -149,7 +148,7 @@ impl Backend {
         }
     }
 
-    /// `host:port` as resolved: its label in metrics, status and commands.
+    /// `host:port` as resolved, or `pool/host:port` where pools share it: its label in metrics, status and commands.
     pub fn name(&self) -> &str {
         &self.name
     }

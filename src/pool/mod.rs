@@ -1,6 +1,7 @@
 //! A named set of backends: their states, and which one serves next.
 
 mod account;
+mod address_book;
 mod backend;
 mod connect;
 mod names;
@@ -13,11 +14,13 @@ mod warm;
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{mpsc, watch};
 
 pub use account::{Account, ProbeRecord};
+pub use address_book::AddressBook;
 pub use backend::{Backend, Duty, Endpoint, Event, EventKind, Health, Seat, Standing};
 pub use connect::{NoBackend, Shortage};
 pub use opening::Opening;
@@ -45,8 +48,9 @@ pub struct Pool {
     metrics: Arc<Metrics>,
     pool_metrics: PoolMetrics,
     events: mpsc::Sender<Event>,
-    /// What operators have asked, by backend name: it holds for a backend that DNS loses and finds again.
-    duties: Mutex<HashMap<String, Duty>>,
+    /// What operators have asked: it holds for a backend that DNS loses and finds again.
+    duties: Mutex<HashMap<SocketAddr, Duty>>,
+    addresses: Arc<AddressBook>,
     names: names::Names,
 }
 
@@ -79,9 +83,15 @@ impl Pool {
             pool_metrics,
             events,
             duties: Mutex::default(),
+            addresses: Arc::default(),
             names: names::Names::default(),
             settings,
         }
+    }
+
+    /// The same, with its backends named as this book has it, which other pools are in too.
+    pub fn among(self, addresses: Arc<AddressBook>) -> Self {
+        Self { addresses, ..self }
     }
 
     /// `[pools.NAME]`
@@ -109,7 +119,12 @@ impl Pool {
         self.backends.subscribe()
     }
 
-    /// The backend of this name (`host:port`).
+    /// The backend at this address.
+    pub fn backend_at(&self, address: SocketAddr) -> Option<Arc<Backend>> {
+        self.backends.borrow().iter().find(|backend| backend.address() == address).cloned()
+    }
+
+    /// The backend of this name.
     pub fn backend(&self, name: &str) -> Option<Arc<Backend>> {
         self.backends.borrow().iter().find(|backend| backend.name() == name).cloned()
     }
@@ -126,6 +141,7 @@ impl Pool {
     /// to work; a backend that comes later is used once it has passed a probe. One that is gone takes no new session.
     pub fn admit(&self, endpoints: &[Endpoint]) -> Admission {
         let before = self.backends();
+        self.addresses.enter(&self.settings.name, endpoints.iter().map(|endpoint| endpoint.address));
         let mut admission = Admission::default();
         let mut backends: Vec<Arc<Backend>> = Vec::with_capacity(endpoints.len());
         for endpoint in endpoints {
@@ -138,19 +154,19 @@ impl Pool {
                 backends.push(Arc::clone(known));
                 continue;
             }
-            let name = endpoint.address.to_string();
+            let name = self.addresses.name(&self.settings.name, endpoint.address);
             let metrics = self.metrics.backend(&self.settings.name, &name);
-            let backend = Backend::new(endpoint, metrics, self.events.clone());
+            let backend = Backend::new(endpoint, name.clone(), metrics, self.events.clone());
             if !before.is_empty() {
                 backend.make_newcomer();
             }
-            if let Some(duty) = self.duties().get(&name) {
+            if let Some(duty) = self.duties().get(&endpoint.address) {
                 backend.set_duty(*duty);
             }
             admission.added.push(name);
             backends.push(Arc::new(backend));
         }
-        let is_gone = |known: &&Arc<Backend>| !backends.iter().any(|backend| backend.name() == known.name());
+        let is_gone = |known: &&Arc<Backend>| !backends.iter().any(|backend| backend.address() == known.address());
         for gone in before.iter().filter(is_gone) {
             self.metrics.forget_backend(&self.settings.name, gone.name());
             admission.removed.push(gone.name().to_owned());
@@ -175,7 +191,7 @@ impl Pool {
         let duties = before.duties().clone();
         *self.duties() = duties;
         for backend in self.backends.borrow().iter() {
-            if let Some(known) = before.backend(backend.name()) {
+            if let Some(known) = before.backend_at(backend.address()) {
                 backend.succeed(&known);
             }
         }
@@ -219,13 +235,13 @@ impl Pool {
         let Some(backend) = self.backend(name) else { return false };
         backend.set_duty(duty);
         match duty {
-            Duty::Enabled => self.duties().remove(name),
-            Duty::Draining | Duty::Disabled => self.duties().insert(name.to_owned(), duty),
+            Duty::Enabled => self.duties().remove(&backend.address()),
+            Duty::Draining | Duty::Disabled => self.duties().insert(backend.address(), duty),
         };
         true
     }
 
-    fn duties(&self) -> std::sync::MutexGuard<'_, HashMap<String, Duty>> {
+    fn duties(&self) -> std::sync::MutexGuard<'_, HashMap<SocketAddr, Duty>> {
         self.duties.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -4,6 +4,7 @@ use aws_lc_rs::digest;
 use rustls_pki_types::UnixTime;
 use std::net::IpAddr;
 use std::time::Duration;
+use time::OffsetDateTime;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::public_key::PublicKey;
@@ -40,6 +41,24 @@ impl CertificateInfo {
             fingerprint: hex(digest::digest(&digest::SHA256, certificate.as_raw()).as_ref()),
         }
     }
+}
+
+/// What was put in the place of certificates that go on under their names: a line each.
+pub fn replacements(before: &[CertificateInfo], now: &[CertificateInfo]) -> Vec<String> {
+    let is_another =
+        |one: &&CertificateInfo| before.iter().any(|old| old.name == one.name && old.fingerprint != one.fingerprint);
+    let mut lines: Vec<_> = (now.iter().filter(is_another))
+        .map(|one| format!("certificate {:?}: replaced, now {} until {}", one.name, one.subject, date(one.not_after)))
+        .collect();
+    lines.dedup();
+    lines
+}
+
+/// The day in UTC, such as 2027-03-31.
+fn date(time: UnixTime) -> String {
+    let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+    OffsetDateTime::from_unix_timestamp(seconds)
+        .map_or_else(|_| "the end of time".into(), |time| time.date().to_string())
 }
 
 /// The DNS names and IP addresses in the subject alternative name; nothing from the common name.

@@ -33,7 +33,7 @@ mod tickets;
 mod upstream;
 mod watch;
 
-pub use certificate::CertificateInfo;
+pub use certificate::{CertificateInfo, replacements};
 pub use failure::HandshakeFailure;
 pub use finding::{Finding, Severity};
 pub use handshake::Handshake;

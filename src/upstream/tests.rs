@@ -51,7 +51,7 @@ async fn backend() -> (TcpListener, Arc<crate::pool::Backend>) {
     let endpoint = Endpoint { address, host: HOST.into(), weight: 1, tier: 0, max_sessions: 0 };
     let (events, _) = mpsc::channel(1);
     let metrics = Metrics::new().backend("p", &address.to_string());
-    (listener, Arc::new(crate::pool::Backend::new(&endpoint, metrics, events)))
+    (listener, Arc::new(crate::pool::Backend::new(&endpoint, address.to_string(), metrics, events)))
 }
 
 /// What the backend sees before LDAP: the PROXY header, StartTLS, the handshake; then it echoes an octet.

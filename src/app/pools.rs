@@ -1,0 +1,215 @@
+//! The pools a configuration names: what can fail is done when they are planned, the rest when the plan is carried out, since
+//! what a pool counts is seen as soon as there is one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::Proxy;
+use crate::config::{self, Config};
+use crate::discovery::{self, Discovery};
+use crate::failure::Trouble;
+use crate::health;
+use crate::pool::{AddressBook, Health, Pool, keep_warm};
+use crate::session::{Command, ReplayGuard};
+use crate::upstream::Connector;
+
+/// Reports of real traffic that may wait for the health side.
+const EVENTS: usize = 1024;
+
+#[derive(Clone)]
+pub(super) struct RunningPool {
+    pub pool: Arc<Pool>,
+    pub replay_guard: Arc<ReplayGuard>,
+    memory: discovery::Memory,
+    stop: CancellationToken,
+}
+
+/// The pools of a plan, by name.
+pub(super) type PlannedPools = BTreeMap<String, PlannedPool>;
+
+pub(super) enum PlannedPool {
+    /// Goes on as it is.
+    Running(RunningPool),
+    /// Takes the place of the running one of its name, if there is one.
+    Fresh(Box<FreshPool>),
+}
+
+/// What a pool is made of.
+pub(super) struct FreshPool {
+    settings: Arc<config::Pool>,
+    connector: Connector,
+    discovery: Discovery,
+}
+
+impl PlannedPool {
+    fn addresses(&self) -> BTreeSet<SocketAddr> {
+        match self {
+            Self::Running(running) => running.pool.backends().iter().map(|backend| backend.address()).collect(),
+            Self::Fresh(fresh) => fresh.discovery.endpoints().iter().map(|endpoint| endpoint.address).collect(),
+        }
+    }
+}
+
+impl FreshPool {
+    /// One that knows what DNS has said to `before`.
+    fn new(settings: &Arc<config::Pool>, before: Option<&RunningPool>) -> Result<Self, String> {
+        let connector = Connector::new(settings).map_err(|finding| format!("pools.{}.{finding}", settings.name))?;
+        let mut discovery = Discovery::new(settings);
+        if let Some(before) = before {
+            discovery.succeed(&before.memory);
+        }
+        Ok(Self { settings: Arc::clone(settings), connector, discovery })
+    }
+}
+
+impl Proxy {
+    pub(super) async fn plan_pools(&self, config: &Config, problems: &mut Vec<String>) -> PlannedPools {
+        let running = self.state().parts.pools.clone();
+        let mut planned = BTreeMap::new();
+        for (name, settings) in &config.pools {
+            let known = running.get(name);
+            if let Some(known) = known.filter(|known| known.pool.settings() == settings) {
+                planned.insert(name.clone(), PlannedPool::Running(known.clone()));
+                continue;
+            }
+            match FreshPool::new(settings, known) {
+                Ok(mut fresh) => {
+                    for failure in fresh.discovery.refresh().await {
+                        // It is asked for again; until then the other backends serve.
+                        tracing::error!(pool = %name, name = %failure.name, reason = %failure.reason, "cannot resolve");
+                    }
+                    planned.insert(name.clone(), PlannedPool::Fresh(Box::new(fresh)));
+                }
+                Err(problem) => problems.push(problem),
+            }
+        }
+        renew_misnamed(&mut planned, problems);
+        planned
+    }
+
+    /// Makes the planned pools of those that run and of new ones, which take over what is known of their backends now. The
+    /// tasks of pools that are no more end, and the series of what isn't there any more are forgotten.
+    pub(super) fn carry_out_pools(
+        &self,
+        planned: PlannedPools,
+        before: &BTreeMap<String, RunningPool>,
+    ) -> BTreeMap<String, RunningPool> {
+        self.address_book.replace(addresses(&planned));
+        // First, since a backend may have gone from one pool to another, and some of its series know no pool.
+        for (name, running) in before {
+            self.forget_what_leaves(&running.pool, planned.get(name));
+        }
+        let mut pools = BTreeMap::new();
+        for (name, planned) in planned {
+            let pool = match planned {
+                PlannedPool::Running(pool) => pool,
+                PlannedPool::Fresh(fresh) => self.start_pool(*fresh, before.get(&name)),
+            };
+            pools.insert(name, pool);
+        }
+        for (name, running) in before {
+            if !pools.get(name).is_some_and(|now: &RunningPool| Arc::ptr_eq(&now.pool, &running.pool)) {
+                running.stop.cancel();
+            }
+        }
+        pools
+    }
+
+    fn forget_what_leaves(&self, pool: &Pool, planned: Option<&PlannedPool>) {
+        let name = &pool.settings().name;
+        let stay = match planned {
+            Some(PlannedPool::Running(_)) => return,
+            Some(fresh) => fresh.addresses(),
+            None => {
+                self.metrics().forget_pool(name);
+                BTreeSet::new()
+            }
+        };
+        for backend in pool.backends().iter() {
+            let address = backend.address();
+            if !stay.contains(&address) || self.address_book.name(name, address) != backend.name() {
+                self.metrics().forget_backend(name, backend.name());
+            }
+        }
+    }
+
+    /// Makes a pool, and starts what keeps its backends known and judged.
+    fn start_pool(&self, fresh: FreshPool, before: Option<&RunningPool>) -> RunningPool {
+        let FreshPool { settings, connector, discovery } = fresh;
+        let (reports, events) = mpsc::channel(EVENTS);
+        let pool =
+            Pool::new(settings, connector, Arc::clone(self.metrics()), reports).among(Arc::clone(&self.address_book));
+        pool.admit(&discovery.endpoints());
+        if let Some(before) = before {
+            pool.succeed(&before.pool);
+        }
+        let running = RunningPool {
+            pool: Arc::new(pool),
+            replay_guard: before.map_or_else(ReplayGuard::new, |before| Arc::clone(&before.replay_guard)),
+            memory: discovery.memory(),
+            stop: self.stopping.child_token(),
+        };
+        let pool = Arc::clone(&running.pool);
+        self.keep_up(&running, health::watch(Arc::clone(&pool), events, self.on_change(&pool)));
+        self.keep_up(&running, keep_warm(Arc::clone(&pool)));
+        self.keep_up(&running, discovery.run(pool));
+        running
+    }
+
+    /// What a change of a backend's state means for the sessions.
+    fn on_change(&self, pool: &Arc<Pool>) -> impl Fn(&health::Change) + Send + use<> {
+        let registry = Arc::clone(&self.registry);
+        let failures = Arc::clone(&self.metrics().failures);
+        let pool = Arc::clone(pool);
+        move |change: &health::Change| {
+            if let Some(trouble) = trouble(change.verdict.health) {
+                failures.record(SystemTime::now(), trouble, change.backend.name(), &change.verdict.reason);
+            }
+            if change.is_loss() {
+                registry.command_on(&change.backend, Command::Leave);
+            } else if change.is_return() && pool.settings().rebalance {
+                for (other, excess) in pool.excess(&change.backend) {
+                    registry.command_some(&other, excess, Command::Rebalance);
+                }
+            }
+        }
+    }
+
+    /// Runs a pool's task until the pool or the proxy ends.
+    fn keep_up(&self, running: &RunningPool, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = running.stop.clone();
+        self.background.spawn(async move { stop.run_until_cancelled(task).await });
+    }
+}
+
+fn addresses(planned: &PlannedPools) -> BTreeMap<String, BTreeSet<SocketAddr>> {
+    planned.iter().map(|(name, pool)| (name.clone(), pool.addresses())).collect()
+}
+
+/// Plans anew the pools that could go on, but whose backends are called otherwise once other pools have come or gone.
+fn renew_misnamed(planned: &mut PlannedPools, problems: &mut Vec<String>) {
+    let book = AddressBook::of(addresses(planned));
+    for (name, pool) in planned.iter_mut() {
+        let PlannedPool::Running(running) = &*pool else { continue };
+        if running.pool.backends().iter().any(|backend| backend.name() != book.name(name, backend.address())) {
+            match FreshPool::new(running.pool.settings(), Some(running)) {
+                Ok(fresh) => *pool = PlannedPool::Fresh(Box::new(fresh)),
+                Err(problem) => problems.push(problem),
+            }
+        }
+    }
+}
+
+/// What a backend's new state is among the recent failures.
+fn trouble(health: Health) -> Option<Trouble> {
+    match health {
+        Health::Down => Some(Trouble::BackendDown),
+        Health::Degraded => Some(Trouble::BackendDegraded),
+        Health::Up | Health::Unknown => None,
+    }
+}
