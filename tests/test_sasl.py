@@ -140,7 +140,7 @@ def test_octet_0x00_after_a_sasl_bind_opens_a_tunnel_both_ways(scripted):
 
 def test_octet_0x30_after_a_sasl_bind_stays_inspected(scripted):
     proxy, backend = scripted
-    with RawClient(proxy.endpoint()) as client:
+    with RawClient(proxy.endpoint(), malformed=True) as client:
         assert client.ask(ber.sasl_bind, "GSSAPI", b"token")[-1].result_code == ber.SUCCESS
         assert client.ask(ber.search)[-1].result_code == ber.SUCCESS
         client.send(b"\x00\x00\x00\x01x")
@@ -150,7 +150,7 @@ def test_octet_0x30_after_a_sasl_bind_stays_inspected(scripted):
 @pytest.mark.parametrize("request_", [ber.bind(1, "cn=x", "secret"), ber.search(1)], ids=["simple bind", "search"])
 def test_octet_0x00_without_a_sasl_bind_is_malformed(scripted, request_):
     proxy, backend = scripted
-    with RawClient(proxy.endpoint()) as client:
+    with RawClient(proxy.endpoint(), malformed=True) as client:
         client.send(request_)
         client.read_result(1)
         client.send(b"\x00\x00\x00\x01x")
@@ -164,7 +164,7 @@ def test_a_failed_sasl_bind_opens_no_tunnel(scripted):
     backend.answer = lambda connection, pdu: connection.send(
         ber.result(pdu.message_id, ber.BIND_RESPONSE, ber.INVALID_CREDENTIALS)
     )
-    with RawClient(proxy.endpoint()) as client:
+    with RawClient(proxy.endpoint(), malformed=True) as client:
         assert client.ask(ber.sasl_bind, "GSSAPI", b"token")[-1].result_code == ber.INVALID_CREDENTIALS
         client.send(b"\x00\x00\x00\x01x")
         assert client.read_to_end()[-1].is_notice(ber.PROTOCOL_ERROR)
@@ -173,7 +173,7 @@ def test_a_failed_sasl_bind_opens_no_tunnel(scripted):
 def test_a_tunnel_is_refused_where_the_listener_says_so(start_proxy, start_backend):
     backend = start_backend()
     proxy = start_proxy([backend], pool='health.probe = "tcp"', listener='policy.sasl_layer = "refuse"')
-    with RawClient(proxy.endpoint()) as client:
+    with RawClient(proxy.endpoint(), malformed=True) as client:
         client.ask(ber.sasl_bind, "GSSAPI", b"token")
         client.send(b"\x00\x00\x00\x01x")
         assert client.ended_or_notice()

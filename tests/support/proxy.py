@@ -7,7 +7,7 @@ import signal
 import socket
 from pathlib import Path
 
-from . import reconcile
+from . import ledger, reconcile
 from .clients import Endpoint
 from .process import Process, run
 from .waiting import eventually
@@ -79,6 +79,7 @@ class Proxy:
         Proxy.running.append(self)
         try:
             eventually(self._announced, "the log names every listener and the admin address")
+            ledger.take(self.ports())
             if self._ready:
                 eventually(lambda: self.http("/readyz")[0] == 200, "/readyz answers 200")
         except BaseException:
@@ -87,14 +88,20 @@ class Proxy:
         return self
 
     def __exit__(self, failed, *_):
+        conversations = ledger.take(self.ports())
         self._end()
         if self._access_log and not failed:
-            reconcile.check(self._access_log, whole=self.process.returncode() == 0)
+            whole = self.process.returncode() == 0
+            reconcile.check(self._access_log, whole, conversations, ledger.answers, self.config_file.read_text())
 
     def endpoint(self, listener="ldaps", *, tls=True):
         """Where clients reach a listener."""
         host, port = self._addresses()[listener]
         return Endpoint(host, port, self.ca if tls else None)
+
+    def ports(self):
+        """Every port a listener has had."""
+        return {port for _, (_, port) in self._listening()}
 
     @property
     def admin(self):
@@ -162,8 +169,12 @@ class Proxy:
         return len(self._addresses()) >= self._listeners and "admin listening" in self.log()
 
     def _addresses(self):
+        """By listener; one that a reload moved has its newest."""
+        return dict(self._listening())
+
+    def _listening(self):
         lines = re.finditer(r'listening listener="?([^\s"]+)"? address="?([^\s"]+)', self.log())
-        return {line[1]: _address(line, 2) for line in lines}
+        return [(line[1], _address(line, 2)) for line in lines]
 
 
 class Metrics:
