@@ -195,7 +195,7 @@ closed_list! {
     FailoverKind {
         /// Connecting failed and the next candidate was tried.
         Connect = "connect",
-        /// The upstream was lost between operations of an anonymous session.
+        /// An anonymous session went on with another upstream; its own was lost.
         Idle = "idle",
         /// The session's bind was replayed on another backend.
         BindReplay = "bind_replay",
