@@ -137,7 +137,7 @@ closed_list! {
         Pinned = "pinned",
         /// Another backend refused the replayed bind.
         ReplayRefused = "replay_refused",
-        /// The request's envelope is malformed, or the request is not allowed here (RFC 4511 §4.1.1, §4.2.1).
+        /// The request is not allowed at this moment (RFC 4511 §4.2.1); what is malformed ends the session.
         ProtocolError = "protocol_error",
         /// The request passes `limits.request_size`, `search_size` or `request_size_anonymous`.
         RequestSize = "request_size",

@@ -1,6 +1,7 @@
 """The binary under test: its configuration, its process, its ports, its metrics."""
 
 import http.client
+import json
 import os
 import re
 import signal
@@ -63,9 +64,9 @@ class Proxy:
         self.ca = ca
         self.directory = Path(directory)
         self.config_file = self.directory / "ldaps-proxy.toml"
-        self._access_log = self.directory / "reconciled.log" if "[access_log]" not in configuration else None
-        if self._access_log:
-            configuration += f'\n[access_log]\noutput = "file"\npath = "{self._access_log}"\n'
+        self.access_log = self.directory / "reconciled.log" if "[access_log]" not in configuration else None
+        if self.access_log:
+            configuration += f'\n[access_log]\noutput = "file"\npath = "{self.access_log}"\n'
         self.config_file.write_text(configuration)
         self._ready, self._arguments, self._env, self._under, self._binary = ready, arguments, env, under, binary
         self._listeners = len(re.findall(r"^\s*\[\[listener\]\]", configuration, re.MULTILINE))
@@ -90,9 +91,9 @@ class Proxy:
     def __exit__(self, failed, *_):
         conversations = ledger.take(self.ports())
         self._end()
-        if self._access_log and not failed:
+        if self.access_log and not failed:
             whole = self.process.returncode() == 0
-            reconcile.check(self._access_log, whole, conversations, ledger.answers, self.config_file.read_text())
+            reconcile.check(self.access_log, whole, conversations, ledger.answers, self.config_file.read_text())
 
     def endpoint(self, listener="ldaps", *, tls=True):
         """Where clients reach a listener."""
@@ -139,6 +140,14 @@ class Proxy:
             return series and sum(series.values()) == value
 
         eventually(adds_up, f"{name}{labels} is {value}", seconds)
+
+    def told(self, *, sessions):
+        """The records of its access log, once this many sessions have ended."""
+        def records():
+            return [json.loads(line) for line in self.access_log.read_text().splitlines()]
+
+        eventually(lambda: [record["event"] for record in records()].count("session") == sessions, f"{sessions} sessions are told")
+        return records()
 
     def accepts(self, listener="ldaps"):
         """Whether a TCP connect to the listener succeeds now."""
