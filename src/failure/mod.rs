@@ -247,8 +247,6 @@ closed_list! {
         WriteTimeout = "write_timeout",
         /// The backend sent a notice of disconnection, which was forwarded.
         BackendNotice = "backend_notice",
-        /// The backend sent something malformed.
-        BackendProtocolError = "backend_protocol_error",
         /// The upstream was lost and failover is off, or the session was a tunnel.
         BackendLost = "backend_lost",
         /// The upstream was lost and with it the session's state.
