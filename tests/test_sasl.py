@@ -15,6 +15,7 @@ from support.kerberos import Realm
 from support.samba import ADMINISTRATOR, BASE, USERS
 from support.waiting import eventually
 
+TUNNELS = "ldaps_proxy_tunnels_total"
 LAYERS = {"plain": ntlm.PLAIN, "sign": ntlm.SIGN, "seal": ntlm.SEAL}
 
 
@@ -136,6 +137,7 @@ def test_octet_0x00_after_a_sasl_bind_opens_a_tunnel_both_ways(scripted):
         assert backend.session().received[already:] == wrapped
         backend.session().send(wrapped[::-1])
         assert client.read_octets(len(wrapped)) == wrapped[::-1]
+    assert proxy.metrics().sum(TUNNELS) == 1
 
 
 def test_octet_0x30_after_a_sasl_bind_stays_inspected(scripted):
@@ -145,6 +147,7 @@ def test_octet_0x30_after_a_sasl_bind_stays_inspected(scripted):
         assert client.ask(ber.search)[-1].result_code == ber.SUCCESS
         client.send(b"\x00\x00\x00\x01x")
         assert client.read_to_end()[-1].is_notice(ber.PROTOCOL_ERROR)
+    assert proxy.metrics().sum(TUNNELS) == 0
 
 
 @pytest.mark.parametrize("request_", [ber.bind(1, "cn=x", "secret"), ber.search(1)], ids=["simple bind", "search"])
@@ -177,6 +180,7 @@ def test_a_tunnel_is_refused_where_the_listener_says_so(start_proxy, start_backe
         client.ask(ber.sasl_bind, "GSSAPI", b"token")
         client.send(b"\x00\x00\x00\x01x")
         assert client.ended_or_notice()
+    assert proxy.metrics().sum(TUNNELS) == 0
     assert b"\x01x" not in bytes(backend.session().received)
 
 

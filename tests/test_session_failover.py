@@ -318,6 +318,7 @@ def test_one_retry_and_no_more(start, start_backend, first, second):
         assert client.read_result(9)[-1].result_code == ber.UNAVAILABLE
         assert len([pdu for backend in (first, second, third) for pdu in pdus(backend)]) == 2
     assert_failovers(proxy, retry_search=1, idle=1, exhausted=1)
+    assert proxy.metrics().sum("ldaps_proxy_backend_losses_total") == 2
 
 
 def test_one_clients_poison_does_not_empty_the_pool(start, first, second):
