@@ -7,6 +7,8 @@ import pytest
 
 from support import ber
 from support.clients import RawClient
+from support.process import run
+from support.proxy import BINARY
 
 FIXED_SERIES = {
     "ldaps_proxy_sessions_active": {},
@@ -186,6 +188,13 @@ def test_metrics_are_well_formed(proxy):
     assert "summary" not in dict(families).values()
     described = set(re.findall(r"^# HELP (\S+) \S", text, re.MULTILINE))
     assert described == dict(families).keys()
+
+
+def test_which_build_it_is(proxy):
+    [(labels, value)] = proxy.metrics().get("ldaps_proxy_build_info").items()
+    version = run([BINARY, "--version"]).stdout.split()[1]
+    assert (value, dict(labels)["version"]) == (1, version)
+    assert "AWS-LC" in dict(labels)["crypto"]
 
 
 def test_readiness_follows_the_backends(start_proxy, backend):
