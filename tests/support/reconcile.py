@@ -64,30 +64,34 @@ READ_TO_THE_END = {"unbind", "client_closed", "idle_timeout"}
 
 def _check_clients(operations, sessions, conversations, whole):
     """Each request a raw client sent is told once and nothing else is, with the result the client read."""
-    by_client = defaultdict(list)
-    for conversation in conversations:
-        by_client[conversation.client].append(conversation)
-    for client, conversations in by_client.items():
-        own = [record for record in operations if record["client"] == client]
-        ends = [record for record in sessions if record["client"] == client]
-        sent = Counter(request for conversation in conversations for request in conversation.sent)
-        read = Counter(result for conversation in conversations for result in conversation.results)
-        told = Counter((record["message_id"], record["operation"]) for record in own)
-        results = Counter((record["message_id"], record["result_code"]) for record in own if "result_code" in record)
-        opaque = [conversation for conversation in conversations if conversation.opaque and not conversation.malformed]
-        assert not opaque or any(record["tunnel"] for record in ends) or not whole, (
-            f"{client} sent what is no LDAP after {sent}: RawClient(…, malformed=True) if that is meant"
-        )
+    own = _grouped(operations, lambda record: record["client"])
+    ends = _grouped(sessions, lambda record: record["client"])
+    for client, its in _grouped(conversations, lambda conversation: conversation.client).items():
+        sent = Counter(request for conversation in its for request in conversation.sent)
+        read = Counter(result for conversation in its for result in conversation.results)
+        told = Counter((record["message_id"], record["operation"]) for record in own[client])
+        results = Counter((record["message_id"], record["result_code"]) for record in own[client] if "result_code" in record)
         assert told <= sent, f"{client}: told and never sent: {told - sent}"
         if not whole:
             # Records may be lost with the process, but none is wrong.
-            numbers = {record["message_id"] for record in own}
+            numbers = {number for number, _ in told}
             wrong = {(number, code) for number, code in read if number in numbers} - results.keys()
             assert not wrong, f"{client}: told with another result than was read: {wrong}"
             continue
         assert read <= results, f"{client}: read and not told so: {read - results}"
-        if ends and all(record["ended"] in READ_TO_THE_END for record in ends):
+        if ends[client] and all(record["ended"] in READ_TO_THE_END for record in ends[client]):
             assert told == sent, f"{client}: sent and not told: {sent - told}"
+        slip = any(conversation.opaque and not conversation.malformed for conversation in its)
+        assert not slip or any(record["tunnel"] for record in ends[client]), (
+            f"{client} sent what is no LDAP after {sent}: RawClient(…, malformed=True) if that is meant"
+        )
+
+
+def _grouped(things, key):
+    groups = defaultdict(list)
+    for thing in things:
+        groups[key(thing)].append(thing)
+    return groups
 
 
 def _check_backends(operations, answers, configuration):
