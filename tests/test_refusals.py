@@ -95,8 +95,8 @@ REFUSED = [
          extra="[limits]\nfilter_depth = 1"),
     case("throttled_name", UNWILLING, bind(), bind(), backend=answers(ber.INVALID_CREDENTIALS, ber.BIND_REQUEST),
          extra="[login_throttle]\nfailures_per_name = 1"),
-    case("throttled_address", UNWILLING, bind("cn=ann"), bind("cn=bob"), backend=answers(ber.INVALID_CREDENTIALS, ber.BIND_REQUEST),
-         extra="[login_throttle]\nfailures_per_address = 1"),
+    case("throttled_address", UNWILLING, bind("cn=ann"), bind("cn=bob"),
+         backend=answers(ber.INVALID_CREDENTIALS, ber.BIND_REQUEST), extra="[login_throttle]\nfailures_per_address = 1"),
     # The protocol.
     case("protocol_error", ber.PROTOCOL_ERROR, lambda number: ber.sasl_bind(number, "GSSAPI", b"token"), SEARCH,
          backend=answers(ber.SASL_BIND_IN_PROGRESS, ber.BIND_REQUEST)),
@@ -112,7 +112,8 @@ REFUSED = [
     case("extended_operation", UNWILLING, lambda number: ber.extended(number, "1.2.3"), **policy("extended_operations = []")),
     case("sasl_mechanism", UNWILLING, lambda number: ber.sasl_bind(number, "PLAIN"), **policy('sasl_mechanisms = ["GSSAPI"]')),
     case("base_dn", UNWILLING, lambda number: ber.search(number, "dc=other"), **policy('base_dns = ["dc=ours"]')),
-    case("control", UNWILLING, lambda number: ber.search(number, controls=[ber.control("1.2.3")]), **policy('denied_controls = ["1.2.3"]')),
+    case("control", UNWILLING, lambda number: ber.search(number, controls=[ber.control("1.2.3")]),
+         **policy('denied_controls = ["1.2.3"]')),
     case("size_limit", UNWILLING, SEARCH, **policy("max_size_limit = 10")),
     case("bind_name", UNWILLING, bind("cn=ann"), **policy('denied_bind_names = ["cn=ann"]')),
 ]
