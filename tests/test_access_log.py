@@ -2,14 +2,17 @@
 
 import json
 import os
+import re
 import signal
 import ssl
+import threading
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from support import ber
-from support.backend import answer_everything, answer_nothing
+from support.backend import RESPONSE_TAG, answer_everything, answer_nothing
 from support.clients import RawClient
 from support.proxy import config
 from support.waiting import eventually
@@ -274,3 +277,163 @@ def test_an_operation_nobody_awaits_any_more_is_told_when_its_backend_dies(start
     assert Counter((record["message_id"], record["operation"], record.get("result")) for record in operations) == Counter([
         (2, "abandon", None), (1, "search", None), (3, "search", "success"),
     ])
+
+
+def test_it_goes_to_standard_output(start_proxy, start_backend):
+    proxy = start_proxy([start_backend()], pool='health.probe = "tcp"', extra='[access_log]\noutput = "stdout"')
+    with RawClient(proxy.endpoint()) as client:
+        client.ask(ber.search)
+    eventually(lambda: '"event":"session"' in proxy.process.stdout(), "the session is told")
+    told = [json.loads(line) for line in proxy.process.stdout().splitlines()]
+    assert [(record["event"], record.get("operation")) for record in told] == [("operation", "search"), ("session", None)]
+
+
+# Which operations are told.
+
+TOLD = {
+    "all": ("", [1, 2, 3, 4, 5, 6, 7, 8, 9]),
+    "none that goes well": ("sample = 0", [3]),
+    "one of three that go well": ("sample = 3", [1, 3, 5, 8]),
+    "none that goes well at once": ('sample = 0\nslower_than = "1s"', [3, 7]),
+}
+
+
+@pytest.mark.parametrize(("keys", "told"), TOLD.values(), ids=TOLD)
+def test_which_operations_are_told(start, start_backend, log_file, keys, told):
+    """What failed always is: the third request does. The seventh is slow, where somebody cares."""
+    def answer(connection, pdu):
+        if pdu.tag == ber.COMPARE_REQUEST and "slower_than" in keys:
+            threading.Event().wait(1.5)  # no event to wait for: this is what a slow directory is
+        code = ber.NO_SUCH_OBJECT if pdu.tag == ber.DELETE_REQUEST else ber.SUCCESS
+        connection.send(ber.result(pdu.message_id, RESPONSE_TAG[pdu.tag], code))
+
+    proxy = start([start_backend(answer)], keys=keys)
+    with RawClient(proxy.endpoint()) as client:
+        for number in range(1, 10):
+            kind = {3: (ber.delete, "cn=x"), 7: (ber.compare, "cn=x", "a", "b")}.get(number, (ber.search,))
+            client.ask(*kind)
+        client.finish_sending()
+        *operations, session = written(log_file, 1)
+    assert [record["message_id"] for record in operations] == told
+    assert session["operations"] == 9, "the session knows of all"
+
+
+# What is told of them.
+
+WRONG_PASSWORD = "80090308: LdapErr: DSID-0C0903A9, comment: AcceptSecurityContext error, data 52e, v1db1"
+
+
+def answer_as_a_directory(connection, pdu):
+    """Refuses cn=ann; a search finds an entry and a reference."""
+    if b"cn=ann" in pdu.raw:
+        return connection.send(ber.result(pdu.message_id, ber.BIND_RESPONSE, ber.INVALID_CREDENTIALS, WRONG_PASSWORD))
+    if pdu.tag == ber.SEARCH_REQUEST:
+        connection.send(ber.entry(pdu.message_id, "cn=x", {}), ber.reference(pdu.message_id, "ldap://elsewhere/"))
+    return connection.send(ber.result(pdu.message_id, RESPONSE_TAG[pdu.tag])) if pdu.tag in RESPONSE_TAG else None
+
+
+REQUESTS = [
+    ber.bind(1, "cn=ann", SECRET),
+    ber.bind(2, "cn=app", SECRET),
+    ber.search(
+        3, "dc=x", ber.SUB, ber.equality("cn", SECRET), ["cn", "mail"], size_limit=10, time_limit=20,
+        controls=[ber.control("1.2.840.113556.1.4.319", b"0\x05\x02\x01\x05\x04\x00", critical=True), ber.control("1.2.3")],
+    ),
+    ber.extended(4, ber.WHO_AM_I),
+    ber.unbind(5),
+]
+
+
+@pytest.fixture
+def spoken(start, start_backend, log_file):
+    """Plays REQUESTS in one session of a proxy with these keys: `(who, backend, octets out of each)`."""
+    def play(keys=""):
+        backend = start_backend(answer_as_a_directory)
+        proxy = start([backend], keys=keys)
+        with RawClient(replace(proxy.endpoint(), host="localhost")) as client:
+            host, port = client.socket.getsockname()[:2]
+            suite = client.socket.cipher()[0]
+            out = []
+            for request in REQUESTS[:-1]:
+                client.send(request)
+                out.append(sum(len(pdu.raw) for pdu in client.read_result(ber.pdu(request).message_id)))
+            client.send(REQUESTS[-1])
+            assert client.ended()
+        return f"{host}:{port}", suite, str(backend), [*out, 0]
+
+    return play
+
+
+def test_every_field_has_its_value(spoken, log_file):
+    client, suite, backend, out = spoken()
+    *operations, session = [
+        {field: value for field, value in record.items() if not re.fullmatch(r"time|session|\w+_us", field)}
+        for record in written(log_file, 1)
+    ]
+    who = {"client": client, "listener": "ldaps", "tls": {"version": "1.3", "suite": suite, "server_name": "localhost"}}
+    success = {"backend": backend, "result_code": 0, "result": "success"}
+    expected = [
+        {"operation": "bind", "dn": "cn=ann", "mechanism": "simple", **success,
+         "result_code": 49, "result": "invalidCredentials", "sub_code": "52e"},
+        {"operation": "bind", "dn": "cn=app", "mechanism": "simple", **success, "bound_as": "cn=app"},
+        {"operation": "search", "dn": "dc=x", "scope": "sub", "filter": "(cn=?)", "attributes": ["cn", "mail"],
+         "size_limit": 10, "time_limit": 20, "controls": ["!1.2.840.113556.1.4.319", "1.2.3"], **success, "bound_as": "cn=app"},
+        {"operation": "extended", "oid": ber.WHO_AM_I, **success, "bound_as": "cn=app"},
+        {"operation": "unbind", "bound_as": "cn=app"},
+    ]
+    assert operations == [
+        {"event": "operation", **who, "message_id": number, "entries": found, "references": found, "retries": 0,
+         "bytes_in": len(request), "bytes_out": octets, **fields}
+        for number, (request, octets, found, fields) in enumerate(zip(REQUESTS, out, (0, 0, 1, 0, 0), expected), 1)
+    ]
+    assert session == {
+        "event": "session", **who, "bound_as": "cn=app", "backend": backend, "tunnel": False, "operations": len(REQUESTS),
+        "failovers": 0, "bytes_in": sum(map(len, REQUESTS)), "bytes_out": sum(out), "ended": "unbind",
+    }
+
+
+def test_the_text_form_has_them_as_well(spoken, log_file):
+    client, suite, backend, out = spoken(keys='format = "text"')
+    eventually(lambda: log_file.exists() and " ended: " in log_file.read_text(), "the session is told")
+    durations = r"\d+\.\d{3} ms(?: (?:queue|connect|backend) \d+\.\d{3} ms)*"
+    lines = [re.sub(durations, "TIMES", line.partition(" ")[2]) for line in log_file.read_text().splitlines()]
+    number = re.match(r"session (\d+)", lines[0])[1]
+    who = f'session {number} {client} on ldaps TLS 1.3 {suite} for "localhost"'
+    asked = [
+        'anonymous #1 bind "simple" "cn=ann": invalidCredentials (49) 52e',
+        'as "cn=app" #2 bind "simple" "cn=app": success (0)',
+        'as "cn=app" #3 search "dc=x" sub "(cn=?)" attributes ["cn", "mail"] size limit 10 time limit 20'
+        ' controls ["!1.2.840.113556.1.4.319", "1.2.3"]: success (0)',
+        f'as "cn=app" #4 extended "{ber.WHO_AM_I}": success (0)',
+    ]
+    more = ["", "", ", 1 entries, 1 references", ""]
+    assert lines[:4] == [
+        f"{who} {words} from {backend}, TIMES, {len(request)} bytes in, {octets} out{rest}"
+        for words, request, octets, rest in zip(asked, REQUESTS, out, more)
+    ]
+    assert lines[4] == f'{who} as "cn=app" #5 unbind: no result, TIMES, {len(REQUESTS[-1])} bytes in, 0 out'
+    assert re.sub(r"after \d+\.\d{3} s", "after TIME", lines[5]) == (
+        f'{who} as "cn=app" ended: unbind, after TIME, {len(REQUESTS)} operations,'
+        f' {sum(map(len, REQUESTS))} bytes in, {sum(out)} out, on {backend}'
+    )
+
+
+@pytest.mark.deadline(180)
+def test_a_reader_that_never_reads_stops_no_client(start, start_backend, log_file):
+    """What the queue doesn't hold is lost and counted; what it holds is there when somebody reads."""
+    os.mkfifo(log_file)
+    reader = os.open(log_file, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        proxy = start([start_backend()], listener="policy.read_only = true")
+        dropped = "ldaps_proxy_access_log_dropped_total"
+        with RawClient(proxy.endpoint()) as client:
+            while not proxy.metrics().sum(dropped):
+                numbers = [client.next_id() for _ in range(1000)]
+                client.send(*(ber.delete(number, "cn=" + "x" * 200) for number in numbers))
+                for number in numbers:
+                    assert client.read_result(number)[-1].result_code == ber.UNWILLING_TO_PERFORM
+            assert client.ask(ber.search)[-1].result_code == ber.SUCCESS
+            os.set_blocking(reader, True)
+            assert json.loads(os.read(reader, 4096).splitlines()[0])["message_id"] == 1
+    finally:
+        os.close(reader)

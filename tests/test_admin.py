@@ -7,6 +7,8 @@ import pytest
 
 from support import ber
 from support.clients import RawClient
+from support.process import run
+from support.proxy import BINARY
 
 FIXED_SERIES = {
     "ldaps_proxy_sessions_active": {},
@@ -122,6 +124,49 @@ def test_what_failed_lately_is_told_with_its_reason(start_proxy, backend):
     assert "s3cret" not in body
 
 
+def test_what_passes_is_counted_to_the_octet(start_proxy, backend):
+    """In cleartext the client's octets are what the proxy reads: requests and responses, as they are, on both sides."""
+    proxy = start_proxy([backend], pool='health.probe = "tcp"', listener='protocol = "ldap"')
+    requests = [ber.search(1, "dc=x"), ber.delete(2, "cn=x"), ber.unbind(3)]
+    with RawClient(proxy.endpoint(tls=False)) as client:
+        responses = []
+        for request in requests[:2]:
+            client.send(request)
+            responses += [pdu.raw for pdu in client.read_result(ber.pdu(request).message_id)]
+        client.send(requests[2])
+        assert client.ended()
+    *operations, session = proxy.told(sessions=1)
+    sent, received = sum(map(len, requests)), sum(map(len, responses))
+    assert [record["bytes_in"] for record in operations] == list(map(len, requests))
+    assert [record["bytes_out"] for record in operations] == [len(b"".join(responses[:2])), len(responses[2]), 0]
+    assert (session["bytes_in"], session["bytes_out"]) == (sent, received)
+    metrics = proxy.metrics()
+    counted = {
+        name: metrics.sum(f"ldaps_proxy_{name}_bytes_total")
+        for name in ("listener_received", "backend_sent", "backend_received", "listener_sent")
+    }
+    assert counted == {
+        "listener_received": sent, "backend_sent": sent, "backend_received": received, "listener_sent": received,
+    }
+
+
+def test_how_long_handshakes_and_the_wait_for_a_backend_take_is_measured(start_proxy, backend):
+    proxy = start_proxy([f'{{ address = "{backend}", max_sessions = 1 }}'], pool='health.probe = "tcp"\nqueue = 1')
+    with RawClient(proxy.endpoint()) as first, RawClient(proxy.endpoint()) as second:
+        first.ask(ber.search)
+        waiting = second.next_id()
+        second.send(ber.search(waiting))
+        proxy.wait_for("ldaps_proxy_queue_waiting", 1)
+        first.send(ber.unbind(first.next_id()))
+        second.read_result(waiting)
+        metrics = proxy.metrics()
+    assert metrics.sum("ldaps_proxy_handshake_duration_seconds_count", listener="ldaps") == 2
+    assert metrics.sum("ldaps_proxy_queue_duration_seconds_count", pool="directory") == 1
+    assert metrics.sum("ldaps_proxy_backend_connect_duration_seconds_count", backend=str(backend)) == 2
+    for name in ("handshake", "queue", "backend_connect"):
+        assert metrics.sum(f"ldaps_proxy_{name}_duration_seconds_sum") > 0, name
+
+
 def test_operations_in_flight_rise_and_fall(proxy, backend):
     backend.answer = lambda connection, pdu: None
     with RawClient(proxy.endpoint()) as client:
@@ -143,6 +188,13 @@ def test_metrics_are_well_formed(proxy):
     assert "summary" not in dict(families).values()
     described = set(re.findall(r"^# HELP (\S+) \S", text, re.MULTILINE))
     assert described == dict(families).keys()
+
+
+def test_which_build_it_is(proxy):
+    [(labels, value)] = proxy.metrics().get("ldaps_proxy_build_info").items()
+    version = run([BINARY, "--version"]).stdout.split()[1]
+    assert (value, dict(labels)["version"]) == (1, version)
+    assert "AWS-LC" in dict(labels)["crypto"]
 
 
 def test_readiness_follows_the_backends(start_proxy, backend):

@@ -101,6 +101,8 @@ def test_buffers_of_all_sessions_have_a_bound(start_proxy, start_backend):
             thread.join(30)
     assert any(pdu is not None and pdu.is_notice(ber.BUSY) and "limits.buffer_memory" in pdu.diagnostic for pdu in ended), ended
     eventually(lambda: proxy.metrics().sum("ldaps_proxy_limit_used", limit="buffer_memory") == 0, "all is given back")
+    metrics = proxy.metrics()
+    assert metrics.sum("ldaps_proxy_sessions_ended_total", reason="buffer_memory") == metrics.sum(refusals, reason="buffer_memory")
 
 
 def test_truncated_tls_executes_nothing(start_proxy, start_backend):

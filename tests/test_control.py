@@ -71,6 +71,23 @@ def test_status_and_sessions_show_who_is_there(proxy, pair, command):
     assert code == 0 and json.loads(status)["backends"][0]["name"] == str(pair[0])
 
 
+def test_the_status_that_is_watched_is_shown_again_when_it_changes(proxy, pair, socket, command, tmp_path):
+    clear = "\x1b[H\x1b[2J"
+    watch = Process([BINARY, "status", "--watch", "--admin", f"unix:{socket}"], directory=tmp_path)
+    try:
+        eventually(lambda: watch.stdout().endswith("\n"), "the first table is shown")
+        assert command("drain", str(pair[0]))[0] == 0
+        eventually(lambda: "draining" in watch.stdout(), "a later one shows the drained backend")
+    finally:
+        watch.close()
+    nothing, first, *_, last = watch.stdout().split(clear)
+    assert nothing == ""
+    for table in (first, last):
+        assert table.startswith("ldaps-proxy ") and all(str(backend) in table for backend in pair)
+    assert "draining" not in first
+    assert [str(pair[0]) in line for line in last.splitlines() if "draining" in line] == [True]
+
+
 def test_drain_waits_until_the_last_session_has_left(proxy, pair, command, socket, tmp_path):
     with RawClient(proxy.endpoint()) as client:
         for backend in pair:

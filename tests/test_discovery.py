@@ -136,6 +136,7 @@ def test_the_last_good_answer_is_kept(start, dns, backends, failure):
 def test_backends_appear_when_dns_comes_back(start, dns, backends):
     """The proxy starts while DNS is down, and serves as soon as it can."""
     proxy = start(f"srv:{SERVICE}", ready=False)
+    assert proxy.metrics().sum("ldaps_proxy_pool_backends") == 0, "what LdapsProxyNoBackend goes by"
     with RawClient(proxy.endpoint()) as client:
         assert client.ask(ber.search)[-1].result_code == ber.UNAVAILABLE
         publish(dns, (0, 1, backends[0]))

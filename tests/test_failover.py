@@ -74,7 +74,10 @@ def test_connect_failover_within_the_budget(start_proxy, start_backend):
     proxy.wait_for("ldaps_proxy_backend_up", 2)
     one.stop_listening()
     assert ask_each(proxy, 3) == [str(other)] * 3
-    assert proxy.metrics().sum("ldaps_proxy_failovers_total", kind="connect") >= 1
+    metrics = proxy.metrics()
+    failures = [metrics.sum("ldaps_proxy_backend_connect_failures_total", backend=str(backend)) for backend in (one, other)]
+    assert failures == [metrics.sum("ldaps_proxy_failovers_total", kind="connect"), 0]
+    assert failures[0] >= 1
 
 
 def test_unavailable_when_no_backend_is_left(start_proxy, start_backend):

@@ -266,7 +266,7 @@ def test_the_proxys_own_words_wait_for_the_end_of_a_long_response(proxy, backend
 def test_a_session_that_ends_inside_a_long_response_ends_without_a_word(proxy, backend):
     entry = ber.entry(1, "cn=long", {"x": [MEGABYTE]})
     backend.answer = lambda connection, pdu: connection.send(entry[:100_000])
-    with RawClient(proxy.endpoint()) as client:
+    with RawClient(proxy.endpoint(), malformed=True) as client:
         client.send(ber.search(1))
         received = client.read_octets(50_000)
         client.send(b"\x30\x80")

@@ -51,7 +51,7 @@ def proxy(start_proxy, backend):
 
 @pytest.mark.parametrize("octets", MALFORMED.values(), ids=MALFORMED.keys())
 def test_malformed_as_the_first_request(proxy, backend, octets):
-    with RawClient(proxy.endpoint()) as client:
+    with RawClient(proxy.endpoint(), malformed=True) as client:
         client.send(octets)
         assert_notice_and_end(client)
     assert backend.sessions() == []
@@ -60,7 +60,7 @@ def test_malformed_as_the_first_request(proxy, backend, octets):
 @pytest.mark.parametrize("octets", MALFORMED.values(), ids=MALFORMED.keys())
 def test_malformed_after_good_requests(proxy, backend, octets):
     """The backend has seen the good request, octet for octet, and nothing of what follows it."""
-    with RawClient(proxy.endpoint()) as client:
+    with RawClient(proxy.endpoint(), malformed=True) as client:
         assert client.ask(ber.search)[-1].result_code == ber.SUCCESS
         client.send(octets)
         assert_notice_and_end(client)
@@ -71,7 +71,7 @@ def test_malformed_after_good_requests(proxy, backend, octets):
 
 def test_announced_length_is_refused_at_once(proxy, backend):
     """The limit applies as soon as the length is known: no body is waited for, none is stored."""
-    with RawClient(proxy.endpoint(), seconds=5) as client:
+    with RawClient(proxy.endpoint(), seconds=5, malformed=True) as client:
         client.send(b"\x30\x84\x7f\xff\xff\xff")
         assert_notice_and_end(client)
     assert backend.sessions() == []

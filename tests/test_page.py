@@ -1,10 +1,15 @@
 """The status page in a real browser."""
 
+import json
+
 import pytest
 
 from support import ber
+from support.backend import answer_nothing
 from support.browser import ENTER, TAB, Browser, page
 from support.clients import RawClient
+from support.process import run
+from support.proxy import BINARY
 from support.waiting import eventually
 
 pytestmark = pytest.mark.deadline(120)
@@ -25,9 +30,30 @@ def pair(start_backend):
 @pytest.fixture
 def proxy(start_proxy, pair, tmp_path):
     """Two backends, and a token for the page."""
+    return with_token(start_proxy, pair, tmp_path)
+
+
+def with_token(start_proxy, backends, tmp_path):
     token = tmp_path / "token"
     token.write_text(TOKEN + "\n")
-    return start_proxy(pair, pool='health.probe = "tcp"', extra=f'token_file = "{token}"')
+    return start_proxy(backends, pool='health.probe = "tcp"', extra=f'token_file = "{token}"\nsocket = "{tmp_path}/admin.sock"')
+
+
+@pytest.fixture
+def troubled(start_proxy, start_backend, pair, tmp_path):
+    """Of its backends one is up, one down and one draining; a reload was rejected, a bind refused."""
+    down, draining = pair
+    proxy = with_token(start_proxy, [start_backend(), down, draining], tmp_path)
+    down.answer = draining.answer = answer_nothing
+    with RawClient(proxy.endpoint()) as client:
+        client.ask(ber.bind, "cn=ann", "")
+    down.stop_listening()
+    run([BINARY, "drain", str(draining), "--admin", f"unix:{tmp_path}/admin.sock"])
+    proxy.config_file.write_text("nonsense = true")
+    proxy.reload()
+    proxy.wait_for("ldaps_proxy_reloads_total", 1, result="rejected")
+    proxy.wait_for("ldaps_proxy_backend_up", 0, backend=str(down))
+    return proxy
 
 
 def button(action, backend):
@@ -101,25 +127,119 @@ def test_the_page_reads_without_javascript(tmp_path, proxy, pair):
         assert "Admin token" not in text, "what needs JavaScript isn't shown"
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+SHADES = pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+
+
+@SHADES
 def test_every_text_stands_out_from_its_ground(tmp_path, proxy, pair, dark):
-    """WCAG 2.1 asks for a contrast of 4.5."""
+    assert_contrast(tmp_path, proxy, dark, picture="calm")
+
+
+@SHADES
+def test_so_does_what_is_said_of_trouble(tmp_path, troubled, dark):
+    text = assert_contrast(tmp_path, troubled, dark, picture="troubled")
+    for words in ("1 of 3 backends usable", "down", "draining", "unauthenticated", "Last reload: rejected", "unknown key `nonsense`"):
+        assert words in text
+
+
+def assert_contrast(tmp_path, proxy, dark, picture):
+    """WCAG 2.1 asks for a contrast of 4.5. Returns the page's text."""
     with Browser(tmp_path, dark=dark) as browser:
         browser.open(page(proxy))
         assert browser.script("return matchMedia('(prefers-color-scheme: dark)').matches") == dark
-        faint = browser.script(CONTRAST)
-        assert faint == []
+        browser.type("#token", TOKEN)  # what is disabled may be faint
+        browser.picture(f"{picture}-{'dark' if dark else 'light'}")
+        assert browser.script(CONTRAST) == []
+        return browser.text()
 
 
-def test_on_a_phone_backends_and_failures_are_read_without_scrolling_sideways(tmp_path, proxy):
+def test_a_rejected_reload_is_shown_as_check_prints_it(browser, troubled):
+    """The caret below the line it belongs to, not squeezed to its beginning."""
+    browser.open(page(troubled))
+    place, line, caret, *_ = browser.text("#reload ul").splitlines()
+    assert place.endswith("unknown key `nonsense` in the file's top level")
+    assert caret.index("^") == line.index("nonsense")
+
+
+def test_on_a_phone_backends_and_failures_are_read_without_scrolling_sideways(tmp_path, troubled):
     with pytest.raises(OSError):
-        RawClient(proxy.endpoint(), source="127.0.0.9")
+        RawClient(troubled.endpoint(), source="127.0.0.9")
     with Browser(tmp_path, phone=True) as browser:
-        browser.open(page(proxy))
+        browser.open(page(troubled))
+        browser.picture("phone")
         assert "in no trusted network" in browser.text("#failures")
         wide = "return ['#backends-table', '#failures table', 'html'].map((one) => document.querySelector(one).scrollWidth)"
         assert max(browser.script(wide)) <= 390
         assert browser.script("return document.querySelector('#failures .scroll').scrollWidth") <= 390
+
+
+def test_who_cannot_see_it_hears_what_it_is(browser, proxy, pair):
+    """Every button says which backend it is for; a change of the verdict and of an outcome is announced."""
+    browser.open(page(proxy))
+    assert sorted(browser.named("button")) == sorted(f"Drain {backend}" for backend in pair)
+    assert browser.named("textbox") == ["Admin token, to drain and enable"]
+    assert browser.script("return document.querySelectorAll('button, input, select, textarea').length") == len(pair) + 1
+    assert {selector: browser.role(selector) for selector in ("#verdict", "#outcome", "#backends-table")} == {
+        "#verdict": "status", "#outcome": "status", "#backends-table": "table",
+    }
+    identifiers = browser.script("return [...document.querySelectorAll('[id]')].map((one) => one.id)")
+    assert len(identifiers) == len(set(identifiers))
+    assert not any(" " in identifier for identifier in identifiers)
+
+
+def test_what_passes_shows(browser, proxy):
+    """One session with a bind and five searches: its figures in every table that has any of it."""
+    with RawClient(proxy.endpoint()) as client:
+        client.ask(ber.bind, "cn=app", "secret")
+        for _ in range(5):
+            client.ask(ber.search)
+        browser.open(page(proxy))
+        eventually(lambda: figure(browser, "Median latency") != "–", "the last minute has a latency")
+        assert figure(browser, "Sessions") == "1"
+        assert float(figure(browser, "Operations per second")) > 0
+        assert figure(browser, "99th percentile").endswith("ms")
+        assert row(browser, "#busiest", "127.0.0.1") == ["1", "6"]
+        assert row(browser, "#busiest", "cn=app") == ["1", "6"]
+        assert row(browser, "#counts", "1.3") == ["1"]
+        assert browser.text("#certificates tbody th").endswith("/proxy.pem")
+        assert row(browser, "#listeners", "ldaps")[-1] == "1"
+        status = json.loads(proxy.http("/api/v1/status")[1])
+    assert status["tls_versions"] == {"1.3": 1}
+    assert status["top_clients"] == [{"who": "127.0.0.1", "sessions": 1, "operations": 6}]
+    assert status["top_bind_names"] == [{"who": "cn=app", "sessions": 1, "operations": 6}]
+
+
+def test_the_last_reload_shows(browser, proxy):
+    browser.open(page(proxy))
+    assert "Last reload" not in browser.text()
+    text = proxy.config_file.read_text()
+    proxy.config_file.write_text(text.replace('health.probe = "tcp"', 'health.probe = "tcp"\nhealth.rise = 3'))
+    proxy.reload()
+    eventually(lambda: "Last reload: applied" in browser.text(), "it shows")
+    reload = json.loads(proxy.http("/api/v1/status")[1])["last_reload"]
+    assert reload["applied"] and any("health.rise" in line for line in reload["lines"])
+    assert all(line in browser.text("#reload") for line in reload["lines"])
+
+
+def figure(browser, what):
+    """A figure of the traffic by its name."""
+    return dict(texts(browser, "#traffic dl div", "children"))[what]
+
+
+def texts(browser, selector, parts):
+    """What stands in the parts of each element that matches."""
+    return browser.script(f"""
+        const texts = (parts) => [...parts].map((part) => part.innerText);
+        return [...document.querySelectorAll("{selector}")].map((one) => texts(one.{parts}));
+    """)
+
+
+def row(browser, section, head):
+    """The cells of the row with this head, without it."""
+    rows = texts(browser, f"{section} tbody tr", "cells")
+    found = [cells[1:] for cells in rows if cells[0] == head]
+    assert len(found) == 1, f"{head!r} in {rows}"
+    return found[0]
 
 
 def test_what_a_client_calls_itself_is_only_text(browser, proxy):

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from support import ber
+from support.clients import RawClient
 from support.net import free_address
 from support.process import Process, run
 from support.waiting import eventually
@@ -43,6 +45,13 @@ def used_names(text):
 
 
 def test_promtool_finds_nothing_to_mend_in_the_metrics(proxy):
+    """Those that appear with what they count included: a handshake that came about, and one that failed."""
+    with RawClient(proxy.endpoint()) as client:
+        client.ask(ber.search)
+    with RawClient(proxy.endpoint(tls=False), malformed=True) as client:
+        client.send(b"GET / HTTP/1.1\r\n\r\n")
+        proxy.wait_for("ldaps_proxy_handshake_failures_total", 1, reason="not_tls")
+    proxy.wait_for("ldaps_proxy_handshakes_total", 1)
     _, text = proxy.http("/metrics")
     lint = run(["promtool", "check", "metrics"], input=text)
     assert lint.stdout + lint.stderr == ""

@@ -15,6 +15,7 @@ from support.kerberos import Realm
 from support.samba import ADMINISTRATOR, BASE, USERS
 from support.waiting import eventually
 
+TUNNELS = "ldaps_proxy_tunnels_total"
 LAYERS = {"plain": ntlm.PLAIN, "sign": ntlm.SIGN, "seal": ntlm.SEAL}
 
 
@@ -136,21 +137,23 @@ def test_octet_0x00_after_a_sasl_bind_opens_a_tunnel_both_ways(scripted):
         assert backend.session().received[already:] == wrapped
         backend.session().send(wrapped[::-1])
         assert client.read_octets(len(wrapped)) == wrapped[::-1]
+    assert proxy.metrics().sum(TUNNELS) == 1
 
 
 def test_octet_0x30_after_a_sasl_bind_stays_inspected(scripted):
     proxy, backend = scripted
-    with RawClient(proxy.endpoint()) as client:
+    with RawClient(proxy.endpoint(), malformed=True) as client:
         assert client.ask(ber.sasl_bind, "GSSAPI", b"token")[-1].result_code == ber.SUCCESS
         assert client.ask(ber.search)[-1].result_code == ber.SUCCESS
         client.send(b"\x00\x00\x00\x01x")
         assert client.read_to_end()[-1].is_notice(ber.PROTOCOL_ERROR)
+    assert proxy.metrics().sum(TUNNELS) == 0
 
 
 @pytest.mark.parametrize("request_", [ber.bind(1, "cn=x", "secret"), ber.search(1)], ids=["simple bind", "search"])
 def test_octet_0x00_without_a_sasl_bind_is_malformed(scripted, request_):
     proxy, backend = scripted
-    with RawClient(proxy.endpoint()) as client:
+    with RawClient(proxy.endpoint(), malformed=True) as client:
         client.send(request_)
         client.read_result(1)
         client.send(b"\x00\x00\x00\x01x")
@@ -164,7 +167,7 @@ def test_a_failed_sasl_bind_opens_no_tunnel(scripted):
     backend.answer = lambda connection, pdu: connection.send(
         ber.result(pdu.message_id, ber.BIND_RESPONSE, ber.INVALID_CREDENTIALS)
     )
-    with RawClient(proxy.endpoint()) as client:
+    with RawClient(proxy.endpoint(), malformed=True) as client:
         assert client.ask(ber.sasl_bind, "GSSAPI", b"token")[-1].result_code == ber.INVALID_CREDENTIALS
         client.send(b"\x00\x00\x00\x01x")
         assert client.read_to_end()[-1].is_notice(ber.PROTOCOL_ERROR)
@@ -173,10 +176,11 @@ def test_a_failed_sasl_bind_opens_no_tunnel(scripted):
 def test_a_tunnel_is_refused_where_the_listener_says_so(start_proxy, start_backend):
     backend = start_backend()
     proxy = start_proxy([backend], pool='health.probe = "tcp"', listener='policy.sasl_layer = "refuse"')
-    with RawClient(proxy.endpoint()) as client:
+    with RawClient(proxy.endpoint(), malformed=True) as client:
         client.ask(ber.sasl_bind, "GSSAPI", b"token")
         client.send(b"\x00\x00\x00\x01x")
         assert client.ended_or_notice()
+    assert proxy.metrics().sum(TUNNELS) == 0
     assert b"\x01x" not in bytes(backend.session().received)
 
 

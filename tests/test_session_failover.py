@@ -38,8 +38,13 @@ def start(start_proxy, first, second):
 
 
 @pytest.fixture
-def client(start):
-    with RawClient(start().endpoint()) as client:
+def proxy(start):
+    return start()
+
+
+@pytest.fixture
+def client(proxy):
+    with RawClient(proxy.endpoint()) as client:
         yield client
 
 
@@ -54,6 +59,12 @@ def answered_by(client):
     return entry.attributes["description"][0].decode()
 
 
+def lose_between_operations(proxy, backend):
+    """Kills the backend, and waits until the proxy has noticed."""
+    backend.die()
+    proxy.wait_for("ldaps_proxy_backend_losses_total", 1)
+
+
 def lose_in_flight(client, backend, request, answer=answer_nothing):
     """Sends `request` (message 9), and kills the backend once it has taken it and answered as `answer` does."""
     backend.answer = answer
@@ -63,6 +74,12 @@ def lose_in_flight(client, backend, request, answer=answer_nothing):
     backend.die()
 
 
+def assert_failovers(proxy, **expected):
+    """What was done is counted by its kind, and nothing else."""
+    counted = {dict(labels)["kind"]: value for labels, value in proxy.metrics().get(FAILOVERS).items() if value}
+    assert counted == expected
+
+
 def pdus(backend):
     """What all of a backend's sessions received, oldest first."""
     return [pdu for session in backend.sessions() for pdu in session.pdus]
@@ -70,57 +87,63 @@ def pdus(backend):
 
 # Between operations.
 
-def test_between_operations_anonymous(client, first, second):
+def test_between_operations_anonymous(proxy, client, first, second):
     assert answered_by(client) == str(first)
-    first.die()
+    lose_between_operations(proxy, first)
     assert answered_by(client) == str(second)
     assert [pdu.tag for pdu in pdus(second)] == [ber.SEARCH_REQUEST]
+    assert_failovers(proxy, idle=1, connect=1)
 
 
-def test_between_operations_bound(client, first, second):
+def test_between_operations_bound(proxy, client, first, second):
     """The bind is replayed, its answer swallowed: the client sees its search's answer and nothing else."""
     bind(client)
     assert answered_by(client) == str(first)
-    first.die()
+    lose_between_operations(proxy, first)
     assert answered_by(client) == str(second)
     replay, search = pdus(second)
     assert replay.operation == ber.pdu(ber.bind(1, *ACCOUNT)).operation
     assert search.tag == ber.SEARCH_REQUEST
+    assert_failovers(proxy, bind_replay=1, connect=1)
 
 
-def test_a_backend_that_closes_an_idle_connection_is_an_idle_failover(client, first, second):
+def test_a_backend_that_closes_an_idle_connection_is_an_idle_failover(proxy, client, first, second):
     """Samba closes after 900 s, in good order: the next request opens another upstream."""
     bind(client)
     first.session().close()
+    proxy.wait_for("ldaps_proxy_backend_losses_total", 1)
     assert answered_by(client) in (str(first), str(second))
     assert [pdu.tag for pdu in pdus(first) + pdus(second)] == [ber.BIND_REQUEST, ber.BIND_REQUEST, ber.SEARCH_REQUEST]
+    assert_failovers(proxy, bind_replay=1)
 
 
-def test_the_last_bind_is_the_one_replayed(client, first, second):
+def test_the_last_bind_is_the_one_replayed(proxy, client, first, second):
     bind(client)
     other = ("cn=other,dc=example,dc=org", "secret-2")
     assert client.ask(ber.bind, *other)[-1].result_code == ber.SUCCESS
-    first.die()
+    lose_between_operations(proxy, first)
     answered_by(client)
     assert [pdu.operation for pdu in pdus(second) if pdu.tag == ber.BIND_REQUEST] == [ber.pdu(ber.bind(1, *other)).operation]
+    assert_failovers(proxy, bind_replay=1, connect=1)
 
 
-def test_after_a_failed_bind_nothing_is_replayed(client, first, second):
+def test_after_a_failed_bind_nothing_is_replayed(proxy, client, first, second):
     """Rule 25: a failed bind leaves the session anonymous, whatever the backend keeps."""
     bind(client)
     first.answer = lambda connection, pdu: connection.send(
         ber.result(pdu.message_id, ber.BIND_RESPONSE, ber.INVALID_CREDENTIALS)
     )
     assert client.ask(ber.bind, "cn=somebody", "wrong")[-1].result_code == ber.INVALID_CREDENTIALS
-    first.die()
+    lose_between_operations(proxy, first)
     answered_by(client)
     assert [pdu.tag for pdu in pdus(second)] == [ber.SEARCH_REQUEST]
+    assert_failovers(proxy, idle=1, connect=1)
 
 
-def test_the_replay_is_refused(client, first, second):
+def test_the_replay_is_refused(proxy, client, first, second):
     """52 to what is in flight, a notice, the end: never on as anonymous."""
     bind(client)
-    first.die()
+    lose_between_operations(proxy, first)
     second.answer = lambda connection, pdu: connection.send(
         ber.result(pdu.message_id, ber.BIND_RESPONSE, ber.INVALID_CREDENTIALS)
     )
@@ -129,6 +152,7 @@ def test_the_replay_is_refused(client, first, second):
     assert (answer.message_id, answer.tag, answer.result_code) == (9, ber.SEARCH_DONE, ber.UNAVAILABLE)
     assert notice.is_notice(ber.UNAVAILABLE)
     assert [pdu.tag for pdu in pdus(second)] == [ber.BIND_REQUEST]
+    assert_failovers(proxy, replay_refused=1, connect=1)
 
 
 def test_a_refused_replay_stops_those_of_the_same_account(start, first, second):
@@ -169,32 +193,37 @@ def test_a_refused_replay_does_not_stop_other_accounts(start, first, second):
 
 # In flight.
 
+SEARCH = ber.search(9, "dc=x", ber.SUB)
 RETRIED = {
-    "search": ber.search(9, "dc=x", ber.SUB),
-    "compare": ber.compare(9, "cn=x", "a", "b"),
-    "simple bind": ber.bind(9, *ACCOUNT),
-    "search with known critical controls": ber.search(
-        9, "dc=x", controls=[ber.control("2.16.840.1.113730.3.4.2", critical=True)]
+    "search": (SEARCH, "retry_search"),
+    "compare": (ber.compare(9, "cn=x", "a", "b"), "retry_compare"),
+    "simple bind": (ber.bind(9, *ACCOUNT), "retry_bind"),
+    "search with known critical controls": (
+        ber.search(9, "dc=x", controls=[ber.control("2.16.840.1.113730.3.4.2", critical=True)]), "retry_search",
     ),
-    "search with an unknown control, not critical": ber.search(9, "dc=x", controls=[ber.control("1.2.3.4")]),
+    "search with an unknown control, not critical": (
+        ber.search(9, "dc=x", controls=[ber.control("1.2.3.4")]), "retry_search",
+    ),
 }
 
 
-@pytest.mark.parametrize("request_", RETRIED.values(), ids=RETRIED.keys())
-def test_unanswered_reads_and_binds_are_sent_again_once(client, first, second, request_):
+@pytest.mark.parametrize(("request_", "kind"), RETRIED.values(), ids=RETRIED.keys())
+def test_unanswered_reads_and_binds_are_sent_again_once(proxy, client, first, second, request_, kind):
     lose_in_flight(client, first, request_)
     assert client.read_result(9)[-1].result_code == ber.SUCCESS
     assert [pdu.raw for pdu in pdus(second)] == [request_]
+    assert_failovers(proxy, idle=1, **{kind: 1})
 
 
-def test_reads_of_a_bound_session_are_sent_again_after_the_replay(client, first, second):
+def test_reads_of_a_bound_session_are_sent_again_after_the_replay(proxy, client, first, second):
     bind(client)
-    lose_in_flight(client, first, RETRIED["search"])
+    lose_in_flight(client, first, SEARCH)
     assert client.read_result(9)[-1].result_code == ber.SUCCESS
     assert [pdu.tag for pdu in pdus(second)] == [ber.BIND_REQUEST, ber.SEARCH_REQUEST]
+    assert_failovers(proxy, bind_replay=1, retry_search=1)
 
 
-def test_a_pipelined_lot_is_judged_one_by_one(client, first, second):
+def test_a_pipelined_lot_is_judged_one_by_one(proxy, client, first, second):
     """Two searches untouched, one half answered, one write: each gets what its own row says, and exactly one end."""
     def answer(connection, pdu):
         if pdu.message_id == 3:
@@ -211,12 +240,13 @@ def test_a_pipelined_lot_is_judged_one_by_one(client, first, second):
         seen.setdefault(pdu.message_id, []).append(None if pdu.tag == ber.SEARCH_ENTRY else pdu.result_code)
     assert seen == {1: [None, 0], 2: [None, 0], 3: [ber.UNAVAILABLE], 4: [ber.UNAVAILABLE]}
     assert sorted(pdu.message_id for pdu in pdus(second)) == [1, 2]
+    assert_failovers(proxy, retry_search=2, lost_mid_result=1, outcome_unknown=1, idle=1)
 
 
-def test_a_search_that_has_entries_delivered_is_not_repeated(client, first, second):
+def test_a_search_that_has_entries_delivered_is_not_repeated(proxy, client, first, second):
     """Never duplicates, never silently short."""
     lose_in_flight(
-        client, first, RETRIED["search"],
+        client, first, SEARCH,
         answer=lambda connection, pdu: connection.send(ber.entry(9, "cn=1", {}), ber.entry(9, "cn=2", {})[:-1]),
     )
     entry, done = client.read_result(9)
@@ -225,6 +255,7 @@ def test_a_search_that_has_entries_delivered_is_not_repeated(client, first, seco
     assert "mid-result" in done.diagnostic
     assert pdus(second) == []
     assert answered_by(client) == str(second)
+    assert_failovers(proxy, lost_mid_result=1, idle=1)
 
 
 WRITES = {
@@ -237,7 +268,7 @@ WRITES = {
 
 
 @pytest.mark.parametrize("request_", WRITES.values(), ids=WRITES.keys())
-def test_a_write_is_never_sent_twice(client, first, second, request_):
+def test_a_write_is_never_sent_twice(proxy, client, first, second, request_):
     """Rule 23. The session goes on."""
     lose_in_flight(client, first, request_)
     [answer] = client.read_result(9)
@@ -245,22 +276,28 @@ def test_a_write_is_never_sent_twice(client, first, second, request_):
     assert "outcome unknown" in answer.diagnostic
     assert answered_by(client) == str(second)
     assert [pdu.tag for pdu in pdus(second)] == [ber.SEARCH_REQUEST]
+    assert_failovers(proxy, outcome_unknown=1, idle=1)
 
 
 NOT_RETRIED = {
-    "unknown critical control": (ber.search(9, "dc=x", controls=[ber.control("1.2.3.4", critical=True)]),),
-    "search behind an unanswered write": (ber.delete(8, "cn=x"), ber.search(9, "dc=x")),
+    "unknown critical control": (
+        (ber.search(9, "dc=x", controls=[ber.control("1.2.3.4", critical=True)]),), {"exhausted": 1},
+    ),
+    "search behind an unanswered write": (
+        (ber.delete(8, "cn=x"), ber.search(9, "dc=x")), {"outcome_unknown": 1, "exhausted": 1},
+    ),
 }
 
 
-@pytest.mark.parametrize("requests", NOT_RETRIED.values(), ids=NOT_RETRIED.keys())
-def test_searches_that_may_not_be_repeated(client, first, second, requests):
+@pytest.mark.parametrize(("requests", "failovers"), NOT_RETRIED.values(), ids=NOT_RETRIED.keys())
+def test_searches_that_may_not_be_repeated(proxy, client, first, second, requests, failovers):
     first.answer = answer_nothing
     client.send(*requests[:-1])
     lose_in_flight(client, first, requests[-1])
     answers = {pdu.message_id: pdu.result_code for pdu in (client.read() for _ in requests)}
     assert answers == {ber.pdu(request).message_id: ber.UNAVAILABLE for request in requests}
     assert pdus(second) == []
+    assert_failovers(proxy, **failovers)
 
 
 def test_one_retry_and_no_more(start, start_backend, first, second):
@@ -280,6 +317,8 @@ def test_one_retry_and_no_more(start, start_backend, first, second):
         client.send(ber.search(9))
         assert client.read_result(9)[-1].result_code == ber.UNAVAILABLE
         assert len([pdu for backend in (first, second, third) for pdu in pdus(backend)]) == 2
+    assert_failovers(proxy, retry_search=1, idle=1, exhausted=1)
+    assert proxy.metrics().sum("ldaps_proxy_backend_losses_total") == 2
 
 
 def test_one_clients_poison_does_not_empty_the_pool(start, first, second):
@@ -299,16 +338,18 @@ def test_one_clients_poison_does_not_empty_the_pool(start, first, second):
 
 
 @pytest.mark.parametrize("code", [ber.BUSY, ber.UNAVAILABLE])
-def test_a_backends_notice_that_it_goes_is_a_loss(client, first, second, code):
+def test_a_backends_notice_that_it_goes_is_a_loss(proxy, client, first, second, code):
     lose_in_flight_by_notice(client, first, code)
     assert client.read_result(9)[-1].result_code == ber.SUCCESS
     assert [pdu.tag for pdu in pdus(second)] == [ber.SEARCH_REQUEST]
+    assert_failovers(proxy, retry_search=1, idle=1)
 
 
-def test_a_backends_other_notice_is_for_the_client(client, first, second):
+def test_a_backends_other_notice_is_for_the_client(proxy, client, first, second):
     lose_in_flight_by_notice(client, first, ber.PROTOCOL_ERROR)
     assert client.read_to_end()[-1].is_notice(ber.PROTOCOL_ERROR)
     assert pdus(second) == []
+    assert_failovers(proxy)
 
 
 def lose_in_flight_by_notice(client, backend, code):
@@ -361,20 +402,18 @@ PINNED = {
 
 @pytest.mark.parametrize("tie", PINNED.values(), ids=PINNED.keys())
 @pytest.mark.parametrize("when", ["idle", "in flight"])
-def test_pinned_sessions_end_with_a_notice(client, first, second, tie, when):
+def test_pinned_sessions_end_with_a_notice(proxy, client, first, second, tie, when):
     first.answer = answer_with_open_cookie
     tie(client)
     if when == "idle":
-        first.die()
-        client.send(ber.search(9))
-        *answers, notice = client.read_to_end()
+        lose_between_operations(proxy, first)
     else:
         lose_in_flight(client, first, ber.search(9))
-        *answers, notice = client.read_to_end()
-        assert len(answers) == 1
+    *answers, notice = client.read_to_end()
     assert notice.is_notice(ber.UNAVAILABLE)
-    assert [(pdu.message_id, pdu.result_code) for pdu in answers] in ([], [(9, ber.UNAVAILABLE)])
+    assert [(pdu.message_id, pdu.result_code) for pdu in answers] == ([] if when == "idle" else [(9, ber.UNAVAILABLE)])
     assert pdus(second) == []
+    assert_failovers(proxy, pinned=1)
 
 
 def answer_with_open_cookie(connection, pdu):
@@ -383,7 +422,7 @@ def answer_with_open_cookie(connection, pdu):
     return answer_everything(connection, pdu)
 
 
-def test_a_finished_paging_ties_to_nothing(client, first, second):
+def test_a_finished_paging_ties_to_nothing(proxy, client, first, second):
     pages = iter([b"more", b""])
     # A probe's search asks for no pages.
     first.answer = lambda connection, pdu: connection.send(
@@ -391,28 +430,33 @@ def test_a_finished_paging_ties_to_nothing(client, first, second):
     )
     for cookie in (b"", b"more"):
         client.ask(ber.search, "dc=x", controls=[_paging(cookie)])
-    first.die()
+    lose_between_operations(proxy, first)
     assert answered_by(client) == str(second)
+    assert_failovers(proxy, idle=1, connect=1)
 
 
 def test_a_write_ties_for_its_affinity_only(start, first, second):
-    with RawClient(start('failover.write_affinity = "0s"').endpoint()) as client:
+    proxy = start('failover.write_affinity = "0s"')
+    with RawClient(proxy.endpoint()) as client:
         _write(client)
-        first.die()
+        lose_between_operations(proxy, first)
         assert answered_by(client) == str(second)
+    assert_failovers(proxy, idle=1, connect=1)
 
 
 # Other modes.
 
 @pytest.mark.parametrize("mode", ["connect", "none"])
 def test_other_modes_end_the_session(start, first, second, mode):
-    with RawClient(start(f'failover.mode = "{mode}"').endpoint()) as client:
+    proxy = start(f'failover.mode = "{mode}"')
+    with RawClient(proxy.endpoint()) as client:
         answered_by(client)
         lose_in_flight(client, first, ber.search(9))
         answer, notice = client.read_to_end()
         assert (answer.message_id, answer.result_code) == (9, ber.UNAVAILABLE)
         assert notice.is_notice(ber.UNAVAILABLE)
     assert pdus(second) == []
+    assert_failovers(proxy, exhausted=1)
 
 
 def test_mode_none_tries_one_backend(start, first, second):
@@ -421,15 +465,18 @@ def test_mode_none_tries_one_backend(start, first, second):
     with RawClient(proxy.endpoint()) as client:
         assert client.ask(ber.search)[-1].result_code == ber.UNAVAILABLE
     assert pdus(second) == []
+    assert_failovers(proxy, exhausted=1)
 
 
 def test_bound_sessions_end_where_binds_are_not_replayed(start, first, second):
-    with RawClient(start("failover.replay_bind = false").endpoint()) as client:
+    proxy = start("failover.replay_bind = false")
+    with RawClient(proxy.endpoint()) as client:
         bind(client)
         first.die()
         client.send(ber.search(9))
         assert client.read_to_end()[-1].is_notice(ber.UNAVAILABLE)
     assert pdus(second) == []
+    assert_failovers(proxy, pinned=1)
 
 
 # Nobody waits for ever.

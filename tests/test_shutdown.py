@@ -159,8 +159,11 @@ def test_drain_ends_at_its_timeout(start_proxy, backend):
         proxy.terminate()
         final, notice = client.read_to_end()
         assert (final.message_id, final.result_code) == (1, ber.UNAVAILABLE)
+        assert final.diagnostic
         assert notice.is_notice(ber.UNAVAILABLE)
     assert proxy.wait() == 0
+    operation, session = proxy.told(sessions=1)
+    assert (operation["refusal"], session["ended"]) == ("draining", "shutdown")
 
 
 def test_second_signal_ends_at_once(proxy, backend):

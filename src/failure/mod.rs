@@ -137,7 +137,7 @@ closed_list! {
         Pinned = "pinned",
         /// Another backend refused the replayed bind.
         ReplayRefused = "replay_refused",
-        /// The request's envelope is malformed, or the request is not allowed here (RFC 4511 §4.1.1, §4.2.1).
+        /// The request is not allowed at this moment (RFC 4511 §4.2.1); what is malformed ends the session.
         ProtocolError = "protocol_error",
         /// The request passes `limits.request_size`, `search_size` or `request_size_anonymous`.
         RequestSize = "request_size",
@@ -195,7 +195,7 @@ closed_list! {
     FailoverKind {
         /// Connecting failed and the next candidate was tried.
         Connect = "connect",
-        /// The upstream was lost between operations of an anonymous session.
+        /// An anonymous session went on with another upstream; its own was lost.
         Idle = "idle",
         /// The session's bind was replayed on another backend.
         BindReplay = "bind_replay",
@@ -247,8 +247,6 @@ closed_list! {
         WriteTimeout = "write_timeout",
         /// The backend sent a notice of disconnection, which was forwarded.
         BackendNotice = "backend_notice",
-        /// The backend sent something malformed.
-        BackendProtocolError = "backend_protocol_error",
         /// The upstream was lost and failover is off, or the session was a tunnel.
         BackendLost = "backend_lost",
         /// The upstream was lost and with it the session's state.

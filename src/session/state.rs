@@ -278,7 +278,7 @@ impl State {
     pub fn lose(&mut self, taken: u64, queued: &[u8], now: Instant) -> Loss {
         let mut loss = Loss::default();
         let pin = self.pin(now);
-        let in_session = self.failover.mode == FailoverMode::Session && self.layer == Layer::Inspected;
+        let in_session = self.failover.mode == FailoverMode::Session && self.layer != Layer::Opaque;
         let bind_lost = self.bind.awaiting();
         for (mut operation, fate) in self.operations.lose(taken) {
             self.release(&operation);

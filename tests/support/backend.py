@@ -3,7 +3,7 @@
 import socket
 import threading
 
-from . import ber
+from . import ber, ledger
 from .clients import reset
 from .waiting import eventually
 
@@ -23,6 +23,7 @@ class FakeBackend:
         self.host, self.port = address, port
         self._listen()
         self.port = self._listener.getsockname()[1]
+        ledger.forget_answers(str(self))
         self._spawn(self._accept, self._listener)
 
     def __enter__(self):
@@ -119,6 +120,7 @@ class BackendConnection:
         self.error = None
         self._socket = accepted
         self._sending = threading.Lock()
+        self._answers = ledger.Answers(str(backend))
 
     def __iter__(self):
         """PDUs as they arrive, until the peer ends the connection."""
@@ -146,8 +148,10 @@ class BackendConnection:
 
     def send(self, *pdus):
         """All of it, blocking while the peer doesn't read."""
+        octets = b"".join(pdus)
         with self._sending:
-            self._socket.sendall(b"".join(pdus))
+            self._answers.note_sent(octets)
+            self._socket.sendall(octets)
 
     def of(self, tag):
         """PDUs received so far with this operation tag."""

@@ -90,12 +90,12 @@ def unbind(message_id):
     return message(message_id, tlv(UNBIND_REQUEST))
 
 
-def search(message_id, base="", scope=BASE, filter=None, attributes=(), size_limit=0, controls=()):
+def search(message_id, base="", scope=BASE, filter=None, attributes=(), size_limit=0, time_limit=0, controls=()):
     """A SearchRequest; `filter` is encoded already, by default (objectClass=*)."""
     return message(
         message_id,
         tlv(
-            SEARCH_REQUEST, octets(base), enumerated(scope), enumerated(0), integer(size_limit), integer(0),
+            SEARCH_REQUEST, octets(base), enumerated(scope), enumerated(0), integer(size_limit), integer(time_limit),
             boolean(False), present("objectClass") if filter is None else filter,
             tlv(0x30, *map(octets, attributes)),
         ),

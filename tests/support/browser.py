@@ -5,11 +5,13 @@ import http.client
 import json
 import re
 import shutil
+from pathlib import Path
 
 from .process import Process
 from .waiting import eventually
 
 PACKAGES = "chromium chromium-driver"
+PICTURES = Path(__file__).parents[2] / "target" / "pictures"
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 
 
@@ -54,6 +56,16 @@ class Browser:
     def attribute(self, selector, name):
         return self._ask("GET", f"/element/{self._find(selector)}/attribute/{name}")
 
+    def role(self, selector):
+        """What assistive technology takes the element for."""
+        return self._ask("GET", f"/element/{self._find(selector)}/computedrole")
+
+    def named(self, *roles):
+        """The names of all elements with one of these roles, as assistive technology reads them out."""
+        tree = self._ask("POST", "/goog/cdp/execute", {"cmd": "Accessibility.getFullAXTree", "params": {}})
+        nodes = [node for node in tree["nodes"] if not node["ignored"] and node["role"]["value"] in roles]
+        return [node["name"]["value"] for node in nodes]
+
     def enabled(self, selector):
         return self._ask("GET", f"/element/{self._find(selector)}/enabled")
 
@@ -76,7 +88,10 @@ class Browser:
         """What the browser's console holds against the page since the last call."""
         return [entry["message"] for entry in self._ask("POST", "/se/log", {"type": "browser"})]
 
-    def picture(self, path):
+    def picture(self, name):
+        """What it looks like, in target/pictures/, for a person to look at."""
+        path = PICTURES / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(base64.b64decode(self._ask("GET", "/screenshot")))
 
     def _find(self, selector):

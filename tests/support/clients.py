@@ -15,7 +15,7 @@ import ldap
 import ldap3
 import ldif
 
-from . import ber
+from . import ber, ledger
 from .process import run
 
 SECONDS = 30
@@ -92,9 +92,13 @@ def ldap3_connection(endpoint, account=None, **options):
 
 
 class RawClient:
-    """A socket that speaks PDUs; over TLS where the endpoint has a CA. `source` is the address to connect from."""
+    """A socket that speaks PDUs; over TLS where the endpoint has a CA. `source` is the address to connect from.
 
-    def __init__(self, endpoint, *, source=None, tls_version=None, seconds=SECONDS):
+    What it sends and reads is noted, for a proxy's access log to be held against. A test that sends what is no request
+    on purpose says so with `malformed`: nothing is compared from there on.
+    """
+
+    def __init__(self, endpoint, *, source=None, tls_version=None, seconds=SECONDS, malformed=False):
         self._seconds = seconds
         self._received = bytearray()
         self._next_id = 0
@@ -102,6 +106,7 @@ class RawClient:
             (endpoint.host, endpoint.port), seconds, source_address=(source, 0) if source else None
         )
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._conversation = ledger.begin(self.socket, malformed=malformed)
         if endpoint.ca:
             context = ssl.create_default_context(cafile=endpoint.ca)
             if tls_version:
@@ -145,7 +150,9 @@ class RawClient:
 
     def send(self, *pdus):
         """All of it in one write."""
-        self.socket.sendall(b"".join(pdus))
+        octets = b"".join(pdus)
+        self._conversation.note_sent(octets)
+        self.socket.sendall(octets)
 
     def read(self):
         """The next PDU, or None where the peer ended the connection in good order between two PDUs."""
@@ -155,9 +162,10 @@ class RawClient:
                 if self._received:
                     raise AssertionError(f"the connection ended inside a PDU: {self._received[:60].hex()}")
                 return None
-        raw = bytes(self._received[:whole])
+        pdu = ber.pdu(bytes(self._received[:whole]))
         del self._received[:whole]
-        return ber.pdu(raw)
+        self._conversation.note_read(pdu)
+        return pdu
 
     def read_result(self, message_id):
         """Every PDU of one operation up to its final response, entries and references included."""

@@ -1,13 +1,14 @@
 """The binary under test: its configuration, its process, its ports, its metrics."""
 
 import http.client
+import json
 import os
 import re
 import signal
 import socket
 from pathlib import Path
 
-from . import reconcile
+from . import ledger, reconcile
 from .clients import Endpoint
 from .process import Process, run
 from .waiting import eventually
@@ -63,9 +64,9 @@ class Proxy:
         self.ca = ca
         self.directory = Path(directory)
         self.config_file = self.directory / "ldaps-proxy.toml"
-        self._access_log = self.directory / "reconciled.log" if "[access_log]" not in configuration else None
-        if self._access_log:
-            configuration += f'\n[access_log]\noutput = "file"\npath = "{self._access_log}"\n'
+        self.access_log = self.directory / "reconciled.log" if "[access_log]" not in configuration else None
+        if self.access_log:
+            configuration += f'\n[access_log]\noutput = "file"\npath = "{self.access_log}"\n'
         self.config_file.write_text(configuration)
         self._ready, self._arguments, self._env, self._under, self._binary = ready, arguments, env, under, binary
         self._listeners = len(re.findall(r"^\s*\[\[listener\]\]", configuration, re.MULTILINE))
@@ -79,6 +80,7 @@ class Proxy:
         Proxy.running.append(self)
         try:
             eventually(self._announced, "the log names every listener and the admin address")
+            ledger.take(self.ports())
             if self._ready:
                 eventually(lambda: self.http("/readyz")[0] == 200, "/readyz answers 200")
         except BaseException:
@@ -87,14 +89,20 @@ class Proxy:
         return self
 
     def __exit__(self, failed, *_):
+        conversations = ledger.take(self.ports())
         self._end()
-        if self._access_log and not failed:
-            reconcile.check(self._access_log, whole=self.process.returncode() == 0)
+        if self.access_log and not failed:
+            whole = self.process.returncode() == 0
+            reconcile.check(self.access_log, whole, conversations, ledger.answers, self.config_file.read_text())
 
     def endpoint(self, listener="ldaps", *, tls=True):
         """Where clients reach a listener."""
         host, port = self._addresses()[listener]
         return Endpoint(host, port, self.ca if tls else None)
+
+    def ports(self):
+        """Every port a listener has had."""
+        return {port for _, (_, port) in self._listening()}
 
     @property
     def admin(self):
@@ -133,6 +141,14 @@ class Proxy:
 
         eventually(adds_up, f"{name}{labels} is {value}", seconds)
 
+    def told(self, *, sessions):
+        """The records of its access log, once this many sessions have ended."""
+        def records():
+            return [json.loads(line) for line in self.access_log.read_text().splitlines()]
+
+        eventually(lambda: [record["event"] for record in records()].count("session") == sessions, f"{sessions} sessions are told")
+        return records()
+
     def accepts(self, listener="ldaps"):
         """Whether a TCP connect to the listener succeeds now."""
         host, port = self._addresses()[listener]
@@ -162,8 +178,12 @@ class Proxy:
         return len(self._addresses()) >= self._listeners and "admin listening" in self.log()
 
     def _addresses(self):
+        """By listener; one that a reload moved has its newest."""
+        return dict(self._listening())
+
+    def _listening(self):
         lines = re.finditer(r'listening listener="?([^\s"]+)"? address="?([^\s"]+)', self.log())
-        return {line[1]: _address(line, 2) for line in lines}
+        return [(line[1], _address(line, 2)) for line in lines]
 
 
 class Metrics:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "access-log.md"
@@ -26,9 +26,10 @@ def note_password(password):
 _WORDS = {"secret", "password"}
 
 
-def check(log_file, whole):
+def check(log_file, whole, conversations=(), answers=None, configuration=""):
     """Raises for the first line or session that can't be right. `whole`: the proxy ended in good order, so that every
-    session has its end."""
+    session has its end. `conversations` are those of its raw clients, `answers` those of all scripted backends (see
+    `ledger`); other backends stand in the `configuration`."""
     text = log_file.read_text()
     if leaked := [password for password in passwords if password in text]:
         raise AssertionError(f"{log_file} holds a password: {leaked}")
@@ -51,7 +52,58 @@ def check(log_file, whole):
             assert who <= {(record["client"], record["listener"])}, line
     if whole:
         assert not operations.keys() - sessions.keys(), f"sessions without an end: {operations.keys() - sessions.keys()}"
+    told = [record for records in operations.values() for record in records]
+    _check_clients(told, sessions.values(), conversations, whole)
+    _check_backends(told, answers or {}, configuration)
     return len(lines)
+
+
+READ_TO_THE_END = {"unbind", "client_closed", "idle_timeout"}
+"""Ends of a session before which the proxy has read all that the client sent."""
+
+
+def _check_clients(operations, sessions, conversations, whole):
+    """Each request a raw client sent is told once and nothing else is, with the result the client read."""
+    own = _grouped(operations, lambda record: record["client"])
+    ends = _grouped(sessions, lambda record: record["client"])
+    for client, its in _grouped(conversations, lambda conversation: conversation.client).items():
+        sent = Counter(request for conversation in its for request in conversation.sent)
+        read = Counter(result for conversation in its for result in conversation.results)
+        told = Counter((record["message_id"], record["operation"]) for record in own[client])
+        results = Counter((record["message_id"], record["result_code"]) for record in own[client] if "result_code" in record)
+        assert told <= sent, f"{client}: told and never sent: {told - sent}"
+        if not whole:
+            # Records may be lost with the process, but none is wrong.
+            numbers = {number for number, _ in told}
+            wrong = {(number, code) for number, code in read if number in numbers} - results.keys()
+            assert not wrong, f"{client}: told with another result than was read: {wrong}"
+            continue
+        assert read <= results, f"{client}: read and not told so: {read - results}"
+        if ends[client] and all(record["ended"] in READ_TO_THE_END for record in ends[client]):
+            assert told == sent, f"{client}: sent and not told: {sent - told}"
+        slip = any(conversation.opaque and not conversation.malformed for conversation in its)
+        assert not slip or any(record["tunnel"] for record in ends[client]), (
+            f"{client} sent what is no LDAP after {sent}: RawClient(…, malformed=True) if that is meant"
+        )
+
+
+def _grouped(things, key):
+    groups = defaultdict(list)
+    for thing in things:
+        groups[key(thing)].append(thing)
+    return groups
+
+
+def _check_backends(operations, answers, configuration):
+    """The backend of a record has answered that messageID, as often as records say so."""
+    told = Counter((record["backend"].rpartition("/")[2], record["message_id"]) for record in operations if "backend" in record)
+    for (backend, message_id), count in told.items():
+        if backend in answers:
+            answered = answers[backend][message_id]
+            assert count <= answered, f"{backend} answered {message_id} {answered} times, {count} are told"
+        else:
+            # 389 need not be written.
+            assert backend.removesuffix(":389") in configuration, f"an answer from {backend}, which is no backend"
 
 
 def _check_record(record):

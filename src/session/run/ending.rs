@@ -330,13 +330,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
 
 /// Whether a session that ended so failed by itself: neither usual nor told of elsewhere.
 fn is_fault(reason: EndReason) -> bool {
-    use EndReason::{
-        BackendProtocolError, BufferMemory, Policy, ProtocolError, RequestSize, RequestTimeout, WriteTimeout,
-    };
-    matches!(
-        reason,
-        ProtocolError | RequestSize | RequestTimeout | WriteTimeout | BufferMemory | Policy | BackendProtocolError
-    )
+    use EndReason::{BufferMemory, Policy, ProtocolError, RequestSize, RequestTimeout, WriteTimeout};
+    matches!(reason, ProtocolError | RequestSize | RequestTimeout | WriteTimeout | BufferMemory | Policy)
 }
 
 /// An Abandon of this operation, under a messageID of its own that no client of ours uses.

@@ -162,14 +162,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
     /// The request that `octets` begin with, if it is whole.
     fn frame<'a>(&self, octets: &'a [u8]) -> Result<Option<Request<'a>>, Ending> {
         let limits = &self.settings.limits;
-        let Some(envelope) = ldap::envelope(octets, self.state.size_limit(limits)).map_err(bad_request)? else {
+        let Some(envelope) =
+            ldap::envelope(octets, self.state.size_limit(limits)).map_err(|error| self.bad_request(error))?
+        else {
             return Ok(None);
         };
         if OperationKind::from_request_tag(envelope.tag).is_none() {
             let text = format!("0x{:02x} is not the tag of an LDAP request", envelope.tag);
             return Err(Ending::told(EndReason::ProtocolError, ResultCode::PROTOCOL_ERROR, text));
         }
-        self.state.oversize(&envelope, limits).map_err(bad_request)?;
+        self.state.oversize(&envelope, limits).map_err(|error| self.bad_request(error))?;
         Ok(octets.get(..envelope.length).and_then(|pdu| Request::new(pdu, envelope)))
     }
 
@@ -363,12 +365,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         self.carried_out(request, &reply::start_tls(request.message_id(), ResultCode::SUCCESS, ""), now);
         self.phase = Phase::StartingTls;
     }
-}
 
-fn bad_request(error: FrameError) -> Ending {
-    let reason = match error {
-        FrameError::TooLarge { .. } => EndReason::RequestSize,
-        _ => EndReason::ProtocolError,
-    };
-    Ending::told(reason, ResultCode::PROTOCOL_ERROR, error.to_string())
+    fn bad_request(&self, error: FrameError) -> Ending {
+        let reason = match error {
+            FrameError::TooLarge { .. } => {
+                self.settings.metrics.refusals.count(Refusal::RequestSize);
+                EndReason::RequestSize
+            }
+            _ => EndReason::ProtocolError,
+        };
+        Ending::told(reason, ResultCode::PROTOCOL_ERROR, error.to_string())
+    }
 }
