@@ -21,6 +21,8 @@ const QUEUE_LINES: usize = 16 * 1024;
 const QUEUE_BYTES: usize = 16 * 1024 * 1024;
 /// Lines are written together up to about this many bytes.
 const BATCH_BYTES: usize = 64 * 1024;
+/// How long a line may wait for others. To wake the thread for each of them doubled the CPU of a search (bench/README.md).
+const GATHERING: Duration = Duration::from_millis(5);
 const JOURNAL_SOCKET: &str = "/run/systemd/journal/socket";
 
 /// How long the end waits for what is queued: a disk may hang.
@@ -126,10 +128,14 @@ impl Shared {
 /// Writes until the queue is disconnected, or until it is empty when asked to finish.
 fn write_lines(mut output: Output, lines: &Receiver<Vec<u8>>, shared: &Shared) {
     let mut failing = false;
+    let mut behind = false;
     loop {
         let finishing = shared.finish.load(Ordering::Acquire);
         let first = if finishing { lines.try_recv().ok() } else { lines.recv().ok() };
         let Some(mut batch) = first else { return };
+        if !behind && !finishing {
+            std::thread::sleep(GATHERING);
+        }
         let mut count = u64::from(!batch.is_empty());
         while batch.len() < BATCH_BYTES
             && let Ok(line) = lines.try_recv()
@@ -137,6 +143,7 @@ fn write_lines(mut output: Output, lines: &Receiver<Vec<u8>>, shared: &Shared) {
             count += u64::from(!line.is_empty());
             batch.extend_from_slice(&line);
         }
+        behind = batch.len() >= BATCH_BYTES;
         shared.queued_bytes.fetch_sub(batch.len(), Ordering::Relaxed);
         match output.write(&batch) {
             Ok(()) => {

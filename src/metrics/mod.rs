@@ -261,7 +261,7 @@ mod tests {
     fn every_metric_in_the_list_is_shown_once_it_has_a_sample() {
         let metrics = Metrics::new();
         let listener = metrics.listener("l");
-        listener.handshake("1.3", "TLS13_AES_256_GCM_SHA384", false, Duration::from_micros(350));
+        listener.handshake("1.3", "TLS_AES_256_GCM_SHA384", false, Duration::from_micros(350));
         listener.handshake_failed("not_tls");
         metrics.pool("p");
         metrics.backend("p", "b");
@@ -323,7 +323,7 @@ mod tests {
             metrics.backend("p", &format!("{name}-backend:389")).up(true);
             metrics.pool(&format!("{name}-pool")).backends(2);
             let listener = metrics.listener(&format!("{name}-listener"));
-            listener.handshake("1.3", "TLS13_AES_256_GCM_SHA384", false, Duration::from_micros(350));
+            listener.handshake("1.3", "TLS_AES_256_GCM_SHA384", false, Duration::from_micros(350));
             listener.handshake_failed("not_tls");
         }
         metrics.forget_backend("p", "gone-backend:389");

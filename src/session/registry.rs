@@ -95,6 +95,11 @@ impl Handle {
         lock(&self.facts).clone()
     }
 
+    /// The same, read in place by the session itself: nobody waits long for a record to be made.
+    pub(super) fn read_facts(&self) -> MutexGuard<'_, Facts> {
+        lock(&self.facts)
+    }
+
     /// Notes what the handshake and the PROXY header said.
     pub fn describe(&self, handshake: Option<&Handshake>, vpc_endpoint: Option<&str>) {
         self.set_facts(|facts| {

@@ -163,7 +163,7 @@ impl<T> Run<T> {
 
     fn log_operation(&self, operation: &Operation, end: End<'_>, now: Instant) {
         let Some(described) = &operation.described else { return };
-        let facts = self.entry.facts();
+        let facts = self.entry.read_facts();
         let total = now - operation.started;
         self.settings.access_log.operation(&OperationRecord {
             time: SystemTime::now(),
@@ -198,7 +198,7 @@ pub(in crate::session) fn log_session(
     failovers: u64,
     ended: EndReason,
 ) {
-    let facts = entry.facts();
+    let facts = entry.read_facts();
     settings.access_log.session(&SessionRecord {
         time: SystemTime::now(),
         who: who(entry, &facts),
