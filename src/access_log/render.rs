@@ -182,7 +182,7 @@ mod tests {
     fn tls() -> TlsFacts {
         TlsFacts {
             version: "1.3",
-            suite: "TLS13_AES_256_GCM_SHA384",
+            suite: "TLS_AES_256_GCM_SHA384",
             server_name: Some("ldap.example.com".into()),
             client_certificate: None,
         }
@@ -255,7 +255,7 @@ mod tests {
         let expected = json!({
             "event": "operation", "time": "2026-11-24T08:19:05.000042Z", "session": 17, "client": "10.0.0.5:40123",
             "listener": "0.0.0.0:636", "bound_as": "cn=app",
-            "tls": {"version": "1.3", "suite": "TLS13_AES_256_GCM_SHA384", "server_name": "ldap.example.com"},
+            "tls": {"version": "1.3", "suite": "TLS_AES_256_GCM_SHA384", "server_name": "ldap.example.com"},
             "message_id": 3, "operation": "search", "dn": "dc=x", "scope": "sub", "filter": "(cn=?)",
             "attributes": ["cn"], "backend": "10.0.1.10:389", "result_code": 0, "result": "success", "entries": 2,
             "references": 0, "bytes_in": 60, "bytes_out": 900, "retries": 1, "queue_us": 0, "connect_us": 0,
@@ -269,7 +269,7 @@ mod tests {
         let (tls, search) = (tls(), search());
         let line = operation_line(&operation(&tls, &search), LogFormat::Text);
         let expected = "2026-11-24T08:19:05.000042Z session 17 10.0.0.5:40123 on 0.0.0.0:636 TLS 1.3 \
-            TLS13_AES_256_GCM_SHA384 for \"ldap.example.com\" as \"cn=app\" #3 search \"dc=x\" sub \"(cn=?)\" \
+            TLS_AES_256_GCM_SHA384 for \"ldap.example.com\" as \"cn=app\" #3 search \"dc=x\" sub \"(cn=?)\" \
             attributes [\"cn\"]: success (0) from 10.0.1.10:389, 0.812 ms backend 0.700 ms, 60 bytes in, 900 out, \
             2 entries, 1 retries\n";
         assert_eq!(String::from_utf8_lossy(&line), expected);
