@@ -90,7 +90,7 @@ def unbind(message_id):
     return message(message_id, tlv(UNBIND_REQUEST))
 
 
-def search(message_id, base="", scope=BASE, filter=None, attributes=(), size_limit=0, time_limit=0, controls=()):
+def search(message_id, base="", scope=BASE, filter=None, attributes=(), size_limit=0, controls=(), time_limit=0):
     """A SearchRequest; `filter` is encoded already, by default (objectClass=*)."""
     return message(
         message_id,
