@@ -430,6 +430,32 @@ def test_a_drain_outlives_a_reload_of_its_pool(proxy, pair, command):
         assert pair[0].open() and pair[1].open()
 
 
+def test_a_reload_loses_sight_of_no_session(start_proxy, start_backend, socket, command):
+    """A regression test: a reload that changes a pool made new backends of its own, so that sessions from before were on none:
+    `drain` was content at once and left them there, and `max_sessions` was free a second time."""
+    pair = [start_backend(), start_backend()]
+    first, second = (f'{{ address = "{backend}", max_sessions = 1 }}' for backend in pair)
+    proxy = start_proxy([first, second], pool='health.probe = "tcp"', extra=f'socket = "{socket}"')
+    with RawClient(proxy.endpoint()) as older, RawClient(proxy.endpoint()) as newer:
+        older.ask(ber.search)
+        used, other = sorted(pair, key=lambda backend: not backend.sessions())
+        reloaded(proxy, command, ("[pools.directory]", '[pools.directory]\nconnect_timeout = "1s"'))
+        assert sessions(command) == {str(used): 1, str(other): 0}
+        newer.ask(ber.search)
+        assert other.open(), "the one seat of the first is taken"
+        newer.close()
+        eventually(lambda: sessions(command)[str(other)] == 0, "its seat is free")
+        code, told, _ = command("drain", str(used))
+        assert code == 0 and "0 sessions" in told.splitlines()[-1]
+        older.ask(ber.search)
+        assert other.open() and not used.open(), "it was moved"
+
+
+def sessions(command):
+    """How many sessions `status` counts on each backend."""
+    return {one["name"]: one["sessions"] for one in json.loads(command("status", "--json")[1])["backends"]}
+
+
 def test_a_drain_that_comes_during_a_reload_is_kept(proxy, pair, command, socket, tmp_path):
     """A regression test: what operators had asked was copied as soon as a pool was planned, and other pools' names were
     resolved after that."""

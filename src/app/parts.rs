@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
 use tokio::net::TcpListener;
@@ -38,7 +38,8 @@ pub(super) struct RunningListener {
     pub address: std::net::SocketAddr,
     /// What it was called when some of its sessions began.
     former_names: Vec<String>,
-    socket: Arc<TcpListener>,
+    /// For as long as the task accepts: nothing else may keep the port open.
+    socket: Weak<TcpListener>,
     /// The task that accepts.
     pub accepting: AbortHandle,
     pub stop: CancellationToken,
@@ -71,8 +72,10 @@ struct PlannedListener {
 
 /// Where a planned listener's socket comes from.
 enum Origin {
-    /// It is that of the running listener of this name, which has the same address.
-    Running(String),
+    /// Its name and address stay.
+    Running,
+    /// It is that of the listener which has had this name, at the same address.
+    Renamed(String, Arc<TcpListener>),
     /// It is new, or moves to another address.
     Fresh(TcpListener, TrustSource),
 }
@@ -182,18 +185,19 @@ impl Proxy {
                     continue;
                 }
             };
-            let is_free = |name: &str| !planned.iter().any(|other: &PlannedListener| other.origin.is(name));
-            let origin = match running_at(running, config, settings).filter(|name| is_free(name)) {
-                Some(name) => Origin::Running(name.to_owned()),
-                None => {
-                    let socket = self.inherited.find(settings).unwrap_or_else(|| listener::bind(settings.address));
-                    match (socket, TrustSource::open(settings)) {
-                        (Ok(socket), Ok(trust)) => Origin::Fresh(socket, trust),
-                        (socket, trust) => {
-                            problems.extend(socket.err().map(|error| error.to_string()));
-                            problems.extend(trust.err().map(|error| error.to_string()));
-                            continue;
-                        }
+            let origin = if running.get(&settings.name).is_some_and(|known| known.settings.address == settings.address)
+            {
+                Origin::Running
+            } else if let Some((name, socket)) = renamed(running, config, settings, &planned) {
+                Origin::Renamed(name, socket)
+            } else {
+                let socket = self.inherited.find(settings).unwrap_or_else(|| listener::bind(settings.address));
+                match (socket, TrustSource::open(settings)) {
+                    (Ok(socket), Ok(trust)) => Origin::Fresh(socket, trust),
+                    (socket, trust) => {
+                        problems.extend(socket.err().map(|error| error.to_string()));
+                        problems.extend(trust.err().map(|error| error.to_string()));
+                        continue;
                     }
                 }
             };
@@ -240,12 +244,13 @@ impl Proxy {
         for planned in listeners {
             let name = planned.settings.name.clone();
             let keys = self.keys(&config, &planned, &parts);
+            let mut running = |name: &str| known.remove(name).expect("a listener without a fresh socket is running");
             let listener = match planned.origin {
-                Origin::Fresh(socket, trust) => self.open(planned.settings, Arc::new(socket), Arc::new(trust), keys),
-                Origin::Running(before) => {
-                    let running = known.remove(&before).expect("a listener without a fresh socket is running");
-                    self.go_on(running, planned.settings, keys)
+                Origin::Fresh(socket, trust) => {
+                    self.open(planned.settings, Arc::new(socket), Arc::new(trust), keys, Vec::new())
                 }
+                Origin::Running => self.go_on(running(&name), planned.settings, keys),
+                Origin::Renamed(before, socket) => self.rename(running(&before), socket, planned.settings, keys),
             };
             parts.listeners.insert(name, listener);
         }
@@ -287,24 +292,25 @@ impl Proxy {
         }
     }
 
-    /// Gives a listener whose address stays its new settings. Under a new name it gets a new door, before the same socket and
-    /// with the same last good list of networks.
-    fn go_on(
+    /// Gives a listener whose name and address stay its new settings.
+    fn go_on(&self, listener: RunningListener, settings: config::Listener, keys: Keys) -> RunningListener {
+        listener.door.change_keys(keys);
+        self.reload_trust(&listener.door, &settings);
+        RunningListener { settings, ..listener }
+    }
+
+    /// Puts another door before a listener's socket, with the same last good list of networks.
+    fn rename(
         self: &Arc<Self>,
-        mut listener: RunningListener,
+        before: RunningListener,
+        socket: Arc<TcpListener>,
         settings: config::Listener,
         keys: Keys,
     ) -> RunningListener {
-        if listener.settings.name == settings.name {
-            listener.door.change_keys(keys);
-            listener.settings = settings;
-        } else {
-            listener.stop.cancel();
-            let mut renamed = self.open(settings, listener.socket, Arc::clone(listener.door.trust()), keys);
-            renamed.former_names = listener.former_names;
-            renamed.former_names.push(listener.settings.name);
-            listener = renamed;
-        }
+        before.stop.cancel();
+        let mut former_names = before.former_names;
+        former_names.push(before.settings.name);
+        let listener = self.open(settings, socket, Arc::clone(before.door.trust()), keys, former_names);
         self.reload_trust(&listener.door, &listener.settings);
         listener
     }
@@ -315,14 +321,15 @@ impl Proxy {
         socket: Arc<TcpListener>,
         trust: Arc<TrustSource>,
         keys: Keys,
+        former_names: Vec<String>,
     ) -> RunningListener {
         let address = socket.local_addr().unwrap_or(settings.address);
         tracing::info!(listener = %settings.name, %address, pool = %settings.pool, "listening");
         let door = Door::new(settings.name.as_str().into(), trust, keys, self.house());
         let stop = self.draining.child_token();
-        let accept = listener::accept(Arc::clone(&socket), Arc::clone(&door), stop.clone());
-        let accepting = self.background.spawn(accept).abort_handle();
-        RunningListener { settings, door, address, former_names: Vec::new(), socket, accepting, stop }
+        let open = Arc::downgrade(&socket);
+        let accepting = self.background.spawn(listener::accept(socket, Arc::clone(&door), stop.clone())).abort_handle();
+        RunningListener { settings, door, address, former_names, socket: open, accepting, stop }
     }
 
     fn house(&self) -> listener::House {
@@ -359,27 +366,24 @@ impl Proxy {
     }
 }
 
-impl Origin {
-    fn is(&self, name: &str) -> bool {
-        matches!(self, Self::Running(known) if known == name)
-    }
-}
-
-/// The name of the running listener that has the address of `settings`: the one of the same name, or one whose name goes
-/// elsewhere or is gone, since an address that is in use can't be opened again.
-fn running_at<'a>(
-    running: &'a BTreeMap<String, RunningListener>,
+/// The listener that has the address of `settings` under a name which goes elsewhere or is gone, and its socket: an address that
+/// is in use can't be opened again.
+fn renamed(
+    running: &BTreeMap<String, RunningListener>,
     config: &Config,
     settings: &config::Listener,
-) -> Option<&'a str> {
-    let is_there = |known: &&RunningListener| known.settings.address == settings.address;
-    let keeps_its_name = |known: &&RunningListener| {
-        let known = &known.settings;
+    planned: &[PlannedListener],
+) -> Option<(String, Arc<TcpListener>)> {
+    let keeps_its_name = |known: &config::Listener| {
         config.listeners.iter().any(|other| other.name == known.name && other.address == known.address)
     };
-    let namesake = running.get(&settings.name).filter(is_there);
-    let found = namesake.or_else(|| running.values().find(|known| is_there(known) && !keeps_its_name(known)));
-    found.map(|known| known.settings.name.as_str())
+    // Port 0 may be the address of several.
+    let is_taken =
+        |name: &str| planned.iter().any(|other| matches!(&other.origin, Origin::Renamed(known, _) if known == name));
+    running.values().find_map(|RunningListener { settings: known, socket, .. }| {
+        let is_it = known.address == settings.address && !keeps_its_name(known) && !is_taken(&known.name);
+        if is_it { Some((known.name.clone(), socket.upgrade()?)) } else { None }
+    })
 }
 
 fn referrals(settings: &config::Listener) -> Option<referral::Mode> {

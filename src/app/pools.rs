@@ -144,10 +144,10 @@ impl Proxy {
         let (reports, events) = mpsc::channel(EVENTS);
         let pool =
             Pool::new(settings, connector, Arc::clone(self.metrics()), reports).among(Arc::clone(&self.address_book));
-        pool.admit(&discovery.endpoints());
-        if let Some(before) = before {
-            pool.succeed(&before.pool);
-        }
+        match before {
+            Some(before) => pool.succeed(&before.pool, &discovery.endpoints()),
+            None => pool.admit(&discovery.endpoints()),
+        };
         let running = RunningPool {
             pool: Arc::new(pool),
             replay_guard: before.map_or_else(ReplayGuard::new, |before| Arc::clone(&before.replay_guard)),

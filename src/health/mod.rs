@@ -279,6 +279,6 @@ impl<F: Fn(&Change)> Watcher<F> {
     }
 
     fn find(&self, backend: &Arc<Backend>) -> Option<usize> {
-        self.patients.iter().position(|patient| Arc::ptr_eq(&patient.backend, backend))
+        self.patients.iter().position(|patient| patient.backend.is(backend))
     }
 }

@@ -111,11 +111,6 @@ impl Ledger {
         self.entries().newcomer
     }
 
-    pub(super) fn succeed(&self, before: &Self) {
-        let inherited = before.entries().clone();
-        *self.entries() = inherited;
-    }
-
     pub(super) fn ramp(&self, now: Instant) -> u32 {
         let mut entries = self.entries();
         let Some(returned) = entries.returned else { return STEPS };

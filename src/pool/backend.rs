@@ -3,9 +3,10 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwap;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
@@ -110,6 +111,15 @@ pub struct Backend {
     address: SocketAddr,
     host: String,
     identity: u64,
+    life: Arc<Life>,
+    pub(super) stock: Stock,
+    pub(super) openings: Openings,
+    metrics: BackendMetrics,
+}
+
+/// What is known of a server and asked of it. It goes on when a reload makes the pool anew: sessions that began before belong to
+/// the same server, though to another object of it.
+struct Life {
     weight: AtomicU32,
     tier: AtomicU32,
     max_sessions: AtomicUsize,
@@ -117,35 +127,61 @@ pub struct Backend {
     duty: AtomicU8,
     sessions: AtomicUsize,
     ledger: Ledger,
-    pub(super) stock: Stock,
-    pub(super) openings: Openings,
-    metrics: BackendMetrics,
-    events: mpsc::Sender<Event>,
-    bells: OnceLock<Arc<Bells>>,
+    /// To the health side of the newest pool.
+    events: ArcSwap<mpsc::Sender<Event>>,
+    /// Those of every pool that still has sessions.
+    bells: Mutex<Vec<Weak<Bells>>>,
 }
 
 impl Backend {
     /// A backend that is believed to work until it is probed.
     pub fn new(endpoint: &Endpoint, name: String, metrics: BackendMetrics, events: mpsc::Sender<Event>) -> Self {
-        metrics.up(true);
-        Self {
-            identity: balance::identity(&endpoint.address.to_string()),
-            name,
-            address: endpoint.address,
-            host: endpoint.host.clone(),
-            weight: AtomicU32::new(endpoint.weight.max(1)),
-            tier: AtomicU32::new(endpoint.tier),
-            max_sessions: AtomicUsize::new(endpoint.max_sessions),
+        let life = Life {
+            weight: AtomicU32::new(0),
+            tier: AtomicU32::new(0),
+            max_sessions: AtomicUsize::new(0),
             health: AtomicU8::new(Health::Unknown as u8),
             duty: AtomicU8::new(Duty::Enabled as u8),
             sessions: AtomicUsize::new(0),
             ledger: Ledger::new(SystemTime::now()),
+            events: ArcSwap::from_pointee(events),
+            bells: Mutex::default(),
+        };
+        Self::with(endpoint, name, metrics, Arc::new(life))
+    }
+
+    /// The same server as `before` in a pool that was made anew.
+    pub(super) fn successor(
+        endpoint: &Endpoint,
+        name: String,
+        metrics: BackendMetrics,
+        events: mpsc::Sender<Event>,
+        before: &Self,
+    ) -> Self {
+        before.life.events.store(Arc::new(events));
+        Self::with(endpoint, name, metrics, Arc::clone(&before.life))
+    }
+
+    fn with(endpoint: &Endpoint, name: String, metrics: BackendMetrics, life: Arc<Life>) -> Self {
+        let backend = Self {
+            identity: balance::identity(&endpoint.address.to_string()),
+            name,
+            address: endpoint.address,
+            host: endpoint.host.clone(),
+            life,
             stock: Stock::default(),
             openings: Openings::default(),
             metrics,
-            events,
-            bells: OnceLock::new(),
-        }
+        };
+        backend.rank(endpoint);
+        backend.metrics.up(backend.standing() != Standing::Down);
+        backend.metrics.drained(backend.duty() != Duty::Enabled);
+        backend
+    }
+
+    /// Whether it is the same server, perhaps in the pool as it was before a reload.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.life, &other.life)
     }
 
     /// `host:port` as resolved, or `pool/host:port` where pools share it: its label in metrics, status and commands.
@@ -165,34 +201,34 @@ impl Backend {
 
     /// Its share among equals, 1 or more.
     pub fn weight(&self) -> u32 {
-        self.weight.load(Ordering::Relaxed)
+        self.life.weight.load(Ordering::Relaxed)
     }
 
     /// The lowest tier with a usable backend serves.
     pub fn tier(&self) -> u32 {
-        self.tier.load(Ordering::Relaxed)
+        self.life.tier.load(Ordering::Relaxed)
     }
 
     /// Sessions it may serve at once, 0 = no bound.
     pub fn max_sessions(&self) -> usize {
-        self.max_sessions.load(Ordering::Relaxed)
+        self.life.max_sessions.load(Ordering::Relaxed)
     }
 
     /// Takes what a newer answer of DNS says of the same address.
     pub(super) fn rank(&self, endpoint: &Endpoint) {
-        self.weight.store(endpoint.weight.max(1), Ordering::Relaxed);
-        self.tier.store(endpoint.tier, Ordering::Relaxed);
-        self.max_sessions.store(endpoint.max_sessions, Ordering::Relaxed);
+        self.life.weight.store(endpoint.weight.max(1), Ordering::Relaxed);
+        self.life.tier.store(endpoint.tier, Ordering::Relaxed);
+        self.life.max_sessions.store(endpoint.max_sessions, Ordering::Relaxed);
     }
 
     /// Sessions it serves now.
     pub fn sessions(&self) -> usize {
-        self.sessions.load(Ordering::Relaxed)
+        self.life.sessions.load(Ordering::Relaxed)
     }
 
     /// What the probes say.
     pub fn health(&self) -> Health {
-        match self.health.load(Ordering::Relaxed) {
+        match self.life.health.load(Ordering::Relaxed) {
             0 => Health::Unknown,
             1 => Health::Up,
             2 => Health::Degraded,
@@ -203,8 +239,8 @@ impl Backend {
     /// Takes the probes' verdict and why, in words; returns the one before. One that was down starts slowly.
     pub fn set_health(&self, health: Health, reason: impl Into<String>) -> Health {
         let before = self.health();
-        self.ledger.judged(before, health, reason.into());
-        self.health.store(health as u8, Ordering::Relaxed);
+        self.life.ledger.judged(before, health, reason.into());
+        self.life.health.store(health as u8, Ordering::Relaxed);
         self.metrics.up(health != Health::Down);
         self.tell_news();
         before
@@ -212,7 +248,7 @@ impl Backend {
 
     /// What an operator has asked.
     pub fn duty(&self) -> Duty {
-        match self.duty.load(Ordering::Relaxed) {
+        match self.life.duty.load(Ordering::Relaxed) {
             0 => Duty::Enabled,
             1 => Duty::Draining,
             _ => Duty::Disabled,
@@ -221,19 +257,19 @@ impl Backend {
 
     /// Takes an operator's wish.
     pub fn set_duty(&self, duty: Duty) {
-        self.duty.store(duty as u8, Ordering::Relaxed);
+        self.life.duty.store(duty as u8, Ordering::Relaxed);
         self.metrics.drained(duty != Duty::Enabled);
         self.tell_news();
     }
 
     /// Why it is in its state, since when, and the newest probes.
     pub fn account(&self) -> Account {
-        self.ledger.account()
+        self.life.ledger.account()
     }
 
     /// Keeps a probe for [`Backend::account`].
     pub fn keep_probe(&self, probe: ProbeRecord) {
-        self.ledger.keep(probe);
+        self.life.ledger.keep(probe);
     }
 
     /// Where what it does is counted.
@@ -244,7 +280,7 @@ impl Backend {
     /// How willingly it is chosen.
     pub fn standing(&self) -> Standing {
         match self.health() {
-            Health::Unknown if self.ledger.is_newcomer() => Standing::Down,
+            Health::Unknown if self.life.ledger.is_newcomer() => Standing::Down,
             Health::Unknown | Health::Up => Standing::Good,
             Health::Degraded => Standing::Degraded,
             Health::Down => Standing::Down,
@@ -264,33 +300,27 @@ impl Backend {
             EventKind::Lost { .. } => self.metrics.lost(),
             EventKind::TimedOut => {}
         }
-        let _ = self.events.try_send(Event { backend: Arc::clone(self), client, kind });
+        let _ = self.life.events.load().try_send(Event { backend: Arc::clone(self), client, kind });
     }
 
     /// Not believed until its first probe passes.
     pub(super) fn make_newcomer(&self) {
-        self.ledger.make_newcomer();
+        self.life.ledger.make_newcomer();
         self.metrics.up(false);
     }
 
-    /// Goes on as `before`, the object that stood for the same server.
-    pub(super) fn succeed(&self, before: &Self) {
-        self.set_duty(before.duty());
-        if before.health() != Health::Unknown {
-            self.ledger.succeed(&before.ledger);
-            self.health.store(before.health() as u8, Ordering::Relaxed);
-            self.metrics.up(before.health() != Health::Down);
-        }
-    }
-
-    /// Takes the bells of its pool, once and for all.
+    /// Takes the bells of its pool.
     pub(super) fn hang(&self, bells: &Arc<Bells>) {
-        let _ = self.bells.set(Arc::clone(bells));
+        let mut hung = self.life.bells();
+        hung.retain(|known| known.strong_count() > 0);
+        if !hung.iter().any(|known| known.as_ptr() == Arc::as_ptr(bells)) {
+            hung.push(Arc::downgrade(bells));
+        }
     }
 
     /// The sixteenths of its weight it has after coming back: 16 for all but those that have just been down.
     pub(super) fn ramp(&self, now: Instant) -> u32 {
-        self.ledger.ramp(now)
+        self.life.ledger.ramp(now)
     }
 
     /// `sixteenths` of its weight, or the whole of it.
@@ -308,7 +338,8 @@ impl Backend {
             0 => usize::MAX,
             most => most,
         };
-        self.sessions
+        self.life
+            .sessions
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |sessions| (sessions < most).then_some(sessions + 1))
             .ok()?;
         Some(Seat { _counted: self.metrics.session(), backend: Arc::clone(self) })
@@ -316,10 +347,21 @@ impl Backend {
 
     /// Its state has changed.
     fn tell_news(&self) {
-        if let Some(bells) = self.bells.get() {
+        self.life.ring(|bells| {
             bells.seats.notify_one();
             bells.stock.notify_one();
-        }
+        });
+    }
+}
+
+impl Life {
+    fn ring(&self, pull: impl Fn(&Bells)) {
+        self.bells().iter().filter_map(Weak::upgrade).for_each(|bells| pull(&bells));
+    }
+
+    fn bells(&self) -> MutexGuard<'_, Vec<Weak<Bells>>> {
+        // Every change is whole before the guard goes.
+        self.bells.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -345,11 +387,9 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.backend.sessions.fetch_sub(1, Ordering::Relaxed);
-        if self.backend.max_sessions() != 0
-            && let Some(bells) = self.backend.bells.get()
-        {
-            bells.seats.notify_one();
+        self.backend.life.sessions.fetch_sub(1, Ordering::Relaxed);
+        if self.backend.max_sessions() != 0 {
+            self.backend.life.ring(|bells| bells.seats.notify_one());
         }
     }
 }

@@ -140,6 +140,10 @@ impl Pool {
     /// Makes `endpoints` the pool's backends. One that is known keeps its state and its sessions. The first set is believed
     /// to work; a backend that comes later is used once it has passed a probe. One that is gone takes no new session.
     pub fn admit(&self, endpoints: &[Endpoint]) -> Admission {
+        self.admit_heirs(endpoints, &[])
+    }
+
+    fn admit_heirs(&self, endpoints: &[Endpoint], ancestors: &[Arc<Backend>]) -> Admission {
         let before = self.backends();
         self.addresses.enter(&self.settings.name, endpoints.iter().map(|endpoint| endpoint.address));
         let mut admission = Admission::default();
@@ -156,7 +160,11 @@ impl Pool {
             }
             let name = self.addresses.name(&self.settings.name, endpoint.address);
             let metrics = self.metrics.backend(&self.settings.name, &name);
-            let backend = Backend::new(endpoint, name.clone(), metrics, self.events.clone());
+            let events = self.events.clone();
+            let backend = match ancestors.iter().find(|ancestor| ancestor.address() == endpoint.address) {
+                Some(ancestor) => Backend::successor(endpoint, name.clone(), metrics, events, ancestor),
+                None => Backend::new(endpoint, name.clone(), metrics, events),
+            };
             if !before.is_empty() {
                 backend.make_newcomer();
             }
@@ -186,15 +194,12 @@ impl Pool {
         self.bells.stock.notify_one();
     }
 
-    /// Takes over from `before`, the same pool under older settings, what operators asked and what probes found.
-    pub fn succeed(&self, before: &Self) {
+    /// Takes over from `before`, the same pool under older settings, what operators asked and what is known of the backends.
+    /// Those that sessions have there are theirs here.
+    pub fn succeed(&self, before: &Self, endpoints: &[Endpoint]) -> Admission {
         let duties = before.duties().clone();
         *self.duties() = duties;
-        for backend in self.backends.borrow().iter() {
-            if let Some(known) = before.backend_at(backend.address()) {
-                backend.succeed(&known);
-            }
-        }
+        self.admit_heirs(endpoints, &before.backends())
     }
 
     /// How many sessions of each other backend a backend that has returned should take over: by weight where they are

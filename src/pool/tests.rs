@@ -314,8 +314,8 @@ fn a_pool_with_new_settings_goes_on_where_the_old_one_was() {
     let (old, _events) = pool(settings(), &[at(1), at(2)]);
     old.drain("10.0.0.1:389");
     old.backends()[1].set_health(Health::Down, "refused");
-    let (new, _events) = pool(settings(), &[at(1), at(2), at(3)]);
-    new.succeed(&old);
+    let (new, _events) = pool(settings(), &[]);
+    new.succeed(&old, &[at(1), at(2), at(3)]);
     let states: Vec<_> = new.backends().iter().map(|backend| (backend.duty(), backend.health())).collect();
     assert_eq!(
         states,

@@ -188,7 +188,7 @@ impl Registry {
 
     /// Tells at most this many sessions on this backend something.
     pub fn command_some(&self, backend: &Arc<Backend>, most: usize, command: Command) {
-        let is_on = |session: &Arc<Handle>| session.facts().backend.is_some_and(|its| Arc::ptr_eq(&its, backend));
+        let is_on = |session: &Arc<Handle>| session.facts().backend.is_some_and(|its| its.is(backend));
         self.sessions().into_iter().filter(is_on).take(most).for_each(|session| session.command(command));
     }
 
