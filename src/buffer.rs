@@ -1,6 +1,8 @@
 //! Buffers that are there only while octets move: an idle connection holds none.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
+use std::hash::Hash;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -52,6 +54,14 @@ impl<T> Spares<T> {
         if here.len() < self.most {
             here.push(spare);
         }
+    }
+}
+
+/// Gives room back that a crowd needed and those who stayed don't.
+pub fn shrink_after_crowd<K: Eq + Hash, V>(map: &mut HashMap<K, V>) {
+    const SMALL_TABLE: usize = 64;
+    if map.capacity() > SMALL_TABLE && map.len() * 8 < map.capacity() {
+        map.shrink_to(map.len() * 2);
     }
 }
 
@@ -299,6 +309,16 @@ mod tests {
         inbox.settle();
         assert_eq!(inbox.buffer.capacity(), 0);
         assert!(SPARE.with(|spare| spare.here.borrow().iter().any(|buffer| buffer.capacity() >= READ)));
+    }
+
+    #[test]
+    fn a_map_keeps_no_room_for_those_who_left() {
+        let mut map: HashMap<_, _> = (0..10_000).map(|key| (key, ())).collect();
+        for key in 0..9_990 {
+            map.remove(&key);
+            shrink_after_crowd(&mut map);
+        }
+        assert!(map.capacity() < 200 && map.len() == 10, "{}", map.capacity());
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
+use crate::buffer::shrink_after_crowd;
 use crate::config::Limits;
 use crate::failure::Outcome;
 use crate::trust::client_network;
@@ -101,6 +102,7 @@ impl Drop for Guest {
             known.connections -= 1;
             if known.connections == 0 && !rated {
                 state.known.remove(&self.network);
+                shrink_after_crowd(&mut state.known);
             }
         }
     }

@@ -287,7 +287,7 @@ impl Operations {
 }
 
 /// Tables a worker keeps while no session needs them, and places each may have.
-const SPARE_TABLE_COUNT: usize = 64;
+const SPARE_TABLE_COUNT: usize = 32;
 const MOST_SPARE_PLACES: usize = 64;
 
 thread_local! {

@@ -9,6 +9,7 @@ use std::task::Waker;
 use std::time::SystemTime;
 
 use crate::access_log::TlsFacts;
+use crate::buffer::shrink_after_crowd;
 use crate::pool::Backend;
 use crate::tls::Handshake;
 
@@ -228,7 +229,9 @@ impl std::ops::Deref for Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        lock(self.registry.shard(self.handle.id)).remove(&self.handle.id);
+        let mut shard = lock(self.registry.shard(self.handle.id));
+        shard.remove(&self.handle.id);
+        shrink_after_crowd(&mut shard);
     }
 }
 
