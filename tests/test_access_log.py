@@ -13,7 +13,7 @@ import pytest
 
 from support import ber
 from support.backend import RESPONSE_TAG, answer_everything, answer_nothing
-from support.clients import RawClient
+from support.clients import RawClient, search_after_waiting
 from support.proxy import config
 from support.waiting import eventually
 
@@ -225,11 +225,7 @@ def test_waiting_for_a_seat_and_connecting_are_told_apart(start_proxy, start_bac
     proxy = start_proxy(text=text)
     with RawClient(proxy.endpoint()) as first, RawClient(proxy.endpoint()) as second:
         first.ask(ber.search)
-        waiting = second.next_id()
-        second.send(ber.search(waiting))
-        proxy.wait_for("ldaps_proxy_queue_waiting", 1)
-        first.send(ber.unbind(first.next_id()))
-        assert second.read_result(waiting)[-1].result_code == ber.SUCCESS
+        assert search_after_waiting(proxy, first, second)[-1].result_code == ber.SUCCESS
         second.ask(ber.search)
         port = second.socket.getsockname()[1]
     told = [record for record in written(log_file, 2) if record.get("operation") == "search"]

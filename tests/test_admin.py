@@ -6,7 +6,8 @@ import re
 import pytest
 
 from support import ber
-from support.clients import RawClient
+from support.backend import answer_nothing
+from support.clients import RawClient, search_after_waiting
 from support.process import run
 from support.proxy import BINARY
 
@@ -154,11 +155,7 @@ def test_how_long_handshakes_and_the_wait_for_a_backend_take_is_measured(start_p
     proxy = start_proxy([f'{{ address = "{backend}", max_sessions = 1 }}'], pool='health.probe = "tcp"\nqueue = 1')
     with RawClient(proxy.endpoint()) as first, RawClient(proxy.endpoint()) as second:
         first.ask(ber.search)
-        waiting = second.next_id()
-        second.send(ber.search(waiting))
-        proxy.wait_for("ldaps_proxy_queue_waiting", 1)
-        first.send(ber.unbind(first.next_id()))
-        second.read_result(waiting)
+        search_after_waiting(proxy, first, second)
         metrics = proxy.metrics()
     assert metrics.sum("ldaps_proxy_handshake_duration_seconds_count", listener="ldaps") == 2
     assert metrics.sum("ldaps_proxy_queue_duration_seconds_count", pool="directory") == 1
@@ -168,7 +165,7 @@ def test_how_long_handshakes_and_the_wait_for_a_backend_take_is_measured(start_p
 
 
 def test_operations_in_flight_rise_and_fall(proxy, backend):
-    backend.answer = lambda connection, pdu: None
+    backend.answer = answer_nothing
     with RawClient(proxy.endpoint()) as client:
         client.send(ber.search(1), ber.search(2))
         proxy.wait_for("ldaps_proxy_backend_operations_in_flight", 2)

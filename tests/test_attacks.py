@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from support import attacks, ber
-from support.backend import RESPONSE_TAG
+from support.backend import RESPONSE_TAG, answer_nothing
 from support.clients import RawClient
 from support.honest import Honest
 from support.samba import BASE, USERS
@@ -254,7 +254,7 @@ def test_a_refused_bind_in_the_middle_of_a_sasl_bind(client, backend):
 def test_a_refused_bind_with_operations_in_flight_ends_the_session(client, backend):
     """RFC 4511 §4.2.1: they complete or are abandoned first. What they were asked as can't be kept."""
     client.ask(ber.bind, "cn=ann", "secret")
-    backend.answer = lambda connection, pdu: None
+    backend.answer = answer_nothing
     client.send(ber.search(7), ber.delete(8, "cn=x"))
     backend.session().wait_for(ber.DELETE_REQUEST)
     client.send(ber.bind(9, "cn=bob", ""))

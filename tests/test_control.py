@@ -7,6 +7,7 @@ import signal
 import pytest
 
 from support import ber
+from support.backend import answer_nothing
 from support.clients import RawClient
 from support.dns import NameServer
 from support.net import closed_port
@@ -32,6 +33,14 @@ def token(tmp_path):
     path = tmp_path / "token"
     path.write_text(TOKEN + "\n")
     return path
+
+
+def occupied(client, pair):
+    """The backend that a first search of the client's has reached, which neither answers."""
+    for backend in pair:
+        backend.answer = answer_nothing
+    client.send(ber.search(1))
+    return eventually(lambda: next((backend for backend in pair if backend.sessions()), None), "a backend serves")
 
 
 @pytest.fixture
@@ -62,7 +71,7 @@ def test_status_and_sessions_show_who_is_there(proxy, pair, command):
         assert (session["operations"], session["in_flight"]) == (1, 0)
         assert session["received"] > len("cn=app") and session["sent"] > 0
         for backend in pair:
-            backend.answer = lambda connection, pdu: None
+            backend.answer = answer_nothing
         client.send(ber.search(2))
         eventually(lambda: json.loads(command("sessions", "--json")[1])["sessions"][0]["in_flight"] == 1, "it is shown")
         status = json.loads(command("status", "--json")[1])
@@ -90,10 +99,7 @@ def test_the_status_that_is_watched_is_shown_again_when_it_changes(proxy, pair, 
 
 def test_drain_waits_until_the_last_session_has_left(proxy, pair, command, socket, tmp_path):
     with RawClient(proxy.endpoint()) as client:
-        for backend in pair:
-            backend.answer = lambda connection, pdu: None
-        client.send(ber.search(1))
-        used = eventually(lambda: next((backend for backend in pair if backend.sessions()), None), "a backend serves")
+        used = occupied(client, pair)
         drain = Process([BINARY, "drain", str(used), "--admin", f"unix:{socket}"], directory=tmp_path)
         try:
             eventually(lambda: "1 sessions" in drain.stdout(), "it shows what it waits for")
@@ -118,10 +124,7 @@ def test_a_drained_backend_gets_no_new_session(proxy, pair, command):
 
 def test_drain_gives_up_waiting_when_told_and_leaves_it_drained(proxy, pair, command):
     with RawClient(proxy.endpoint()) as client:
-        for backend in pair:
-            backend.answer = lambda connection, pdu: None
-        client.send(ber.search(1))
-        used = eventually(lambda: next((backend for backend in pair if backend.sessions()), None), "a backend serves")
+        used = occupied(client, pair)
         code, _, error = command("drain", str(used), "--timeout", "0")
         assert code == 1 and "stays drained" in error
         assert f"{used}" in command("status")[1] and "draining" in command("status")[1]
@@ -132,10 +135,7 @@ def test_drain_says_when_a_reload_takes_the_backend_away(proxy, pair, command, s
     """A regression test: it printed nothing and was content, though the sessions went on. The command stands still for the
     reload, so that it sees both at once where the session `ended` as well."""
     with RawClient(proxy.endpoint()) as client:
-        for backend in pair:
-            backend.answer = lambda connection, pdu: None
-        client.send(ber.search(1))
-        used = eventually(lambda: next((backend for backend in pair if backend.sessions()), None), "a backend serves")
+        used = occupied(client, pair)
         drain = Process([BINARY, "drain", str(used), "--admin", f"unix:{socket}"], directory=tmp_path)
         try:
             eventually(lambda: "1 sessions" in drain.stdout(), "it shows what it waits for")

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from support import ber
-from support.backend import RESPONSE_TAG
+from support.backend import RESPONSE_TAG, answer_nothing
 from support.clients import RawClient
 from support.waiting import eventually
 
@@ -143,7 +143,7 @@ def test_abandon_of_an_unknown_id_is_silent(proxy):
 
 def test_an_abandoned_operations_id_is_not_free_again(proxy, backend):
     """RFC 4511 §4.1.1.1: it might still be answered."""
-    backend.answer = lambda connection, pdu: None
+    backend.answer = answer_nothing
     with RawClient(proxy.endpoint()) as client:
         client.send(ber.search(1), ber.abandon(2, 1), ber.search(1, "dc=again"))
         assert client.read_to_end()[-1].is_notice(ber.PROTOCOL_ERROR)
@@ -215,7 +215,7 @@ def half_closing(request, start_proxy, backend):
 
 def test_a_half_closed_client_gets_what_it_asked_for(half_closing, backend):
     """Three answers are due when the client's direction ends; each is delivered, then the proxy ends the session."""
-    backend.answer = lambda connection, pdu: None
+    backend.answer = answer_nothing
     half_closing.send(*map(ber.search, (1, 2, 3)))
     session = backend.session()
     session.wait_for(ber.SEARCH_REQUEST, 3)
@@ -237,7 +237,7 @@ def test_a_half_closed_client_that_is_owed_nothing_ends(half_closing, backend):
 
 def test_requests_held_behind_a_bind_survive_the_half_close(proxy, backend):
     """They arrived before it, and leave after the bind's answer."""
-    backend.answer = lambda connection, pdu: None
+    backend.answer = answer_nothing
     with RawClient(proxy.endpoint()) as client:
         client.send(ber.bind(1, "cn=x", "secret"), ber.search(2))
         client.finish_sending()

@@ -3,6 +3,7 @@
 import pytest
 
 from support import ber
+from support.backend import answer_nothing
 from support.clients import RawClient
 
 SEARCH = ber.search(1)
@@ -161,7 +162,7 @@ def test_unusual_responses_are_forwarded_as_received(proxy, backend, octets):
 
 def test_a_messageid_in_use_is_refused(proxy, backend):
     """RFC 4511 §4.1.1.1: unique among the operations in progress."""
-    backend.answer = lambda connection, pdu: None
+    backend.answer = answer_nothing
     with RawClient(proxy.endpoint()) as client:
         client.send(ber.search(1))
         backend.session().wait_for(ber.SEARCH_REQUEST)

@@ -7,6 +7,7 @@ import struct
 import pytest
 
 from support import ber
+from support.backend import answer_nothing
 from support.clients import RawClient
 from support.waiting import eventually
 
@@ -55,7 +56,7 @@ def test_new_connections_of_one_address_have_a_rate(start):
 def test_an_operation_that_takes_too_long_is_answered_and_abandoned(start_proxy, start_backend):
     """The answer comes when its time is over, not when something else happens on the connection."""
     backend = start_backend()
-    backend.answer = lambda connection, pdu: None
+    backend.answer = answer_nothing
     proxy = start_proxy([backend], pool=TCP, extra='[limits]\noperation_timeout = "200ms"')
     with RawClient(proxy.endpoint(), seconds=10) as client:
         client.send(ber.search(7))

@@ -8,7 +8,7 @@ import ldap3
 import pytest
 
 from support import ber, ntlm, samba
-from support.backend import answer_everything
+from support.backend import answer_everything, answer_nothing
 from support.certs import PROXY_NAME
 from support.clients import RawClient
 from support.kerberos import Realm
@@ -248,7 +248,7 @@ def test_between_the_steps_of_a_sasl_bind_requests_are_refused(scripted):
 def test_a_bind_does_not_wait_for_operations_under_way(scripted):
     """The backend judges: holding the bind would let one long search keep a client from changing who it is."""
     proxy, backend = scripted
-    backend.answer = lambda connection, pdu: None
+    backend.answer = answer_nothing
     with RawClient(proxy.endpoint()) as client:
         client.send(ber.search(1))
         session = backend.session()

@@ -131,3 +131,8 @@ pub struct Described {
     /// Object identifiers of controls, `!` before critical ones.
     pub controls: Vec<String>,
 }
+
+/// How durations are written.
+pub(super) fn microseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use time::OffsetDateTime;
 
 use super::json::Object;
-use super::record::{Described, OperationRecord, SessionRecord, Who};
+use super::record::{Described, OperationRecord, SessionRecord, Who, microseconds};
 use crate::config::LogFormat;
 use crate::failure::{Refusal, SubCode};
 
@@ -140,10 +140,6 @@ fn json_request(line: &mut Object, request: &Described) {
     if let Some(id) = request.abandons {
         line.number("abandons", id);
     }
-}
-
-fn microseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Words of clients are written as Rust literals, so that none of them can end the line or look like another field.

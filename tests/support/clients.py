@@ -234,6 +234,15 @@ class RawClient:
         return bool(data)
 
 
+def search_after_waiting(proxy, first, second):
+    """What `second` reads of a search that waits in the queue for the only seat, until `first`, which has it, leaves."""
+    waiting = second.next_id()
+    second.send(ber.search(waiting))
+    proxy.wait_for("ldaps_proxy_queue_waiting", 1)
+    first.send(ber.unbind(first.next_id()))
+    return second.read_result(waiting)
+
+
 def reset(connection):
     """Closes a socket with a TCP reset instead of a FIN."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

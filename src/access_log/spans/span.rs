@@ -10,7 +10,7 @@ use opentelemetry::trace::{SpanContext, SpanId, SpanKind, Status, TraceFlags, Tr
 use opentelemetry::{Array, InstrumentationScope, KeyValue, StringValue, Value};
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 
-use super::super::record::{OperationRecord, SessionRecord, Who};
+use super::super::record::{OperationRecord, SessionRecord, Who, microseconds};
 use crate::metrics::{has_response, is_server_trouble};
 
 pub(super) const SESSION: &str = "ldap session";
@@ -136,8 +136,4 @@ fn text(name: &'static str, value: &str) -> KeyValue {
 
 fn count(name: &'static str, value: u64) -> KeyValue {
     KeyValue::new(name, i64::try_from(value).unwrap_or(i64::MAX))
-}
-
-fn microseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
