@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from statistics import median
 
+NOTHING = "ou=0x0,dc=x"
+"""The base for which the directory has a result without entries."""
 PAUSE = 0.01
 """Seconds between two rounds: they are people, not a load."""
 
@@ -42,6 +44,9 @@ class Seen:
 
     def __init__(self, logins, answers, failures):
         self.logins, self.answers, self.failures = sorted(logins), sorted(answers), failures
+
+    def __add__(self, other):
+        return Seen(self.logins + other.logins, self.answers + other.answers, self.failures + other.failures)
 
     def __str__(self):
         shown = ("{} {:.1f}/{:.1f} ms".format(name, *(1000 * one for one in (median(took), percentile(took, 99))))
@@ -85,7 +90,7 @@ def main(host, port, ca):
 
     def login():
         with enter() as client:
-            ask(client, ber.search(2, "dc=x"), 2)
+            ask(client, ber.search(2, NOTHING), 2)
             client.sendall(ber.unbind(3))
 
     standing = [enter(), enter()]
@@ -93,7 +98,7 @@ def main(host, port, ca):
     for line in sys.stdin:
         logins, answers, failures = [], [], []
         for _ in range(int(line)):
-            asking = [(answers, lambda one=one: ask(one, ber.search(2, "dc=x"), 2)) for one in standing]
+            asking = [(answers, lambda one=one: ask(one, ber.search(2, NOTHING), 2)) for one in standing]
             for took, work in [(logins, login), *asking]:
                 try:
                     timed(work, took)

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-use super::{Link, Moved, Passing, Phase, Run, Up};
+use super::{Link, Moved, OWN_ANSWER, Passing, Phase, Run, Up};
 use crate::buffer::Inbox;
 use crate::failure::{EndReason, FailoverKind, Refusal};
 use crate::ldap::{self, FrameError, OperationKind, Request, ResultCode, reply};
@@ -21,10 +21,6 @@ use crate::throttle::BindName;
 
 /// Octets that may wait for a peer before the other side is no longer read.
 const MOST_WAITING: usize = 64 * 1024;
-
-/// Requests dealt with before responses, and other sessions, get their turn: a read may bring 800, at 5 µs each if the
-/// client floods us with what we answer ourselves.
-const AT_ONCE: usize = 64;
 
 const NO_BACKEND: &str = "no directory server can be reached; retry later";
 const NO_SEAT: &str = "every directory server has as many sessions as it may (max_sessions); retry later";
@@ -86,9 +82,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         // What is forwarded is a run of adjacent requests, sent with one write.
         let mut run = 0;
         let mut at = 0;
-        let mut left = AT_ONCE;
         self.clock.partial = self.clock.partial.filter(|_| !octets.is_empty());
-        while let Some(&first) = octets.get(at).filter(|_| left > 0) {
+        while let Some(&first) = octets.get(at).filter(|_| self.requests_left > 0) {
             match self.state.layer() {
                 Layer::Inspected => {}
                 Layer::Undecided => {
@@ -122,7 +117,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
                     break;
                 }
             };
-            left -= 1;
+            self.requests_left -= 1;
             self.clock.partial = None;
             self.clock.first_request = true;
             let length = request.pdu().len();
@@ -142,6 +137,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
                     self.forward(cx, &octets[run..at]);
                     at += length;
                     run = at;
+                    self.requests_left = self.requests_left.saturating_sub(OWN_ANSWER - 1);
                     self.carry_out(verdict, &request, cx, now);
                 }
             }

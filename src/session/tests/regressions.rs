@@ -1,5 +1,7 @@
 //! What once went wrong: one session before one backend, whose part the test plays itself.
 
+use std::sync::atomic::Ordering;
+
 use super::*;
 use crate::pool::Backend;
 
@@ -69,6 +71,36 @@ async fn a_client_that_is_gone_is_not_waited_for_without_end() {
     }
 }
 
+/// A client that floods the proxy with what it refuses had 512 refusals a turn, and 61 turns before the worker looked at other
+/// sockets.
+#[tokio::test]
+async fn a_flood_of_refused_requests_gives_way_to_other_sockets() {
+    const REFUSED: &[u8] = b"\x30\x0b\x02\x01\x03\x66\x06\x04\x02cn\x30\x00";
+    let mut stage = Stage::set(1 << 20, |settings| settings.policy = read_only()).await;
+    let handle = Arc::clone(&stage.registry.sessions()[0]);
+    let octets_said = || handle.sent.load(Ordering::Relaxed);
+    stage.client.writer.write_all(REFUSED).await.expect("a pipe");
+    stage.client.read_some().await;
+    let one_answer = octets_said();
+
+    let (mut near, mut far) = tokio::net::UnixStream::pair().expect("a pair of sockets");
+    tokio::spawn(async move {
+        let (mut said, mut echo) = far.split();
+        tokio::io::copy(&mut said, &mut echo).await
+    });
+    stage.client.writer.write_all(&REFUSED.repeat(4000)).await.expect("a pipe");
+    while octets_said() == one_answer {
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..10 {
+        let before = octets_said();
+        near.write_u8(1).await.expect("a socket");
+        near.read_u8().await.expect("an echo");
+        let meanwhile = (octets_said() - before) / one_answer;
+        assert!((1..64).contains(&meanwhile), "{meanwhile} refusals while an octet went there and back");
+    }
+}
+
 /// Half a request and a search without an answer, both overdue at the same moment: the search's answer followed the notice.
 #[tokio::test]
 async fn nothing_follows_the_notice_of_disconnection() {
@@ -114,8 +146,7 @@ async fn what_is_left_of_a_request_goes_nowhere_when_the_session_ends() {
 async fn a_held_request_is_not_answered_after_the_notice() {
     let mut stage = Stage::set(64 * 1024, |settings| {
         admit_larger_than_sockets(settings);
-        let read_only = config::Policy { read_only: true, ..config::Policy::default() };
-        settings.policy = Policy::new(&read_only).expect("it names no DN");
+        settings.policy = read_only();
     })
     .await;
     stage.client.open.extend([(1, Kind::Compare), (2, Kind::Bind), (3, Kind::Modify)]);
@@ -209,4 +240,8 @@ fn larger_than_sockets(id: u8, tag: u8) -> Vec<u8> {
     let operation = length(LARGER_THAN_SOCKETS);
     let head = [&[0x30, 0x84][..], &whole, &[0x02, 1, id, tag, 0x84], &operation].concat();
     [head, vec![0; LARGER_THAN_SOCKETS]].concat()
+}
+
+fn read_only() -> Policy {
+    Policy::new(&config::Policy { read_only: true, ..config::Policy::default() }).expect("it names no DN")
 }
