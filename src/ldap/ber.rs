@@ -20,27 +20,31 @@ pub enum LengthError {
     TooLong,
 }
 
-/// Reads length octets; `None` while they are incomplete, else how many octets they take and the length they give.
-#[inline]
-pub fn length(bytes: &[u8]) -> Result<Option<(usize, usize)>, LengthError> {
-    match bytes.first() {
-        None => Ok(None),
-        Some(&short @ 0..=0x7F) => Ok(Some((1, usize::from(short)))),
-        Some(&first) => long_length(first, bytes),
-    }
+/// What the first octets of an element say of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// The identifier octet. LDAP uses no tag number above 30, so there is always just one.
+    pub tag: u8,
+    /// Octets of the header itself.
+    pub octets: usize,
+    /// Octets of the content that follows.
+    pub length: usize,
 }
 
-fn long_length(first: u8, bytes: &[u8]) -> Result<Option<(usize, usize)>, LengthError> {
-    match first {
-        0x80 => Err(LengthError::Indefinite),
-        0x81..=0x84 => {
-            let octets = usize::from(first & 0x7F);
-            let Some(long) = bytes.get(1..=octets) else { return Ok(None) };
-            let value = long.iter().fold(0_usize, |value, &octet| value << 8 | usize::from(octet));
-            Ok(Some((1 + octets, value)))
-        }
-        _ => Err(LengthError::TooLong),
-    }
+/// Reads the header of the element that `bytes` begin with; `None` while it is incomplete.
+#[inline]
+pub fn header(bytes: &[u8]) -> Result<Option<Header>, LengthError> {
+    let (tag, octets, length) = match *bytes {
+        [tag, short @ 0..=0x7F, ..] => (tag, 2, u32::from(short)),
+        [tag, 0x81, a, ..] => (tag, 3, u32::from(a)),
+        [tag, 0x82, a, b, ..] => (tag, 4, u32::from_be_bytes([0, 0, a, b])),
+        [tag, 0x83, a, b, c, ..] => (tag, 5, u32::from_be_bytes([0, a, b, c])),
+        [tag, 0x84, a, b, c, d, ..] => (tag, 6, u32::from_be_bytes([a, b, c, d])),
+        [_, 0x80, ..] => return Err(LengthError::Indefinite),
+        [_, 0x85..=0xFF, ..] => return Err(LengthError::TooLong),
+        _ => return Ok(None),
+    };
+    Ok(Some(Header { tag, octets, length: length as usize }))
 }
 
 /// Walks the elements of some content octets.
@@ -49,10 +53,10 @@ pub struct Reader<'a> {
     rest: &'a [u8],
 }
 
-/// One element: its tag octet, its content octets and the whole of it.
+/// One element, whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Element<'a> {
-    /// The identifier octet. LDAP uses no tag number above 30, so there is always just one.
+    /// The identifier octet.
     pub tag: u8,
     /// The content octets.
     pub content: &'a [u8],
@@ -84,12 +88,10 @@ impl<'a> Reader<'a> {
     /// The next element, or `None` at the end and where the bytes don't hold a whole one.
     #[inline]
     pub fn element(&mut self) -> Option<Element<'a>> {
-        let tag = self.peek()?;
-        let (octets, length) = length(&self.rest[1..]).ok()??;
-        let start = 1 + octets;
-        let (whole, rest) = self.rest.split_at_checked(start.checked_add(length)?)?;
+        let Header { tag, octets, length } = header(self.rest).ok()??;
+        let (whole, rest) = self.rest.split_at_checked(octets.checked_add(length)?)?;
         self.rest = rest;
-        Some(Element { tag, content: &whole[start..], whole })
+        Some(Element { tag, content: &whole[octets..], whole })
     }
 
     /// The content of the next element if it carries `tag`; else nothing is read.
@@ -110,10 +112,14 @@ impl<'a> Reader<'a> {
 /// The content octets of an INTEGER or ENUMERATED as a number in 0..2³¹.
 #[inline]
 pub fn unsigned(content: &[u8]) -> Option<u32> {
-    if content.is_empty() || content.len() > 4 || content[0] & 0x80 != 0 {
-        return None;
-    }
-    Some(content.iter().fold(0, |value, &octet| value << 8 | u32::from(octet)))
+    let value = match *content {
+        [a @ 0..=0x7F] => [0, 0, 0, a],
+        [a @ 0..=0x7F, b] => [0, 0, a, b],
+        [a @ 0..=0x7F, b, c] => [0, a, b, c],
+        [a @ 0..=0x7F, b, c, d] => [a, b, c, d],
+        _ => return None,
+    };
+    Some(u32::from_be_bytes(value))
 }
 
 #[cfg(test)]
@@ -121,22 +127,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lengths() {
+    fn headers() {
         for (bytes, expected) in [
             (&[][..], Ok(None)),
-            (&[0x05], Ok(Some((1, 5)))),
-            (&[0x7F], Ok(Some((1, 127)))),
-            (&[0x81, 0x05], Ok(Some((2, 5)))),
-            (&[0x82, 0x01], Ok(None)),
-            (&[0x82, 0x01, 0x00], Ok(Some((3, 256)))),
-            (&[0x84, 0x00, 0x00, 0x00, 0x05], Ok(Some((5, 5)))),
-            (&[0x84, 0xFF, 0xFF, 0xFF, 0xFF], Ok(Some((5, 0xFFFF_FFFF)))),
-            (&[0x80], Err(LengthError::Indefinite)),
-            (&[0x85], Err(LengthError::TooLong)),
-            (&[0x88, 0, 0, 0, 0, 0, 0, 0, 5], Err(LengthError::TooLong)),
-            (&[0xFF], Err(LengthError::TooLong)),
+            (&[0x04], Ok(None)),
+            (&[0x04, 0x05], Ok(Some((2, 5)))),
+            (&[0x04, 0x7F], Ok(Some((2, 127)))),
+            (&[0x04, 0x81], Ok(None)),
+            (&[0x04, 0x81, 0x05], Ok(Some((3, 5)))),
+            (&[0x04, 0x81, 0x80], Ok(Some((3, 128)))),
+            (&[0x04, 0x82, 0x01], Ok(None)),
+            (&[0x04, 0x82, 0x01, 0x02], Ok(Some((4, 0x0102)))),
+            (&[0x04, 0x83, 0x01, 0x02], Ok(None)),
+            (&[0x04, 0x83, 0x01, 0x02, 0x03], Ok(Some((5, 0x01_02_03)))),
+            (&[0x04, 0x84, 0x01, 0x02, 0x03], Ok(None)),
+            (&[0x04, 0x84, 0x00, 0x00, 0x00, 0x05], Ok(Some((6, 5)))),
+            (&[0x04, 0x84, 0xFF, 0xFF, 0xFF, 0xFF], Ok(Some((6, 0xFFFF_FFFF)))),
+            (&[0x04, 0x80], Err(LengthError::Indefinite)),
+            (&[0x04, 0x85], Err(LengthError::TooLong)),
+            (&[0x04, 0x88, 0, 0, 0, 0, 0, 0, 0, 5], Err(LengthError::TooLong)),
+            (&[0x04, 0xFF], Err(LengthError::TooLong)),
         ] {
-            assert_eq!(length(bytes), expected, "{bytes:02x?}");
+            let expected = expected.map(|some| some.map(|(octets, length)| Header { tag: 0x04, octets, length }));
+            assert_eq!(header(bytes), expected, "{bytes:02x?}");
         }
     }
 
@@ -159,6 +172,8 @@ mod tests {
     #[test]
     fn unsigned_numbers() {
         assert_eq!(unsigned(&[0]), Some(0));
+        assert_eq!(unsigned(&[1, 2]), Some(0x0102));
+        assert_eq!(unsigned(&[1, 2, 3]), Some(0x01_02_03));
         assert_eq!(unsigned(&[0, 0, 0, 1]), Some(1));
         assert_eq!(unsigned(&[0x7F, 0xFF, 0xFF, 0xFF]), Some(0x7FFF_FFFF));
         for bad in [&[][..], &[0x80], &[0xFF, 0xFF], &[0, 0, 0, 0, 1]] {

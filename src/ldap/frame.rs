@@ -67,26 +67,29 @@ impl std::error::Error for FrameError {}
 /// Reads at most 26 octets and allocates nothing. `limit` is checked as soon as the outer length is known. The body may
 /// still be incomplete: the PDU is whole once `bytes` hold [`Envelope::length`] octets.
 pub fn envelope(bytes: &[u8], limit: usize) -> Result<Option<Envelope>, FrameError> {
-    let Some(&first) = bytes.first() else { return Ok(None) };
-    if first != ber::SEQUENCE {
-        return Err(FrameError::NotASequence(first));
+    match bytes.first() {
+        None => return Ok(None),
+        Some(&ber::SEQUENCE) => {}
+        Some(&other) => return Err(FrameError::NotASequence(other)),
     }
-    let Some((octets, content)) = ber::length(&bytes[1..]).map_err(FrameError::Length)? else { return Ok(None) };
-    let start = 1 + octets;
-    let length = start.saturating_add(content);
+    let Some(outer) = ber::header(bytes).map_err(FrameError::Length)? else { return Ok(None) };
+    let length = outer.octets.saturating_add(outer.length);
     if length > limit {
         return Err(FrameError::TooLarge { length, limit });
     }
-    let message = Within { bytes: &bytes[..bytes.len().min(length)], length };
+    if outer.length == 0 {
+        return Err(FrameError::MessageId);
+    }
+    let message = Message { arrived: &bytes[..bytes.len().min(length)], length };
 
-    let Some(id) = message.element(start, FrameError::MessageId)? else { return Ok(None) };
+    let Some(id) = message.element(outer.octets)? else { return Ok(None) };
     if id.tag != ber::INTEGER || !(1..=4).contains(&(id.end - id.start)) {
         return Err(FrameError::MessageId);
     }
-    let Some(octets) = message.bytes.get(id.start..id.end) else { return Ok(None) };
+    let Some(octets) = message.arrived.get(id.start..id.end) else { return Ok(None) };
     let message_id = ber::unsigned(octets).ok_or(FrameError::MessageId)?;
 
-    let Some(operation) = message.element(id.end, FrameError::Overrun)? else { return Ok(None) };
+    let Some(operation) = message.element(id.end)? else { return Ok(None) };
     Ok(Some(Envelope {
         length,
         message_id,
@@ -96,9 +99,9 @@ pub fn envelope(bytes: &[u8], limit: usize) -> Result<Option<Envelope>, FrameErr
     }))
 }
 
-/// The octets that have arrived of a message of known length.
-struct Within<'a> {
-    bytes: &'a [u8],
+/// A message of known length, of which a part has arrived.
+struct Message<'a> {
+    arrived: &'a [u8],
     length: usize,
 }
 
@@ -108,20 +111,16 @@ struct Span {
     end: usize,
 }
 
-impl Within<'_> {
-    /// The element at `at`, whose content need not have arrived but must end inside the message; `missing` is the error
-    /// where the message ends before it.
+impl Message<'_> {
+    /// The element at `at`, whose content need not have arrived but must end inside the message.
     #[inline]
-    fn element(&self, at: usize, missing: FrameError) -> Result<Option<Span>, FrameError> {
-        if at >= self.length {
-            return Err(missing);
-        }
-        let Some(&tag) = self.bytes.get(at) else { return Ok(None) };
-        let Some((octets, content)) = ber::length(&self.bytes[at + 1..]).map_err(FrameError::Length)? else {
-            return if self.bytes.len() == self.length { Err(FrameError::Overrun) } else { Ok(None) };
+    fn element(&self, at: usize) -> Result<Option<Span>, FrameError> {
+        let header = ber::header(self.arrived.get(at..).unwrap_or_default()).map_err(FrameError::Length)?;
+        let Some(ber::Header { tag, octets, length }) = header else {
+            return if self.arrived.len() == self.length { Err(FrameError::Overrun) } else { Ok(None) };
         };
-        let start = at + 1 + octets;
-        match start.checked_add(content) {
+        let start = at + octets;
+        match start.checked_add(length) {
             Some(end) if end <= self.length => Ok(Some(Span { tag, start, end })),
             _ => Err(FrameError::Overrun),
         }
