@@ -11,13 +11,45 @@ pub struct Request<'a> {
     pdu: &'a [u8],
     envelope: Envelope,
     kind: OperationKind,
+    search: Option<SearchFields<'a>>,
+}
+
+/// Where a search's fields stand: every search is asked for them more than once.
+#[derive(Debug, Clone, Copy)]
+struct SearchFields<'a> {
+    after_base: &'a [u8],
+    /// The filter's whole element.
+    filter: &'a [u8],
+    /// Whether each field carries its tag.
+    typed: bool,
+}
+
+impl<'a> SearchFields<'a> {
+    /// `None` where the elements up to the filter can't be told apart.
+    fn of(content: &'a [u8]) -> Option<Self> {
+        const BEFORE_FILTER: [u8; 5] = [ber::ENUMERATED, ber::ENUMERATED, ber::INTEGER, ber::INTEGER, ber::BOOLEAN];
+        let mut fields = Reader::new(content);
+        let mut typed = fields.element()?.tag == ber::OCTET_STRING;
+        let after_base = fields.rest();
+        for tag in BEFORE_FILTER {
+            typed &= fields.element()?.tag == tag;
+        }
+        let filter = fields.element()?.whole;
+        typed &= fields.take(ber::SEQUENCE).is_some();
+        Some(Self { after_base, filter, typed })
+    }
 }
 
 impl<'a> Request<'a> {
     /// Sees `pdu`, one whole PDU, as a request; `None` if its protocolOp is not one.
     pub fn new(pdu: &'a [u8], envelope: Envelope) -> Option<Self> {
         debug_assert_eq!(pdu.len(), envelope.length);
-        OperationKind::from_request_tag(envelope.tag).map(|kind| Self { pdu, envelope, kind })
+        let kind = OperationKind::from_request_tag(envelope.tag)?;
+        let mut request = Self { pdu, envelope, kind, search: None };
+        if kind == OperationKind::Search {
+            request.search = SearchFields::of(request.content());
+        }
+        Some(request)
     }
 
     /// The octets as they were received.
@@ -104,12 +136,13 @@ impl<'a> Request<'a> {
     /// Whether a search's filter nests and, or, not deeper than `limit`; `None` where that can't be told from octets that
     /// a backend may read all the same: Samba takes lengths that LDAP forbids.
     pub fn filter_is_deeper_than(&self, limit: usize) -> Option<bool> {
-        const FIELDS_BEFORE: usize = 6;
-        let mut fields = Reader::new(self.content());
-        for _ in 0..FIELDS_BEFORE {
-            fields.element()?;
-        }
-        depth_exceeds(fields.element()?.whole, limit)
+        depth_exceeds(self.search?.filter, limit)
+    }
+
+    /// A search's content without its base: names of attributes stand here, in the filter and in the list. Empty where that
+    /// can't be read.
+    pub fn search_without_base(&self) -> &'a [u8] {
+        self.search.map_or(&[], |fields| fields.after_base)
     }
 
     /// The entry an update, compare or modifyDN names.
@@ -127,7 +160,7 @@ impl<'a> Request<'a> {
     pub fn is_readable(&self) -> bool {
         match self.kind {
             OperationKind::Bind => self.bind().is_some(),
-            OperationKind::Search => self.is_search_readable(),
+            OperationKind::Search => self.search.is_some_and(|fields| fields.typed),
             OperationKind::Abandon => self.abandoned_id().is_some(),
             OperationKind::Extended => self.extended_name().is_some(),
             OperationKind::Unbind => true,
@@ -137,16 +170,6 @@ impl<'a> Request<'a> {
             | OperationKind::Compare
             | OperationKind::Delete => self.entry().is_some(),
         }
-    }
-
-    /// Whether [`search`](Self::search) can read it, without decoding the numbers.
-    fn is_search_readable(&self) -> bool {
-        const BEFORE_FILTER: [u8; 6] =
-            [ber::OCTET_STRING, ber::ENUMERATED, ber::ENUMERATED, ber::INTEGER, ber::INTEGER, ber::BOOLEAN];
-        let mut fields = Reader::new(self.content());
-        BEFORE_FILTER.iter().all(|tag| fields.take(*tag).is_some())
-            && fields.element().is_some()
-            && fields.take(ber::SEQUENCE).is_some()
     }
 
     /// The protocolOp's content octets.

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::ldap::ber::Reader;
 use crate::ldap::{Request, oid};
 
 /// Why a session can't move to another backend.
@@ -52,10 +51,7 @@ impl Pins {
 
     /// Notes what a search asks for. Returns the page, if it asks for one.
     pub fn search(&mut self, request: &Request<'_>) -> Option<Page> {
-        let mut fields = Reader::new(request.content());
-        fields.element();
-        // What follows the base: names of attributes stand in the filter and in the list.
-        if mentions_update_sequence(fields.rest()) {
+        if mentions_update_sequence(request.search_without_base()) {
             self.lasting = Some(Pin::UpdateSequence);
         }
         let mut page = None;
