@@ -130,6 +130,16 @@ impl Operation {
         }
     }
 
+    /// What its record is made of, taken from it: all but the copy of the request.
+    pub fn leave(&mut self) -> Self {
+        Self { kept: None, described: self.described.take(), ..*self }
+    }
+
+    /// Octets of the copy that is kept of its request.
+    pub fn kept_octets(&self) -> usize {
+        self.kept.as_ref().map_or(0, |kept| kept.pdu().len())
+    }
+
     /// Whether the client has part of the result.
     pub fn is_underway(&self) -> bool {
         self.entries + self.references + self.intermediates > 0
@@ -192,6 +202,7 @@ impl Operations {
     }
 
     /// Takes up an operation.
+    #[inline]
     pub fn begin(&mut self, operation: Operation) {
         debug_assert!(self.find(operation.id).is_none());
         self.awaited += usize::from(!operation.abandoned);
@@ -213,24 +224,27 @@ impl Operations {
         self.in_flight.iter_mut().find(|operation| operation.id == id)
     }
 
-    /// Ends an operation and returns it.
-    pub fn end(&mut self, id: MessageId) -> Option<Operation> {
+    /// Ends an operation after a `last` look at it. It is dropped where it stands: moving it costs more than the look.
+    pub fn end<R>(&mut self, id: MessageId, last: impl FnOnce(&mut Operation) -> R) -> Option<R> {
         let index = self.in_flight.iter().position(|operation| operation.id == id)?;
-        let operation = self.in_flight.remove(index)?;
+        let operation = &mut self.in_flight[index];
         self.awaited -= usize::from(!operation.abandoned);
         self.writes -= usize::from(operation.writes);
+        let seen = last(operation);
+        // Most servers answer in the order of the requests.
+        drop(if index == 0 { self.in_flight.pop_front() } else { self.in_flight.remove(index) });
         if self.in_flight.is_empty() {
             let table = std::mem::take(&mut self.in_flight);
             if table.capacity() <= MOST_SPARE_PLACES {
                 SPARE_TABLES.with(|spare| spare.take_back(table));
             }
         }
-        Some(operation)
+        Some(seen)
     }
 
     /// Ends an operation that the backend may still answer: its ID stays out of use, as an abandoned one's does.
     pub fn time_out(&mut self, id: MessageId) -> Option<Operation> {
-        let operation = self.end(id)?;
+        let operation = self.end(id, Operation::leave)?;
         self.abandoned.insert(id);
         Some(operation)
     }
@@ -359,7 +373,7 @@ mod tests {
         assert!(!operations.may_use(5));
         operations.abandon(5);
         assert_eq!((operations.awaited(), operations.is_empty()), (0, false));
-        operations.end(5);
+        operations.end(5, |_| ());
         assert!(operations.is_empty() && !operations.may_use(5) && operations.may_use(6));
     }
 
@@ -400,7 +414,7 @@ mod tests {
         for id in 1..5000 {
             operations.begin(operation(id, OperationKind::Search, 0));
             operations.abandon(id);
-            operations.end(id);
+            operations.end(id, |_| ());
         }
         assert_eq!(operations.abandoned.ids.len(), Abandoned::MOST);
         assert!(!operations.may_use(4999));

@@ -225,36 +225,38 @@ impl State {
         if !response.kind().is_final() {
             return self.part(id, response.kind(), response.pdu().len());
         }
-        let Some(mut operation) = self.operations.end(id) else { return ResponseVerdict::Ignore };
-        self.release(&operation);
-        operation.delivered_octets += response.pdu().len() as u64;
         let code = response.result().map(|result| result.code);
         let success = code == Some(ResultCode::SUCCESS);
-        let mut refused_name = None;
-        match operation.kind {
-            OperationKind::Bind => {
-                if code == Some(ResultCode::INVALID_CREDENTIALS) {
-                    refused_name = operation.kept.as_ref().and_then(bind_name);
+        let settled = self.operations.end(id, |operation| {
+            self.kept_octets -= operation.kept_octets();
+            operation.delivered_octets += response.pdu().len() as u64;
+            let mut refused_name = None;
+            match operation.kind {
+                OperationKind::Bind => {
+                    if code == Some(ResultCode::INVALID_CREDENTIALS) {
+                        refused_name = operation.kept.as_ref().and_then(bind_name);
+                    }
+                    // An unreadable result is not a success.
+                    let code = code.unwrap_or(ResultCode::OPERATIONS_ERROR);
+                    if self.bind.response(code, operation.kept.take(), now) {
+                        self.layer = Layer::Undecided;
+                    }
+                    if success {
+                        self.pins.rebound();
+                    }
                 }
-                // An unreadable result is not a success.
-                let code = code.unwrap_or(ResultCode::OPERATIONS_ERROR);
-                if self.bind.response(code, operation.kept.take(), now) {
-                    self.layer = Layer::Undecided;
+                OperationKind::Search => {
+                    if let Some(page) = operation.page {
+                        self.pins.paged(page, response.paging_cookie());
+                    }
                 }
-                if success {
-                    self.pins.rebound();
-                }
+                _ if operation.writes && success => self.pins.wrote(now),
+                _ => {}
             }
-            OperationKind::Search => {
-                if let Some(page) = operation.page {
-                    self.pins.paged(page, response.paging_cookie());
-                }
-            }
-            _ if operation.writes && success => self.pins.wrote(now),
-            _ => {}
-        }
-        let settled = Settled { operation, code, refused_name };
-        ResponseVerdict::Forward(Some(settled))
+            let record = operation.described.is_some().then(|| Box::new(operation.leave()));
+            Settled { kind: operation.kind, started: operation.started, code, refused_name, record }
+        });
+        settled.map_or(ResponseVerdict::Ignore, |settled| ResponseVerdict::Forward(Some(settled)))
     }
 
     /// Takes up an entry, a reference or an intermediate response, of which the first octets may be all that has arrived.
@@ -281,7 +283,7 @@ impl State {
         let in_session = self.failover.mode == FailoverMode::Session && self.layer != Layer::Opaque;
         let bind_lost = self.bind.awaiting();
         for (mut operation, fate) in self.operations.lose(taken) {
-            self.release(&operation);
+            self.kept_octets -= operation.kept_octets();
             match fate {
                 Fate::Forget => self.forgotten.push(operation),
                 Fate::Fail(kind, reason, diagnostic) => {
@@ -305,7 +307,7 @@ impl State {
                         }
                         (None, None) => unreachable!("what is sent again is kept or was still queued"),
                     }
-                    self.kept_octets += operation.kept.as_ref().map_or(0, |kept| kept.pdu().len());
+                    self.kept_octets += operation.kept_octets();
                     self.operations.begin(operation);
                 }
             }
@@ -366,9 +368,9 @@ impl State {
     /// The oldest operation, if it has taken longer than `timeout`, ended with timeLimitExceeded: the client gets the
     /// answer, the backend an Abandon of its messageID.
     pub fn time_out(&mut self, timeout: Duration, now: Instant) -> Option<(Operation, Answer)> {
-        let overdue = self.operations.oldest().filter(|oldest| now >= oldest.started + timeout)?.id;
-        let operation = self.operations.time_out(overdue)?;
-        self.release(&operation);
+        let overdue = self.operations.oldest().filter(|oldest| now >= oldest.started + timeout)?;
+        self.kept_octets -= overdue.kept_octets();
+        let operation = self.operations.time_out(overdue.id)?;
         if operation.kind == OperationKind::Bind {
             self.bind.fail();
         }
@@ -505,10 +507,6 @@ impl State {
             OperationKind::Bind => KeptRequest::secret(request.pdu()),
             _ => KeptRequest::plain(request.pdu()),
         })
-    }
-
-    fn release(&mut self, operation: &Operation) {
-        self.kept_octets -= operation.kept.as_ref().map_or(0, |kept| kept.pdu().len());
     }
 }
 

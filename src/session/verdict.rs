@@ -102,12 +102,16 @@ pub enum ResponseVerdict {
 /// An operation that the backend has answered.
 #[derive(Debug)]
 pub struct Settled {
-    /// The operation.
-    pub operation: Operation,
+    /// What it asked for.
+    pub kind: OperationKind,
+    /// When its last octet arrived.
+    pub started: Instant,
     /// Its result code; `None` where the backend's result can't be read.
     pub code: Option<ResultCode>,
     /// The name of a simple bind that has been refused for its name or password.
     pub refused_name: Option<Box<str>>,
+    /// The operation itself, if the access log will have it.
+    pub record: Option<Box<Operation>>,
 }
 
 /// What becomes of a session whose upstream is lost.

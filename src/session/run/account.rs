@@ -29,13 +29,13 @@ struct End<'a> {
 impl<T> Run<T> {
     /// Counts and logs an operation that the backend has answered.
     pub(super) fn settle(&mut self, settled: Settled, response: &Response<'_>, backend: &Arc<Backend>, now: Instant) {
-        let Settled { operation, code, refused_name } = settled;
+        let Settled { kind, started, code, refused_name, record } = settled;
         let code = code.unwrap_or(ResultCode::OTHER);
         self.clock.active = now;
-        self.count(operation.kind, code);
-        backend.metrics().operation(operation.kind, now - operation.started);
+        self.count(kind, code);
+        backend.metrics().operation(kind, now - started);
         let mut sub_code = None;
-        if operation.kind == OperationKind::Bind {
+        if kind == OperationKind::Bind {
             if let Some(attempt) = self.attempt.take() {
                 self.settings.throttle.settle(attempt, code, now.into_std());
             }
@@ -56,8 +56,10 @@ impl<T> Run<T> {
                 _ => {}
             }
         }
-        let end = End { backend: Some(backend.name()), code: Some(code), sub_code, refusal: None };
-        self.log_operation(&operation, end, now);
+        if let Some(operation) = record {
+            let end = End { backend: Some(backend.name()), code: Some(code), sub_code, refusal: None };
+            self.log_operation(&operation, end, now);
+        }
     }
 
     /// Sends, counts and logs a final response by the proxy to a request that never became an operation.
