@@ -12,7 +12,7 @@ const REDACTED: &str = "?";
 /// The text of a filter's whole BER element. With `redact`, values are `?`, so that `(uid=jdoe)` reads `(uid=?)`: they
 /// say who was looked for. What can't be read is `…`.
 pub(super) fn filter_text(filter: &[u8], redact: bool) -> String {
-    let mut text = String::new();
+    let mut text = String::with_capacity(filter.len().min(MAX_BYTES));
     write_filter(&mut text, &mut Reader::new(filter), redact, MAX_DEPTH);
     if text.len() > MAX_BYTES {
         let end = (0..=MAX_BYTES).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
@@ -104,16 +104,20 @@ fn write_value(text: &mut String, value: &[u8], redact: bool) {
 
 /// RFC 4515 §3: what has a meaning in filters, and what isn't printable, is `\` and two hexadecimal digits.
 fn escape(text: &mut String, value: &[u8]) {
-    let hexadecimal = |text: &mut String, byte: u8| text.push_str(&format!("\\{byte:02x}"));
+    let has_meaning = |octet: u8| octet.is_ascii_control() || matches!(octet, b'*' | b'(' | b')' | b'\\');
+    let hexadecimal = |text: &mut String, octet: u8| text.push_str(&format!("\\{octet:02x}"));
     for chunk in value[..value.len().min(MAX_BYTES)].utf8_chunks() {
-        for character in chunk.valid().chars() {
-            match character {
-                '*' | '(' | ')' | '\\' => hexadecimal(text, character as u8),
-                _ if character.is_ascii_control() => hexadecimal(text, character as u8),
-                _ => text.push(character),
+        if !chunk.valid().bytes().any(has_meaning) {
+            text.push_str(chunk.valid());
+        } else {
+            for character in chunk.valid().chars() {
+                match u8::try_from(character) {
+                    Ok(octet) if has_meaning(octet) => hexadecimal(text, octet),
+                    _ => text.push(character),
+                }
             }
         }
-        chunk.invalid().iter().for_each(|byte| hexadecimal(text, *byte));
+        chunk.invalid().iter().for_each(|octet| hexadecimal(text, *octet));
     }
 }
 

@@ -85,7 +85,7 @@ impl AccessLog {
     /// Writes an operation's record, if it is one of those to be told.
     pub fn operation(&self, record: &OperationRecord<'_>) {
         if let Some(log) = self.log.as_ref().filter(|log| log.operations && log.selection.takes(record)) {
-            log.writer.line(render::operation_line(record, log.format));
+            log.writer.line(&render::operation_line(record, log.format));
         }
         #[cfg(feature = "otlp")]
         if let Some((spans, _)) = &self.spans {
@@ -96,7 +96,7 @@ impl AccessLog {
     /// Writes a session's record.
     pub fn session(&self, record: &SessionRecord<'_>) {
         if let Some(log) = &self.log {
-            log.writer.line(render::session_line(record, log.format));
+            log.writer.line(&render::session_line(record, log.format));
         }
         #[cfg(feature = "otlp")]
         if let Some((spans, _)) = &self.spans {

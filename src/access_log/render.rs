@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use time::OffsetDateTime;
 
-use super::json::Object;
+use super::json::{Object, key};
 use super::record::{Described, OperationRecord, SessionRecord, Who, microseconds};
 use crate::config::LogFormat;
 use crate::failure::{Refusal, SubCode};
@@ -29,8 +29,8 @@ pub(super) fn session_line(record: &SessionRecord<'_>, format: LogFormat) -> Vec
 /// RFC 3339 in UTC, with microseconds.
 pub(super) struct Timestamp(pub(super) SystemTime);
 
-impl Display for Timestamp {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Timestamp {
+    fn text(&self) -> [u8; 27] {
         let time = OffsetDateTime::from(self.0);
         let (hour, minute, second, micro) = time.to_hms_micro();
         let mut text = *b"0000-00-00T00:00:00.000000Z";
@@ -45,7 +45,13 @@ impl Display for Timestamp {
         ] {
             write_digits(&mut text[start..end], number);
         }
-        f.write_str(std::str::from_utf8(&text).expect("digits are ASCII"))
+        text
+    }
+}
+
+impl Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(std::str::from_utf8(&self.text()).expect("digits are ASCII"))
     }
 }
 
@@ -58,87 +64,81 @@ fn write_digits(room: &mut [u8], mut number: u32) {
 }
 
 fn operation_json(record: &OperationRecord<'_>) -> Vec<u8> {
-    let mut line = Object::of("event", "operation");
-    line.plain("time", Timestamp(record.time));
+    let mut line = Object::new();
+    line.word(key!("event"), "operation");
+    line.unescaped(key!("time"), &Timestamp(record.time).text());
     json_who(&mut line, &record.who);
-    line.number("message_id", record.message_id);
-    line.text("operation", record.operation.as_str());
+    line.number(key!("message_id"), record.message_id);
+    line.word(key!("operation"), record.operation.as_str());
     json_request(&mut line, record.request);
-    line.optional_text("backend", record.backend);
+    line.optional_text(key!("backend"), record.backend);
     if let Some(code) = record.result {
-        line.number("result_code", code.0);
-        line.text("result", code.name());
+        line.number(key!("result_code"), code.0);
+        line.word(key!("result"), code.name());
     }
-    line.optional_text("sub_code", record.sub_code.map(SubCode::as_str));
-    line.optional_text("refusal", record.refusal.map(Refusal::as_str));
-    for (name, count) in [
-        ("entries", record.entries),
-        ("references", record.references),
-        ("bytes_in", record.bytes_in),
-        ("bytes_out", record.bytes_out),
-        ("retries", record.retries.into()),
-        ("queue_us", microseconds(record.timing.queue)),
-        ("connect_us", microseconds(record.timing.connect)),
-        ("backend_us", microseconds(record.timing.backend)),
-        ("total_us", microseconds(record.timing.total)),
-    ] {
-        line.number(name, count);
-    }
+    line.optional_word(key!("sub_code"), record.sub_code.map(SubCode::as_str));
+    line.optional_word(key!("refusal"), record.refusal.map(Refusal::as_str));
+    line.number(key!("entries"), record.entries);
+    line.number(key!("references"), record.references);
+    line.number(key!("bytes_in"), record.bytes_in);
+    line.number(key!("bytes_out"), record.bytes_out);
+    line.number(key!("retries"), record.retries);
+    line.number(key!("queue_us"), microseconds(record.timing.queue));
+    line.number(key!("connect_us"), microseconds(record.timing.connect));
+    line.number(key!("backend_us"), microseconds(record.timing.backend));
+    line.number(key!("total_us"), microseconds(record.timing.total));
     line.into_line()
 }
 
 fn session_json(record: &SessionRecord<'_>) -> Vec<u8> {
-    let mut line = Object::of("event", "session");
-    line.plain("time", Timestamp(record.time));
+    let mut line = Object::new();
+    line.word(key!("event"), "session");
+    line.unescaped(key!("time"), &Timestamp(record.time).text());
     json_who(&mut line, &record.who);
-    line.optional_text("backend", record.backend);
-    line.truth("tunnel", record.tunnel);
-    for (name, count) in [
-        ("operations", record.operations),
-        ("failovers", record.failovers),
-        ("bytes_in", record.bytes_in),
-        ("bytes_out", record.bytes_out),
-        ("duration_us", microseconds(record.duration)),
-    ] {
-        line.number(name, count);
-    }
-    line.text("ended", record.ended.as_str());
+    line.optional_text(key!("backend"), record.backend);
+    line.truth(key!("tunnel"), record.tunnel);
+    line.number(key!("operations"), record.operations);
+    line.number(key!("failovers"), record.failovers);
+    line.number(key!("bytes_in"), record.bytes_in);
+    line.number(key!("bytes_out"), record.bytes_out);
+    line.number(key!("duration_us"), microseconds(record.duration));
+    line.word(key!("ended"), record.ended.as_str());
     line.into_line()
 }
 
 fn json_who(line: &mut Object, who: &Who<'_>) {
-    line.number("session", who.session);
-    line.plain("client", who.client);
-    line.text("listener", who.listener);
+    line.number(key!("session"), who.session);
+    line.address(key!("client"), who.client);
+    line.text(key!("listener"), who.listener);
     if let Some(tls) = who.tls {
-        line.object("tls", |line| {
-            line.text("version", tls.version);
-            line.text("suite", tls.suite);
-            line.optional_text("server_name", tls.server_name.as_deref());
-            line.optional_text("client_certificate", tls.client_certificate.as_deref());
+        line.object(key!("tls"), |line| {
+            line.word(key!("version"), tls.version);
+            line.word(key!("suite"), tls.suite);
+            line.optional_text(key!("server_name"), tls.server_name.as_deref());
+            line.optional_text(key!("client_certificate"), tls.client_certificate.as_deref());
         });
     }
-    line.optional_text("bound_as", who.bound_as);
+    line.optional_text(key!("bound_as"), who.bound_as);
 }
 
 fn json_request(line: &mut Object, request: &Described) {
-    line.optional_text("dn", request.dn.as_deref());
-    line.optional_text("scope", request.scope);
-    line.optional_text("filter", request.filter.as_deref());
-    for (name, values) in [("attributes", &request.attributes), ("controls", &request.controls)] {
+    line.optional_text(key!("dn"), request.dn.as_deref());
+    line.optional_word(key!("scope"), request.scope);
+    line.optional_text(key!("filter"), request.filter.as_deref());
+    for (key, values) in [(key!("attributes"), &request.attributes), (key!("controls"), &request.controls)] {
         if !values.is_empty() {
-            line.list(name, values);
+            line.list(key, values);
         }
     }
-    for (name, limit) in [("size_limit", request.size_limit), ("time_limit", request.time_limit)] {
+    for (key, limit) in [(key!("size_limit"), request.size_limit), (key!("time_limit"), request.time_limit)] {
         if limit > 0 {
-            line.number(name, limit);
+            line.number(key, limit);
         }
     }
-    line.optional_text("mechanism", request.mechanism.as_deref());
-    line.optional_text("oid", request.oid.as_deref());
+    line.optional_text(key!("mechanism"), request.mechanism.as_deref());
+    line.optional_text(key!("oid"), request.oid.as_deref());
     if let Some(id) = request.abandons {
-        line.number("abandons", id);
+        line.number(key!("abandons"), id);
     }
 }
 
