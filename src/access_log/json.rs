@@ -21,7 +21,9 @@ macro_rules! key {
 }
 pub(super) use key;
 
-/// An object under construction. Where a key is known when this is compiled, writing it is a move or two instead of a call. Every field ends in a comma; the last one becomes the object's end.
+/// An object under construction. Every field ends in a comma; the last one becomes the object's end.
+///
+/// What takes a key is compiled into its caller, where the key is known: writing it is a move or two instead of a call.
 pub(super) struct Object(Vec<u8>);
 
 impl Object {

@@ -14,9 +14,9 @@ use tracing::{error, info};
 use crate::config::AccessLogOutput;
 use crate::metrics::Metrics;
 
-/// Octets that may wait.
+/// Octets that may wait, those in the thread's hands included.
 const QUEUE_BYTES: usize = 16 * 1024 * 1024;
-/// A thread that finds more than this doesn't wait for others.
+/// Lines are written together up to this many octets; a thread that has found so many doesn't wait for others.
 const BATCH_BYTES: usize = 64 * 1024;
 /// Room that is kept after a burst.
 const KEPT_BYTES: usize = 1024 * 1024;
@@ -43,12 +43,12 @@ struct Shared {
     metrics: Arc<Metrics>,
 }
 
-/// What the thread has to do. Lines stand one behind the other: a buffer of its own for each, freed by another thread, cost a
-/// third of what it takes to write one (bench/README.md).
+/// What the thread has to do. Lines stand one behind the other, so that no memory passes from thread to thread.
 #[derive(Default)]
 struct Queue {
     lines: Vec<u8>,
-    count: u64,
+    /// Octets that the thread has taken and is writing.
+    in_hand: usize,
     reopen: bool,
     finish: bool,
 }
@@ -70,13 +70,12 @@ impl Writer {
     /// Queues a line, or loses and counts it.
     pub(super) fn line(&self, line: &[u8]) {
         let mut queue = self.shared.queue();
-        if queue.finish || queue.lines.len() + line.len() > QUEUE_BYTES {
+        if queue.finish || queue.in_hand + queue.lines.len() + line.len() > QUEUE_BYTES {
             drop(queue);
             return self.shared.metrics.access_log_dropped.inc();
         }
         let is_news = queue.lines.is_empty();
         queue.lines.extend_from_slice(line);
-        queue.count += 1;
         drop(queue);
         if is_news {
             self.shared.news.notify_one();
@@ -145,14 +144,17 @@ impl Shared {
         batch.lines.clear();
         batch.lines.shrink_to(KEPT_BYTES);
         *batch = Queue { lines: std::mem::take(&mut batch.lines), ..Queue::default() };
+        let mut queue = self.queue();
+        queue.in_hand = 0;
         let idle = |queue: &mut Queue| queue.lines.is_empty() && !queue.reopen && !queue.finish;
-        let mut queue = self.news.wait_while(self.queue(), idle).unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.news.wait_while(queue, idle).unwrap_or_else(PoisonError::into_inner);
         if !behind && !queue.finish {
             drop(queue);
             std::thread::sleep(GATHERING);
             queue = self.queue();
         }
         std::mem::swap(&mut *queue, batch);
+        queue.in_hand = batch.lines.len();
         queue.finish = batch.finish;
     }
 }
@@ -163,19 +165,25 @@ fn write_lines(mut output: Output, shared: &Shared) {
     let mut batch = Queue::default();
     while !batch.finish {
         shared.take(&mut batch);
-        match output.write(&batch.lines) {
-            Ok(()) => {
-                shared.metrics.access_log_records.inc_by(batch.count);
-                if batch.count > 0 && std::mem::take(&mut failing) {
-                    info!("the access log is written again");
+        let mut failure = None;
+        for piece in pieces(&batch.lines, output.most_at_once()) {
+            let count = memchr::memchr_iter(b'\n', piece).count() as u64;
+            match output.write(piece) {
+                Ok(()) => shared.metrics.access_log_records.inc_by(count),
+                Err(error) => {
+                    shared.metrics.access_log_dropped.inc_by(count);
+                    failure = Some(error);
                 }
             }
-            Err(error) => {
-                shared.metrics.access_log_dropped.inc_by(batch.count);
-                if !std::mem::replace(&mut failing, true) {
-                    error!(%error, "the access log can't be written; records are lost until it can");
-                }
+        }
+        match failure {
+            Some(error) if !std::mem::replace(&mut failing, true) => {
+                error!(%error, "the access log can't be written; records are lost until it can");
             }
+            None if !batch.lines.is_empty() && std::mem::take(&mut failing) => {
+                info!("the access log is written again");
+            }
+            _ => {}
         }
         if batch.reopen
             && let Err(error) = output.reopen()
@@ -183,6 +191,17 @@ fn write_lines(mut output: Output, shared: &Shared) {
             error!(%error, "the access log can't be reopened; the old file is used");
         }
     }
+}
+
+/// Whole lines, together up to `most` octets; one that is longer comes alone.
+fn pieces(mut lines: &[u8], most: usize) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let within = &lines[..lines.len().min(most)];
+        let end = memchr::memrchr(b'\n', within).or_else(|| memchr::memchr(b'\n', lines))?;
+        let (piece, rest) = lines.split_at(end + 1);
+        lines = rest;
+        Some(piece)
+    })
 }
 
 enum Output {
@@ -200,7 +219,16 @@ impl Output {
         })
     }
 
-    /// Writes whole lines.
+    /// Octets of whole lines that are written, or lost, together.
+    fn most_at_once(&self) -> usize {
+        match self {
+            Self::Stdout | Self::File { .. } => BATCH_BYTES,
+            // Each is a message, and the journal may refuse one for its length.
+            Self::Journal(_) => 0,
+        }
+    }
+
+    /// Writes whole lines, for the journal a single one.
     fn write(&mut self, lines: &[u8]) -> io::Result<()> {
         match self {
             Self::Stdout => {
@@ -210,8 +238,8 @@ impl Output {
             }
             Self::File { file, .. } => file.write_all(lines),
             Self::Journal(socket) => {
-                let mut lines = lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-                lines.try_for_each(|line| socket.send(&journal_entry(line)).map(|_| ()))
+                let line = lines.strip_suffix(b"\n").unwrap_or(lines);
+                socket.send(&journal_entry(line)).map(|_| ())
             }
         }
     }
@@ -271,6 +299,8 @@ fn journal_field(entry: &mut Vec<u8>, name: &str, value: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -326,9 +356,45 @@ mod tests {
         for _ in 0..5 {
             writer.line(&vec![b'x'; QUEUE_BYTES / 2]);
         }
-        assert_eq!((shared.queue().count, metrics.access_log_dropped.get()), (2, 3));
+        assert_eq!((shared.queue().lines.len(), metrics.access_log_dropped.get()), (QUEUE_BYTES, 3));
+        let mut in_hand = Queue::default();
+        shared.take(&mut in_hand);
         writer.line(b"\n");
-        assert_eq!(metrics.access_log_dropped.get(), 4);
+        assert_eq!(metrics.access_log_dropped.get(), 4, "what is being written counts as well");
+    }
+
+    #[test]
+    fn a_line_that_the_journal_refuses_takes_no_other_with_it() {
+        let metrics = Metrics::new();
+        let (near, far) = UnixDatagram::pair().expect("a pair of sockets");
+        let shared = Shared::new(Arc::clone(&metrics));
+        let too_long = "x".repeat(16 << 20) + "\n";
+        shared.tell(|queue| {
+            queue.lines.extend_from_slice(["one\n", "two\n", &too_long, "three\n"].concat().as_bytes());
+            queue.finish = true;
+        });
+        write_lines(Output::Journal(near), &shared);
+        let mut entry = [0; 512];
+        for line in ["one", "two", "three"] {
+            let count = far.recv(&mut entry).expect("an entry");
+            assert!(entry[..count].ends_with(format!("{line}\n").as_bytes()), "{line}");
+        }
+        assert_eq!((metrics.access_log_records.get(), metrics.access_log_dropped.get()), (3, 1));
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_are_whole_lines_and_nothing_is_left_out(
+            lines in proptest::collection::vec("[a-z]{0,9}\n", 0..20), most in 0_usize..30
+        ) {
+            let lines = lines.concat();
+            let pieces: Vec<_> = pieces(lines.as_bytes(), most).collect();
+            prop_assert_eq!(pieces.concat(), lines.as_bytes());
+            for piece in &pieces {
+                prop_assert!(piece.ends_with(b"\n"));
+                prop_assert!(piece.len() <= most || piece[..piece.len() - 1].iter().all(|octet| *octet != b'\n'));
+            }
+        }
     }
 
     #[test]
