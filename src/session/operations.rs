@@ -131,7 +131,7 @@ impl Operation {
     }
 
     /// What its record is made of, taken from it: all but the copy of the request.
-    pub fn leave(&mut self) -> Self {
+    pub fn take_record(&mut self) -> Self {
         Self { kept: None, described: self.described.take(), ..*self }
     }
 
@@ -242,9 +242,10 @@ impl Operations {
         Some(seen)
     }
 
-    /// Ends an operation that the backend may still answer: its ID stays out of use, as an abandoned one's does.
+    /// Ends an operation that the backend may still answer: its ID stays out of use, as an abandoned one's does. What is
+    /// returned is without the copy of the request.
     pub fn time_out(&mut self, id: MessageId) -> Option<Operation> {
-        let operation = self.end(id, Operation::leave)?;
+        let operation = self.end(id, Operation::take_record)?;
         self.abandoned.insert(id);
         Some(operation)
     }

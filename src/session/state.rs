@@ -253,7 +253,7 @@ impl State {
                 _ if operation.writes && success => self.pins.wrote(now),
                 _ => {}
             }
-            let record = operation.described.is_some().then(|| Box::new(operation.leave()));
+            let record = operation.described.is_some().then(|| Box::new(operation.take_record()));
             Settled { kind: operation.kind, started: operation.started, code, refused_name, record }
         });
         settled.map_or(ResponseVerdict::Ignore, |settled| ResponseVerdict::Forward(Some(settled)))

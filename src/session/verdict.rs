@@ -110,7 +110,7 @@ pub struct Settled {
     pub code: Option<ResultCode>,
     /// The name of a simple bind that has been refused for its name or password.
     pub refused_name: Option<Box<str>>,
-    /// The operation itself, if the access log will have it.
+    /// What the access log and spans are told from; `None` if they want nothing.
     pub record: Option<Box<Operation>>,
 }
 

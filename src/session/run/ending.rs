@@ -73,9 +73,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         }
     }
 
-    /// Does what the session was told from outside.
-    pub(super) fn obey(&mut self, now: Instant) -> Moved {
-        if !self.entry.has_commands() || self.phase != Phase::Serving {
+    /// Ends the session if it was told from outside to end at once.
+    pub(super) fn obey_at_once(&mut self, now: Instant) -> Moved {
+        if !self.entry.has_commands() {
             return Moved::No;
         }
         if self.entry.is_told(Command::Kill) {
@@ -88,6 +88,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             let answers = self.state.stop(self.to_upstream.taken(), Refusal::Draining, DRAINING);
             self.answer_all(answers, now);
             return self.end_now(EndReason::Shutdown, DRAINING);
+        }
+        Moved::No
+    }
+
+    /// Does what the session was told from outside and that can wait until it has a moment.
+    pub(super) fn obey(&mut self, now: Instant) -> Moved {
+        if !self.entry.has_commands() || self.phase != Phase::Serving {
+            return Moved::No;
         }
         if self.entry.is_told(Command::Leave) {
             self.entry.fulfil(Command::Leave);

@@ -32,7 +32,8 @@ pub(super) use account::log_session;
 
 /// Turns of the loop before other sessions get theirs: up to 256 KiB.
 const TURNS: usize = 8;
-/// Requests dealt with before other sessions get their turn: one read may bring 800.
+/// Requests dealt with before other sessions get their turn: one read may bring 800. What has arrived from the backend is
+/// dealt with all the same.
 const REQUESTS: usize = 64;
 /// What a request that the proxy answers itself counts for: it costs as much as so many that are forwarded, and whoever
 /// floods us sends those.
@@ -226,6 +227,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             if self.phase != Phase::Serving {
                 return Poll::Pending;
             }
+            if self.obey_at_once(now) == Moved::Yes {
+                continue;
+            }
             let steps = [Self::flush_client, Self::open, Self::flush_upstream, Self::read_client, Self::read_upstream];
             let mut moved = false;
             for step in steps {
@@ -235,12 +239,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
                     break;
                 }
             }
-            // Commands come last, so that what the client has already sent is served before a drain ends the session.
+            // Other commands come last, so that what the client has already sent is served before a drain ends the session.
             if self.phase == Phase::Serving && !moved && self.obey(now) == Moved::No {
+                if self.requests_left == 0 {
+                    break;
+                }
                 return Poll::Pending;
-            }
-            if self.requests_left == 0 {
-                break;
             }
         }
         give_way(cx);

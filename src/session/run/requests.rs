@@ -29,7 +29,7 @@ const REPLAY_REFUSED: &str = "your bind is no longer accepted by the directory: 
 impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
     pub(super) fn read_client(&mut self, cx: &mut Context<'_>, now: Instant) -> Moved {
         // What the backend has said may wait for a client that sends before it reads; what we say ourselves may not pile up.
-        if self.to_upstream.len() >= MOST_WAITING || self.own_words >= MOST_WAITING {
+        if self.to_upstream.len() >= MOST_WAITING || self.own_words >= MOST_WAITING || self.requests_left == 0 {
             return Moved::No;
         }
         if !self.from_client.is_empty() && self.clock.partial.is_none() {
@@ -83,6 +83,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         let mut run = 0;
         let mut at = 0;
         self.clock.partial = self.clock.partial.filter(|_| !octets.is_empty());
+        // A request that is not whole is looked at again when more of it arrives, so none is left unlooked at behind `partial`.
+        debug_assert!(self.requests_left > 0);
         while let Some(&first) = octets.get(at).filter(|_| self.requests_left > 0) {
             match self.state.layer() {
                 Layer::Inspected => {}

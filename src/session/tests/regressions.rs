@@ -10,6 +10,9 @@ const SEARCH: Send = Send { kind: Kind::Search, cut: 80, wait: false };
 /// Octets of a request that the sockets to a backend don't hold.
 const LARGER_THAN_SOCKETS: usize = 15 << 20;
 
+/// A modify, where only reading is allowed.
+const REFUSED: &[u8] = b"\x30\x0b\x02\x01\x03\x66\x06\x04\x02cn\x30\x00";
+
 struct Stage {
     /// The backend's.
     listener: TcpListener,
@@ -75,7 +78,6 @@ async fn a_client_that_is_gone_is_not_waited_for_without_end() {
 /// sockets.
 #[tokio::test]
 async fn a_flood_of_refused_requests_gives_way_to_other_sockets() {
-    const REFUSED: &[u8] = b"\x30\x0b\x02\x01\x03\x66\x06\x04\x02cn\x30\x00";
     let mut stage = Stage::set(1 << 20, |settings| settings.policy = read_only()).await;
     let handle = Arc::clone(&stage.registry.sessions()[0]);
     let octets_said = || handle.sent.load(Ordering::Relaxed);
@@ -99,6 +101,42 @@ async fn a_flood_of_refused_requests_gives_way_to_other_sockets() {
         let meanwhile = (octets_said() - before) / one_answer;
         assert!((1..64).contains(&meanwhile), "{meanwhile} refusals while an octet went there and back");
     }
+}
+
+/// Commands were looked at when nothing else was to be done, and a long result from a quick backend always left something.
+#[tokio::test]
+async fn a_long_result_is_ended_at_once() {
+    let mut stage = Stage::set(1 << 20, |_| {}).await;
+    stage.client.send(SEARCH).await;
+    let mut upstream = stage.asked().await;
+    let mut part = BytesMut::new();
+    LdapCodec::default()
+        .encode(LdapMsg { msgid: 1, op: entry("1", 0, 2000), ctrl: Vec::new() }, &mut part)
+        .expect("memory");
+    tokio::spawn(async move { while upstream.write_all(&part.repeat(500)).await.is_ok() {} });
+    let Client { mut reader, writer: _open, .. } = stage.client;
+    tokio::spawn(async move { tokio::io::copy(&mut reader, &mut tokio::io::sink()).await });
+    let handle = Arc::clone(&stage.registry.sessions()[0]);
+    while handle.sent.load(Ordering::Relaxed) < 10_000_000 {
+        tokio::task::yield_now().await;
+    }
+    handle.command(registry::Command::Kill);
+    let served = timeout(Duration::from_secs(60), &mut stage.session).await.expect("it ends");
+    assert_eq!(served.expect("no panic").reason(), EndReason::Killed);
+}
+
+/// More than a turn's worth at once, and nothing after it.
+#[tokio::test]
+async fn what_is_left_for_the_next_turn_is_answered_after_a_half_close() {
+    let mut stage = Stage::set(1 << 16, |settings| settings.policy = read_only()).await;
+    stage.client.writer.write_all(&REFUSED.repeat(500)).await.expect("a pipe");
+    stage.client.writer.shutdown().await.expect("a pipe");
+    let mut answers = BytesMut::new();
+    while stage.client.reader.read_buf(&mut answers).await.expect("a pipe") > 0 {}
+    let mut codec = LdapCodec::default();
+    let count = std::iter::from_fn(|| codec.decode(&mut answers).expect("whole responses")).count();
+    assert_eq!(count, 500);
+    assert_eq!(stage.session.await.expect("no panic").reason(), EndReason::ClientClosed);
 }
 
 /// Half a request and a search without an answer, both overdue at the same moment: the search's answer followed the notice.
