@@ -24,6 +24,7 @@ class Honest:
             [sys.executable, __file__, endpoint.host, str(endpoint.port), str(endpoint.ca)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
+        self.pid = self._program.pid
         assert self._program.stdout.readline() == "ready\n", "the honest clients could not log in"
 
     def __enter__(self):
