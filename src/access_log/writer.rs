@@ -19,7 +19,7 @@ const QUEUE_BYTES: usize = 16 * 1024 * 1024;
 /// Lines are written together up to this many octets; a thread that has found so many doesn't wait for others.
 const BATCH_BYTES: usize = 64 * 1024;
 /// Room that is kept after a burst.
-const KEPT_BYTES: usize = 1024 * 1024;
+const KEPT_BYTES: usize = 4 * BATCH_BYTES;
 /// How long a line may wait for others. To wake the thread for each of them doubled the CPU of a search (bench/README.md).
 const GATHERING: Duration = Duration::from_millis(5);
 const JOURNAL_SOCKET: &str = "/run/systemd/journal/socket";
