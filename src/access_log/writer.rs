@@ -138,12 +138,12 @@ impl Shared {
         self.news.notify_one();
     }
 
-    /// Waits until there is something to do and has it in `batch`. The room in `batch` is the queue's from then on.
-    fn take(&self, batch: &mut Queue) {
-        let behind = batch.lines.len() >= BATCH_BYTES;
-        batch.lines.clear();
-        batch.lines.shrink_to(KEPT_BYTES);
-        *batch = Queue { lines: std::mem::take(&mut batch.lines), ..Queue::default() };
+    /// Waits until there is something to do, swaps the lines that were written for those that wait, and says whether to
+    /// reopen the output and whether to finish after them.
+    fn take(&self, lines: &mut Vec<u8>) -> (bool, bool) {
+        let behind = lines.len() >= BATCH_BYTES;
+        lines.clear();
+        lines.shrink_to(KEPT_BYTES);
         let mut queue = self.queue();
         queue.in_hand = 0;
         let idle = |queue: &mut Queue| queue.lines.is_empty() && !queue.reopen && !queue.finish;
@@ -153,20 +153,20 @@ impl Shared {
             std::thread::sleep(GATHERING);
             queue = self.queue();
         }
-        std::mem::swap(&mut *queue, batch);
-        queue.in_hand = batch.lines.len();
-        queue.finish = batch.finish;
+        std::mem::swap(&mut queue.lines, lines);
+        queue.in_hand = lines.len();
+        (std::mem::take(&mut queue.reopen), queue.finish)
     }
 }
 
 /// Writes until it is told to finish.
 fn write_lines(mut output: Output, shared: &Shared) {
     let mut failing = false;
-    let mut batch = Queue::default();
-    while !batch.finish {
-        shared.take(&mut batch);
+    let mut lines = Vec::new();
+    loop {
+        let (reopen, finish) = shared.take(&mut lines);
         let mut failure = None;
-        for piece in pieces(&batch.lines, output.most_at_once()) {
+        for piece in pieces(&lines, output.most_at_once()) {
             let count = memchr::memchr_iter(b'\n', piece).count() as u64;
             match output.write(piece) {
                 Ok(()) => shared.metrics.access_log_records.inc_by(count),
@@ -180,15 +180,16 @@ fn write_lines(mut output: Output, shared: &Shared) {
             Some(error) if !std::mem::replace(&mut failing, true) => {
                 error!(%error, "the access log can't be written; records are lost until it can");
             }
-            None if !batch.lines.is_empty() && std::mem::take(&mut failing) => {
+            None if !lines.is_empty() && std::mem::take(&mut failing) => {
                 info!("the access log is written again");
             }
             _ => {}
         }
-        if batch.reopen
-            && let Err(error) = output.reopen()
-        {
+        if reopen && let Err(error) = output.reopen() {
             error!(%error, "the access log can't be reopened; the old file is used");
+        }
+        if finish {
+            return;
         }
     }
 }
@@ -357,8 +358,7 @@ mod tests {
             writer.line(&vec![b'x'; QUEUE_BYTES / 2]);
         }
         assert_eq!((shared.queue().lines.len(), metrics.access_log_dropped.get()), (QUEUE_BYTES, 3));
-        let mut in_hand = Queue::default();
-        shared.take(&mut in_hand);
+        shared.take(&mut Vec::new());
         writer.line(b"\n");
         assert_eq!(metrics.access_log_dropped.get(), 4, "what is being written counts as well");
     }
