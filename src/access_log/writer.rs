@@ -18,7 +18,7 @@ use crate::metrics::Metrics;
 const QUEUE_BYTES: usize = 16 * 1024 * 1024;
 /// Lines are written together up to this many octets; a thread that has found so many doesn't wait for others.
 const BATCH_BYTES: usize = 64 * 1024;
-/// Room that is kept after a burst.
+/// Room for lines from the start, and kept after a burst: a buffer that grows again and again breaks the heap up.
 const KEPT_BYTES: usize = 4 * BATCH_BYTES;
 /// How long a line may wait for others. To wake the thread for each of them doubled the CPU of a search (bench/README.md).
 const GATHERING: Duration = Duration::from_millis(5);
@@ -126,7 +126,8 @@ impl Ended {
 
 impl Shared {
     fn new(metrics: Arc<Metrics>) -> Self {
-        Self { queue: Mutex::default(), news: Condvar::new(), metrics }
+        let queue = Queue { lines: Vec::with_capacity(KEPT_BYTES), ..Queue::default() };
+        Self { queue: Mutex::new(queue), news: Condvar::new(), metrics }
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
@@ -162,7 +163,7 @@ impl Shared {
 /// Writes until it is told to finish.
 fn write_lines(mut output: Output, shared: &Shared) {
     let mut failing = false;
-    let mut lines = Vec::new();
+    let mut lines = Vec::with_capacity(KEPT_BYTES);
     loop {
         let (reopen, finish) = shared.take(&mut lines);
         let mut failure = None;
