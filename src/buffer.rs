@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::io;
 use std::pin::Pin;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -20,18 +21,20 @@ const KEPT: usize = 4 * 1024;
 const SPARES: usize = 3;
 /// Octets that a spare buffer may hold.
 const MOST_SPARE: usize = 4 * READ;
-/// The same for long PDUs. Memory that the system has to provide and take back for each of them cost a fifth of the CPU on
-/// uploads (measured, bench/README.md).
+/// The same for long PDUs, of all workers together: as sessions move between workers, each worker's own would sooner or later
+/// all be there. Memory that the system has to provide and take back for each long PDU cost a fifth of the CPU on uploads
+/// (measured, bench/README.md).
 const LONG_SPARES: usize = 4;
 const MOST_LONG_SPARE: usize = 2 * 1024 * 1024;
 
 thread_local! {
     /// The buffers that sessions of this worker read into, one after the other.
     static SPARE: Spares<Vec<u8>> = const { Spares::new(SPARES) };
-    static LONG_SPARE: Spares<Vec<u8>> = const { Spares::new(LONG_SPARES) };
 }
 
-/// What a worker keeps to lend it to one session after the other.
+static LONG_SPARE: Shared = Shared(Mutex::new(Spares::new(LONG_SPARES)));
+
+/// What is kept to be lent to one session after the other.
 pub struct Spares<T> {
     here: RefCell<Vec<T>>,
     most: usize,
@@ -54,6 +57,26 @@ impl<T> Spares<T> {
         if here.len() < self.most {
             here.push(spare);
         }
+    }
+}
+
+/// Spare buffers that all workers share.
+struct Shared(Mutex<Spares<Vec<u8>>>);
+
+impl Shared {
+    fn lend(&self) -> Option<Vec<u8>> {
+        self.spares().lend()
+    }
+
+    /// As [`Spares::take_back`], except for one that is too long to be kept for ever.
+    fn take_back(&self, spare: Vec<u8>) {
+        if spare.capacity() <= MOST_LONG_SPARE {
+            self.spares().take_back(spare);
+        }
+    }
+
+    fn spares(&self) -> MutexGuard<'_, Spares<Vec<u8>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -109,16 +132,21 @@ impl Inbox {
             self.start = 0;
         }
         if self.buffer.len() + READ > MOST_SPARE && self.buffer.capacity() <= MOST_SPARE {
-            let mut long = LONG_SPARE.with(Spares::lend).unwrap_or_default();
-            long.extend_from_slice(&self.buffer);
-            give_back(std::mem::replace(&mut self.buffer, long));
+            self.lengthen(&LONG_SPARE);
         }
         self.buffer.reserve(READ);
         let mut room = (&mut self.buffer).limit(READ);
         poll_read_buf(Pin::new(io), cx, &mut room)
     }
 
-    /// Gives the buffer back to the worker, or keeps just what is still needed.
+    /// Goes on in a buffer for long PDUs.
+    fn lengthen(&mut self, spares: &Shared) {
+        let mut long = spares.lend().unwrap_or_default();
+        long.extend_from_slice(&self.buffer);
+        give_back(std::mem::replace(&mut self.buffer, long));
+    }
+
+    /// Gives the buffer back, or keeps just what is still needed.
     pub fn settle(&mut self) {
         let left = self.buffer.len() - self.start;
         if left > KEPT || self.buffer.capacity() == 0 {
@@ -133,14 +161,14 @@ impl Inbox {
     }
 }
 
-/// Leaves a buffer to the worker, if it has room for it.
+/// Leaves a buffer to the next who needs one, if there is room for it.
 fn give_back(mut buffer: Vec<u8>) {
-    if buffer.capacity() > MOST_LONG_SPARE {
-        return;
-    }
-    let spare = if buffer.capacity() > MOST_SPARE { &LONG_SPARE } else { &SPARE };
     buffer.clear();
-    spare.with(|spare| spare.take_back(buffer));
+    if buffer.capacity() > MOST_SPARE {
+        LONG_SPARE.take_back(buffer);
+    } else {
+        SPARE.with(|spare| spare.take_back(buffer));
+    }
 }
 
 /// A few octets kept for as long as an operation takes, in a buffer that then goes back to the worker.
@@ -323,23 +351,30 @@ mod tests {
 
     #[test]
     fn the_buffer_of_a_long_pdu_is_used_again() {
+        let spares = Shared(Mutex::new(Spares::new(2)));
+        let used = Vec::with_capacity(MOST_LONG_SPARE);
+        let place = used.as_ptr();
+        spares.take_back(used);
+        let mut inbox = Inbox { buffer: b"begun".to_vec(), start: 0 };
+        inbox.lengthen(&spares);
+        assert_eq!((inbox.unread(), inbox.unread().as_ptr()), (&b"begun"[..], place));
+        for capacity in [1, MOST_LONG_SPARE + 1, 1, 1] {
+            spares.take_back(Vec::with_capacity(capacity));
+        }
+        let kept: Vec<_> = std::iter::from_fn(|| spares.lend()).map(|spare| spare.capacity()).collect();
+        assert_eq!(kept, [1, 1], "no more than two, and none that is too long");
+    }
+
+    #[test]
+    fn an_inbox_takes_pdus_of_any_length_and_keeps_no_room_for_them() {
         let mut cx = Context::from_waker(Waker::noop());
         let long = vec![b'x'; MOST_LONG_SPARE / 2];
-        let mut used = Vec::new();
-        for _ in 0..2 {
-            let (mut inbox, mut io) = (Inbox::default(), &long[..]);
-            while matches!(inbox.poll_fill(&mut cx, &mut io), Poll::Ready(Ok(1..))) {}
-            assert!(inbox.unread() == long);
-            used.push(inbox.unread().as_ptr());
-            inbox.consume(long.len());
-            inbox.settle();
-            assert_eq!(inbox.capacity(), 0);
-        }
-        assert_eq!(used[0], used[1]);
-        let spares = || LONG_SPARE.with(|spare| spare.here.borrow().len());
-        assert_eq!(spares(), 1);
-        give_back(Vec::with_capacity(MOST_LONG_SPARE + 1));
-        assert_eq!(spares(), 1, "too long to be kept for ever");
+        let (mut inbox, mut io) = (Inbox::default(), &long[..]);
+        while matches!(inbox.poll_fill(&mut cx, &mut io), Poll::Ready(Ok(1..))) {}
+        assert!(inbox.unread() == long);
+        inbox.consume(long.len());
+        inbox.settle();
+        assert_eq!(inbox.capacity(), 0);
     }
 
     #[test]
