@@ -21,7 +21,7 @@ const MOST_FINAL: usize = 16 * 1024 * 1024;
 impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
     pub(super) fn read_upstream(&mut self, cx: &mut Context<'_>, now: Instant) -> Moved {
         let Link::Up(up) = &mut self.link else { return Moved::No };
-        if self.dry.upstream || !self.to_client.is_empty() {
+        if self.dry.upstream || !self.to_client.is_empty() || self.responses_left == 0 {
             return Moved::No;
         }
         match up.inbox.poll_fill(cx, &mut up.upstream.stream) {
@@ -31,6 +31,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
                 Moved::No
             }
             Poll::Ready(Ok(count)) if count > 0 => {
+                self.responses_left = self.responses_left.saturating_sub(count);
                 up.upstream.heard();
                 up.upstream.backend().metrics().received(count);
                 if self.state.layer() == Layer::Opaque {
