@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::fmt;
 use std::hash::Hash;
 use std::io;
 use std::pin::Pin;
@@ -185,9 +186,22 @@ thread_local! {
 impl Lent {
     /// A copy.
     pub fn copy_of(octets: &[u8]) -> Self {
+        Self::filled(|buffer| buffer.extend_from_slice(octets))
+    }
+
+    /// What is written into it.
+    #[inline]
+    pub fn filled(write: impl FnOnce(&mut Vec<u8>)) -> Self {
         let mut buffer = SMALL_SPARE.with(Spares::lend).unwrap_or_default();
-        buffer.extend_from_slice(octets);
+        write(&mut buffer);
         Self(buffer)
+    }
+}
+
+/// What is in it may be a secret.
+impl fmt::Debug for Lent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Lent({} octets)", self.len())
     }
 }
 

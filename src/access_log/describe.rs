@@ -1,5 +1,7 @@
 //! What a request asks for, in words: what an operator needs, no secret, bounded. Pure.
 
+use std::borrow::Cow;
+
 use super::filter::filter_text;
 use super::record::Described;
 use crate::ldap::{Authentication, OperationKind, Request};
@@ -9,7 +11,7 @@ const MAX_LIST: usize = 50;
 
 /// Describes a request. Passwords, credentials and the values of updates are never part of it; `redact` leaves the
 /// values of filters out as well.
-pub(super) fn describe(request: &Request<'_>, redact: bool) -> Described {
+pub(super) fn describe<'a>(request: &Request<'a>, redact: bool) -> Described<'a> {
     let mut described = Described {
         dn: request.entry().map(text),
         oid: request.extended_name().map(text),
@@ -17,7 +19,7 @@ pub(super) fn describe(request: &Request<'_>, redact: bool) -> Described {
         controls: request
             .controls()
             .take(MAX_LIST)
-            .map(|control| if control.critical { format!("!{}", text(control.oid)) } else { text(control.oid) })
+            .map(|control| if control.critical { format!("!{}", text(control.oid)).into() } else { text(control.oid) })
             .collect(),
         ..Described::default()
     };
@@ -36,9 +38,9 @@ pub(super) fn describe(request: &Request<'_>, redact: bool) -> Described {
             if let Some(bind) = request.bind() {
                 described.dn = Some(text(bind.name));
                 described.mechanism = Some(match bind.authentication {
-                    Authentication::Simple(_) => "simple".to_owned(),
+                    Authentication::Simple(_) => "simple".into(),
                     Authentication::Sasl { mechanism, .. } => text(mechanism),
-                    Authentication::Other(_) => "other".to_owned(),
+                    Authentication::Other(_) => "other".into(),
                 });
             }
         }
@@ -47,10 +49,10 @@ pub(super) fn describe(request: &Request<'_>, redact: bool) -> Described {
     described
 }
 
-fn text(octets: &[u8]) -> String {
-    let mut text = String::from_utf8_lossy(&octets[..octets.len().min(MAX_NAME_BYTES)]).into_owned();
+fn text(octets: &[u8]) -> Cow<'_, str> {
+    let mut text = String::from_utf8_lossy(&octets[..octets.len().min(MAX_NAME_BYTES)]);
     if octets.len() > MAX_NAME_BYTES {
-        text.push('…');
+        text.to_mut().push('…');
     }
     text
 }
@@ -62,7 +64,7 @@ mod tests {
     use super::*;
     use crate::ldap::envelope;
 
-    fn described(pdu: &[u8]) -> Option<Described> {
+    fn described(pdu: &[u8]) -> Option<Described<'_>> {
         let envelope = envelope(pdu, usize::MAX).ok()?.filter(|envelope| envelope.length == pdu.len())?;
         Some(describe(&Request::new(pdu, envelope)?, true))
     }

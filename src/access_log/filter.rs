@@ -12,7 +12,8 @@ const REDACTED: &str = "?";
 /// The text of a filter's whole BER element. With `redact`, values are `?`, so that `(uid=jdoe)` reads `(uid=?)`: they
 /// say who was looked for. What can't be read is `…`.
 pub(super) fn filter_text(filter: &[u8], redact: bool) -> String {
-    let mut text = String::with_capacity(filter.len().min(MAX_BYTES));
+    // Most texts are a little longer than their filter or shorter.
+    let mut text = String::with_capacity(filter.len().min(MAX_BYTES) + 16);
     write_filter(&mut text, &mut Reader::new(filter), redact, MAX_DEPTH);
     if text.len() > MAX_BYTES {
         let end = (0..=MAX_BYTES).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);

@@ -6,9 +6,6 @@
 use std::io::Write as _;
 use std::net::SocketAddr;
 
-/// Room that most lines fit in.
-const USUAL_LINE: usize = 1000;
-
 /// A field's name with all that stands around it; made by [`key!`].
 #[derive(Clone, Copy)]
 pub(super) struct Key(pub(super) &'static str);
@@ -24,14 +21,23 @@ pub(super) use key;
 /// An object under construction. Every field ends in a comma; the last one becomes the object's end.
 ///
 /// What takes a key is compiled into its caller, where the key is known: writing it is a move or two instead of a call.
-pub(super) struct Object(Vec<u8>);
+pub(super) struct Object<'a>(&'a mut Vec<u8>);
 
-impl Object {
-    /// One without fields.
-    pub(super) fn new() -> Self {
-        let mut line = Vec::with_capacity(USUAL_LINE);
+impl<'a> Object<'a> {
+    /// One without fields, at the end of `line`.
+    pub(super) fn begin(line: &'a mut Vec<u8>) -> Self {
         line.push(b'{');
         Self(line)
+    }
+
+    /// Fields alone, for [`fields`](Self::fields) of an object.
+    pub(super) fn part(fields: &'a mut Vec<u8>) -> Self {
+        Self(fields)
+    }
+
+    /// Fields that are written already.
+    pub(super) fn fields(&mut self, fields: &[u8]) {
+        self.0.extend_from_slice(fields);
     }
 
     /// A text of anybody's.
@@ -98,11 +104,11 @@ impl Object {
         self.0.extend_from_slice(if value { b"true," } else { b"false," });
     }
 
-    pub(super) fn list(&mut self, key: Key, values: &[String]) {
+    pub(super) fn list(&mut self, key: Key, values: &[impl AsRef<str>]) {
         self.key(key);
         self.0.push(b'[');
         for value in values {
-            self.quoted(value);
+            self.quoted(value.as_ref());
             self.0.push(b',');
         }
         self.end(b']');
@@ -117,11 +123,10 @@ impl Object {
         self.0.push(b',');
     }
 
-    /// The object on a line of its own.
-    pub(super) fn into_line(mut self) -> Vec<u8> {
+    /// Ends the object, and its line.
+    pub(super) fn end_line(mut self) {
         self.end(b'}');
         self.0.push(b'\n');
-        self.0
     }
 
     #[inline(always)]
@@ -141,15 +146,30 @@ impl Object {
     }
 
     fn quoted(&mut self, text: &str) {
-        let escaped = |octet: u8| octet < 0x20 || octet == b'"' || octet == b'\\';
-        // All of them, not only up to the first: that way they are looked at sixteen at a time.
-        if text.bytes().fold(false, |any, octet| any | escaped(octet)) {
-            return serde_json::to_writer(&mut self.0, text).expect("a Vec takes every write");
+        if any_to_escape(text.as_bytes()) {
+            return serde_json::to_writer(&mut *self.0, text).expect("a Vec takes every write");
         }
         self.0.push(b'"');
         self.0.extend_from_slice(text.as_bytes());
         self.0.push(b'"');
     }
+}
+
+/// Whether a control character, a quote or a backslash is among these octets. Most texts are short, so eight at a time.
+fn any_to_escape(text: &[u8]) -> bool {
+    const EACH: u64 = u64::from_ne_bytes([1; 8]);
+    const SIGNS: u64 = EACH * 0x80;
+    // Octets below `bound`, by their signs; after the first of them others may be taken for one.
+    let below = |word: u64, bound: u8| word.wrapping_sub(EACH * u64::from(bound)) & !word & SIGNS;
+    let any = |octets: [u8; 8]| {
+        let word = u64::from_ne_bytes(octets);
+        let equal = |octet: u8| below(word ^ (EACH * u64::from(octet)), 1);
+        below(word, 0x20) | equal(b'"') | equal(b'\\') != 0
+    };
+    let (words, rest) = text.as_chunks();
+    let mut last = [b' '; 8];
+    last[..rest.len()].copy_from_slice(rest);
+    words.iter().any(|word| any(*word)) || any(last)
 }
 
 #[cfg(test)]
@@ -159,23 +179,40 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn whatever_needs_an_escape_is_seen_wherever_it_stands() {
+        for octet in 0..=u8::MAX {
+            let expected = octet < 0x20 || octet == b'"' || octet == b'\\';
+            for around in [b' ', 0x7F, 0x80, 0xFF, octet] {
+                for place in 0..19 {
+                    let mut text = [around; 19];
+                    text[place] = octet;
+                    assert_eq!(any_to_escape(&text[..=place]), expected, "{octet:#x} at {place} behind {around:#x}");
+                }
+            }
+        }
+        assert!(!any_to_escape(b""));
+    }
+
     proptest! {
         #[test]
         fn whatever_is_said_is_read(
             text: String, number: u64, list: Vec<String>, flag: bool, ip: std::net::IpAddr, port: u16
         ) {
             let address = SocketAddr::new(ip, port);
-            let mut object = Object::new();
+            let (mut line, mut part) = (Vec::new(), Vec::new());
+            Object::part(&mut part).truth(key!("flag"), flag);
+            let mut object = Object::begin(&mut line);
             object.text(key!("text"), &text);
             object.optional_text(key!("absent"), None);
             object.object(key!("inner"), |inner| inner.list(key!("list"), &list));
             object.object(key!("empty"), |_| {});
-            object.list(key!("none"), &[]);
+            object.list(key!("none"), &[""; 0]);
             object.number(key!("number"), number);
-            object.truth(key!("flag"), flag);
+            object.fields(&part);
             object.word(key!("word"), "search");
             object.address(key!("address"), address);
-            let line = object.into_line();
+            object.end_line();
             prop_assert_eq!(line.iter().filter(|octet| **octet == b'\n').count(), 1, "one line");
             let expected = json!({
                 "text": text, "inner": {"list": list}, "empty": {}, "none": [], "number": number, "flag": flag,

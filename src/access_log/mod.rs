@@ -13,8 +13,9 @@ mod writer;
 use std::io;
 use std::sync::{Arc, Weak};
 
-pub use record::{Described, OperationRecord, SessionRecord, Timing, TlsFacts, Who};
+pub use record::{OperationRecord, RequestPart, SessionRecord, Timing, TlsFacts, Who};
 
+use crate::buffer::Lent;
 use crate::config::{self, AccessLogDetail, AccessLogOutput, LogFormat};
 use crate::ldap::Request;
 use crate::metrics::Metrics;
@@ -34,6 +35,9 @@ pub struct Retired {
     log: Weak<Open>,
     ended: Arc<Ended>,
 }
+
+/// Room that most lines fit in.
+const USUAL_LINE: usize = 1000;
 
 /// Whether values of filters are left out.
 #[cfg(feature = "otlp")]
@@ -75,17 +79,27 @@ impl AccessLog {
     }
 
     /// Describes a request for the record that is written when it ends; `None` if none will be.
-    pub fn describe(&self, request: &Request<'_>) -> Option<Box<Described>> {
-        let redact = self.log.as_ref().filter(|log| log.operations).map(|log| log.redact_filters);
+    pub fn describe(&self, request: &Request<'_>) -> Option<RequestPart> {
+        let log = self.log.as_ref().filter(|log| log.operations);
+        let redact = log.map(|log| log.redact_filters);
         #[cfg(feature = "otlp")]
         let redact = redact.or(self.spans.as_ref().map(|(_, redact)| *redact));
-        Some(Box::new(describe::describe(request, redact?)))
+        let described = describe::describe(request, redact?);
+        Some(RequestPart {
+            written: Lent::filled(|part| {
+                if let Some(log) = log {
+                    render::request_part(part, &described, log.format);
+                }
+            }),
+            #[cfg(feature = "otlp")]
+            described: self.spans.is_some().then(|| Box::new(described.into_owned())),
+        })
     }
 
     /// Writes an operation's record, if it is one of those to be told.
     pub fn operation(&self, record: &OperationRecord<'_>) {
         if let Some(log) = self.log.as_ref().filter(|log| log.operations && log.selection.takes(record)) {
-            log.writer.line(&render::operation_line(record, log.format));
+            log.write(|line| render::operation_line(line, record, log.format));
         }
         #[cfg(feature = "otlp")]
         if let Some((spans, _)) = &self.spans {
@@ -96,7 +110,7 @@ impl AccessLog {
     /// Writes a session's record.
     pub fn session(&self, record: &SessionRecord<'_>) {
         if let Some(log) = &self.log {
-            log.writer.line(&render::session_line(record, log.format));
+            log.write(|line| render::session_line(line, record, log.format));
         }
         #[cfg(feature = "otlp")]
         if let Some((spans, _)) = &self.spans {
@@ -135,6 +149,14 @@ impl AccessLog {
     pub fn retire(&self) -> Option<Retired> {
         let log = self.log.as_ref()?;
         Some(Retired { log: Arc::downgrade(log), ended: Arc::clone(log.writer.ended()) })
+    }
+}
+
+impl Open {
+    fn write(&self, render: impl FnOnce(&mut Vec<u8>)) {
+        let mut line = Vec::with_capacity(USUAL_LINE);
+        render(&mut line);
+        self.writer.line(&line);
     }
 }
 

@@ -1,8 +1,11 @@
 //! What the access log tells of an operation and of a session.
 
+use std::borrow::Cow;
+use std::cell::OnceCell;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
+use crate::buffer::Lent;
 use crate::failure::{EndReason, Refusal, SubCode};
 use crate::ldap::{OperationKind, ResultCode};
 
@@ -19,6 +22,8 @@ pub struct Who<'a> {
     pub tls: Option<&'a TlsFacts>,
     /// The name the session is bound as; `None` when anonymous.
     pub bound_as: Option<&'a str>,
+    /// All of this as the session's log writes it, once it has.
+    pub written: &'a OnceCell<Box<[u8]>>,
 }
 
 /// What a handshake settled.
@@ -46,7 +51,7 @@ pub struct OperationRecord<'a> {
     /// What it was.
     pub operation: OperationKind,
     /// What it asked for.
-    pub request: &'a Described,
+    pub request: &'a RequestPart,
     /// Who answered; `None` if the proxy did.
     pub backend: Option<&'a str>,
     /// The result; `None` where the protocol has none (unbind, abandon, an abandoned operation).
@@ -107,29 +112,59 @@ pub struct SessionRecord<'a> {
     pub ended: EndReason,
 }
 
-/// What a request asked for, without secrets and of bounded size; made by `AccessLog::describe` when it arrives.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Described {
+/// What its request adds to an operation's record; made by [`super::AccessLog::describe`] when it arrives.
+#[derive(Debug)]
+pub struct RequestPart {
+    /// As it stands in the log's line.
+    pub(super) written: Lent,
+    /// For the span.
+    #[cfg(feature = "otlp")]
+    pub(super) described: Option<Box<Described<'static>>>,
+}
+
+/// What a request asked for, without secrets and of bounded size.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Described<'a> {
     /// The base of a search, the entry of an update or compare, the name of a bind.
-    pub dn: Option<String>,
+    pub dn: Option<Cow<'a, str>>,
     /// "base", "one" or "sub"
     pub scope: Option<&'static str>,
     /// RFC 4515's text, with `?` for values where they are redacted.
     pub filter: Option<String>,
     /// The attributes asked for; none is all.
-    pub attributes: Vec<String>,
+    pub attributes: Vec<Cow<'a, str>>,
     /// Entries, 0 = none asked.
     pub size_limit: u32,
     /// Seconds, 0 = none asked.
     pub time_limit: u32,
     /// "simple", a SASL mechanism, or "other"
-    pub mechanism: Option<String>,
+    pub mechanism: Option<Cow<'a, str>>,
     /// An extended operation's object identifier.
-    pub oid: Option<String>,
+    pub oid: Option<Cow<'a, str>>,
     /// The messageID an abandon names.
     pub abandons: Option<u32>,
     /// Object identifiers of controls, `!` before critical ones.
-    pub controls: Vec<String>,
+    pub controls: Vec<Cow<'a, str>>,
+}
+
+#[cfg(feature = "otlp")]
+impl Described<'_> {
+    /// One that outlives its request.
+    pub(super) fn into_owned(self) -> Described<'static> {
+        let owned = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
+        Described {
+            dn: self.dn.map(owned),
+            scope: self.scope,
+            filter: self.filter,
+            attributes: self.attributes.into_iter().map(owned).collect(),
+            size_limit: self.size_limit,
+            time_limit: self.time_limit,
+            mechanism: self.mechanism.map(owned),
+            oid: self.oid.map(owned),
+            abandons: self.abandons,
+            controls: self.controls.into_iter().map(owned).collect(),
+        }
+    }
 }
 
 /// How durations are written.

@@ -1,7 +1,9 @@
 //! A record as a line of JSON or of text. Pure.
 
-use std::fmt::{self, Display, Write};
-use std::time::{Duration, SystemTime};
+use std::cell::Cell;
+use std::fmt::{self, Display};
+use std::io::{self, Write};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use time::OffsetDateTime;
 
@@ -10,29 +12,55 @@ use super::record::{Described, OperationRecord, SessionRecord, Who, microseconds
 use crate::config::LogFormat;
 use crate::failure::{Refusal, SubCode};
 
-/// The line of an operation, with its end.
-pub(super) fn operation_line(record: &OperationRecord<'_>, format: LogFormat) -> Vec<u8> {
+/// Writes the line of an operation, with its end.
+pub(super) fn operation_line(line: &mut Vec<u8>, record: &OperationRecord<'_>, format: LogFormat) {
     match format {
-        LogFormat::Json => operation_json(record),
-        LogFormat::Text => text(|line| operation_text(line, record)),
+        LogFormat::Json => operation_json(line, record),
+        LogFormat::Text => text(line, |line| operation_text(line, record)),
     }
 }
 
-/// The line of a session, with its end.
-pub(super) fn session_line(record: &SessionRecord<'_>, format: LogFormat) -> Vec<u8> {
+/// Writes the line of a session, with its end.
+pub(super) fn session_line(line: &mut Vec<u8>, record: &SessionRecord<'_>, format: LogFormat) {
     match format {
-        LogFormat::Json => session_json(record),
-        LogFormat::Text => text(|line| session_text(line, record)),
+        LogFormat::Json => session_json(line, record),
+        LogFormat::Text => text(line, |line| session_text(line, record)),
     }
 }
+
+/// Writes what a request adds to the line of its operation.
+pub(super) fn request_part(part: &mut Vec<u8>, request: &Described<'_>, format: LogFormat) {
+    match format {
+        LogFormat::Json => json_request(&mut Object::part(part), request),
+        LogFormat::Text => write_request(part, request).expect(TAKES_ALL),
+    }
+}
+
+const TAKES_ALL: &str = "a Vec takes every write";
 
 /// RFC 3339 in UTC, with microseconds.
 pub(super) struct Timestamp(pub(super) SystemTime);
 
+thread_local! {
+    /// The last second that was written, after the epoch, and its text.
+    static LAST: Cell<(u64, [u8; 27])> = const { Cell::new((u64::MAX, [0; 27])) };
+}
+
 impl Timestamp {
+    /// A clock before 1970 is shown as its first moment.
     fn text(&self) -> [u8; 27] {
-        let time = OffsetDateTime::from(self.0);
-        let (hour, minute, second, micro) = time.to_hms_micro();
+        let since_epoch = self.0.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let (second, mut text) = LAST.get();
+        if second != since_epoch.as_secs() {
+            text = Self::of_second(OffsetDateTime::from(UNIX_EPOCH + since_epoch));
+            LAST.set((since_epoch.as_secs(), text));
+        }
+        write_digits(&mut text[20..26], since_epoch.subsec_micros());
+        text
+    }
+
+    fn of_second(time: OffsetDateTime) -> [u8; 27] {
+        let (hour, minute, second) = time.to_hms();
         let mut text = *b"0000-00-00T00:00:00.000000Z";
         for (start, end, number) in [
             (0, 4, time.year().unsigned_abs()),
@@ -41,7 +69,6 @@ impl Timestamp {
             (11, 13, hour.into()),
             (14, 16, minute.into()),
             (17, 19, second.into()),
-            (20, 26, micro),
         ] {
             write_digits(&mut text[start..end], number);
         }
@@ -63,14 +90,14 @@ fn write_digits(room: &mut [u8], mut number: u32) {
     }
 }
 
-fn operation_json(record: &OperationRecord<'_>) -> Vec<u8> {
-    let mut line = Object::new();
+fn operation_json(line: &mut Vec<u8>, record: &OperationRecord<'_>) {
+    let mut line = Object::begin(line);
     line.word(key!("event"), "operation");
     line.unescaped(key!("time"), &Timestamp(record.time).text());
-    json_who(&mut line, &record.who);
+    line.fields(written_once(&record.who, json_who));
     line.number(key!("message_id"), record.message_id);
     line.word(key!("operation"), record.operation.as_str());
-    json_request(&mut line, record.request);
+    line.fields(&record.request.written);
     line.optional_text(key!("backend"), record.backend);
     if let Some(code) = record.result {
         line.number(key!("result_code"), code.0);
@@ -87,14 +114,14 @@ fn operation_json(record: &OperationRecord<'_>) -> Vec<u8> {
     line.number(key!("connect_us"), microseconds(record.timing.connect));
     line.number(key!("backend_us"), microseconds(record.timing.backend));
     line.number(key!("total_us"), microseconds(record.timing.total));
-    line.into_line()
+    line.end_line();
 }
 
-fn session_json(record: &SessionRecord<'_>) -> Vec<u8> {
-    let mut line = Object::new();
+fn session_json(line: &mut Vec<u8>, record: &SessionRecord<'_>) {
+    let mut line = Object::begin(line);
     line.word(key!("event"), "session");
     line.unescaped(key!("time"), &Timestamp(record.time).text());
-    json_who(&mut line, &record.who);
+    line.fields(written_once(&record.who, json_who));
     line.optional_text(key!("backend"), record.backend);
     line.truth(key!("tunnel"), record.tunnel);
     line.number(key!("operations"), record.operations);
@@ -103,10 +130,20 @@ fn session_json(record: &SessionRecord<'_>) -> Vec<u8> {
     line.number(key!("bytes_out"), record.bytes_out);
     line.number(key!("duration_us"), microseconds(record.duration));
     line.word(key!("ended"), record.ended.as_str());
-    line.into_line()
+    line.end_line();
 }
 
-fn json_who(line: &mut Object, who: &Who<'_>) {
+/// Who, written at the first record that tells of it: a session's log doesn't change.
+fn written_once<'a>(who: &Who<'a>, write: impl FnOnce(&mut Vec<u8>, &Who<'_>)) -> &'a [u8] {
+    who.written.get_or_init(|| {
+        let mut part = Vec::new();
+        write(&mut part, who);
+        part.into()
+    })
+}
+
+fn json_who(part: &mut Vec<u8>, who: &Who<'_>) {
+    let mut line = Object::part(part);
     line.number(key!("session"), who.session);
     line.address(key!("client"), who.client);
     line.text(key!("listener"), who.listener);
@@ -121,7 +158,7 @@ fn json_who(line: &mut Object, who: &Who<'_>) {
     line.optional_text(key!("bound_as"), who.bound_as);
 }
 
-fn json_request(line: &mut Object, request: &Described) {
+fn json_request(line: &mut Object<'_>, request: &Described<'_>) {
     line.optional_text(key!("dn"), request.dn.as_deref());
     line.optional_word(key!("scope"), request.scope);
     line.optional_text(key!("filter"), request.filter.as_deref());
@@ -143,18 +180,16 @@ fn json_request(line: &mut Object, request: &Described) {
 }
 
 /// Words of clients are written as Rust literals, so that none of them can end the line or look like another field.
-fn text(write: impl FnOnce(&mut String) -> fmt::Result) -> Vec<u8> {
-    let mut line = String::with_capacity(256);
-    write(&mut line).expect("a String takes every write");
-    line.push('\n');
-    line.into_bytes()
+fn text(line: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) {
+    write(line).expect(TAKES_ALL);
+    line.push(b'\n');
 }
 
-fn operation_text(line: &mut String, record: &OperationRecord<'_>) -> fmt::Result {
+fn operation_text(line: &mut Vec<u8>, record: &OperationRecord<'_>) -> io::Result<()> {
     write!(line, "{} ", Timestamp(record.time))?;
-    write_who(line, &record.who)?;
+    line.extend_from_slice(written_once(&record.who, text_who));
     write!(line, " #{} {}", record.message_id, record.operation)?;
-    write_request(line, record.request)?;
+    line.extend_from_slice(&record.request.written);
     match record.result {
         Some(code) => write!(line, ": {code}")?,
         None => write!(line, ": no result")?,
@@ -187,13 +222,13 @@ fn operation_text(line: &mut String, record: &OperationRecord<'_>) -> fmt::Resul
     Ok(())
 }
 
-fn session_text(line: &mut String, record: &SessionRecord<'_>) -> fmt::Result {
+fn session_text(line: &mut Vec<u8>, record: &SessionRecord<'_>) -> io::Result<()> {
     write!(line, "{} ", Timestamp(record.time))?;
-    write_who(line, &record.who)?;
+    line.extend_from_slice(written_once(&record.who, text_who));
     write!(line, " ended: {}, after {:.3} s", record.ended, record.duration.as_secs_f64())?;
     write!(line, ", {} operations, {} bytes in, {} out", record.operations, record.bytes_in, record.bytes_out)?;
     if record.tunnel {
-        line.push_str(", tunnel");
+        line.extend_from_slice(b", tunnel");
     }
     if record.failovers > 0 {
         write!(line, ", {} failovers", record.failovers)?;
@@ -204,7 +239,11 @@ fn session_text(line: &mut String, record: &SessionRecord<'_>) -> fmt::Result {
     Ok(())
 }
 
-fn write_who(line: &mut String, who: &Who<'_>) -> fmt::Result {
+fn text_who(part: &mut Vec<u8>, who: &Who<'_>) {
+    write_who(part, who).expect(TAKES_ALL);
+}
+
+fn write_who(line: &mut Vec<u8>, who: &Who<'_>) -> io::Result<()> {
     write!(line, "session {} {} on {}", who.session, who.client, who.listener)?;
     if let Some(tls) = who.tls {
         write!(line, " TLS {} {}", tls.version, tls.suite)?;
@@ -221,7 +260,7 @@ fn write_who(line: &mut String, who: &Who<'_>) -> fmt::Result {
     }
 }
 
-fn write_request(line: &mut String, request: &Described) -> fmt::Result {
+fn write_request(line: &mut Vec<u8>, request: &Described<'_>) -> io::Result<()> {
     let texts = [&request.oid, &request.mechanism, &request.dn];
     for text in texts.into_iter().flatten() {
         write!(line, " {text:?}")?;
@@ -259,12 +298,14 @@ impl Display for Milliseconds {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::OnceCell;
     use std::collections::BTreeSet;
 
     use serde_json::{Value, json};
 
-    use super::super::record::{Timing, TlsFacts};
+    use super::super::record::{RequestPart, Timing, TlsFacts};
     use super::*;
+    use crate::buffer::Lent;
     use crate::failure::{EndReason, Refusal, SubCode};
     use crate::ldap::{OperationKind, ResultCode};
 
@@ -279,52 +320,84 @@ mod tests {
         }
     }
 
-    fn who(tls: &TlsFacts) -> Who<'_> {
-        Who {
-            session: 17,
-            client: ([10, 0, 0, 5], 40123).into(),
-            listener: "0.0.0.0:636",
-            tls: Some(tls),
-            bound_as: Some("cn=app"),
+    /// What records borrow.
+    struct Site {
+        tls: TlsFacts,
+        written: OnceCell<Box<[u8]>>,
+        request: RequestPart,
+    }
+
+    impl Site {
+        fn new(request: &Described<'_>, format: LogFormat) -> Self {
+            let written = Lent::filled(|part| request_part(part, request, format));
+            let request = RequestPart {
+                written,
+                #[cfg(feature = "otlp")]
+                described: None,
+            };
+            Self { tls: tls(), written: OnceCell::new(), request }
+        }
+
+        fn who(&self) -> Who<'_> {
+            Who {
+                session: 17,
+                client: ([10, 0, 0, 5], 40123).into(),
+                listener: "0.0.0.0:636",
+                tls: Some(&self.tls),
+                bound_as: Some("cn=app"),
+                written: &self.written,
+            }
+        }
+
+        fn operation(&self) -> OperationRecord<'_> {
+            OperationRecord {
+                time: SystemTime::UNIX_EPOCH + Duration::from_micros(1_795_508_345_000_042),
+                who: self.who(),
+                message_id: 3,
+                operation: OperationKind::Search,
+                request: &self.request,
+                backend: Some("10.0.1.10:389"),
+                result: Some(ResultCode(0)),
+                sub_code: None,
+                refusal: None,
+                entries: 2,
+                references: 0,
+                bytes_in: 60,
+                bytes_out: 900,
+                retries: 1,
+                timing: Timing { backend: 700 * MICROSECOND, total: 812 * MICROSECOND, ..Timing::default() },
+            }
+        }
+
+        fn session(&self) -> SessionRecord<'_> {
+            SessionRecord {
+                time: SystemTime::UNIX_EPOCH,
+                who: self.who(),
+                backend: None,
+                tunnel: false,
+                operations: 5,
+                failovers: 1,
+                bytes_in: 1,
+                bytes_out: 2,
+                duration: Duration::from_secs(3),
+                ended: EndReason::IdleTimeout,
+            }
         }
     }
 
-    fn operation<'a>(tls: &'a TlsFacts, request: &'a Described) -> OperationRecord<'a> {
-        OperationRecord {
-            time: SystemTime::UNIX_EPOCH + Duration::from_micros(1_795_508_345_000_042),
-            who: who(tls),
-            message_id: 3,
-            operation: OperationKind::Search,
-            request,
-            backend: Some("10.0.1.10:389"),
-            result: Some(ResultCode(0)),
-            sub_code: None,
-            refusal: None,
-            entries: 2,
-            references: 0,
-            bytes_in: 60,
-            bytes_out: 900,
-            retries: 1,
-            timing: Timing { backend: 700 * MICROSECOND, total: 812 * MICROSECOND, ..Timing::default() },
-        }
+    fn operation_line(record: &OperationRecord<'_>, format: LogFormat) -> Vec<u8> {
+        let mut line = Vec::new();
+        super::operation_line(&mut line, record, format);
+        line
     }
 
-    fn session(tls: &TlsFacts) -> SessionRecord<'_> {
-        SessionRecord {
-            time: SystemTime::UNIX_EPOCH,
-            who: who(tls),
-            backend: None,
-            tunnel: false,
-            operations: 5,
-            failovers: 1,
-            bytes_in: 1,
-            bytes_out: 2,
-            duration: Duration::from_secs(3),
-            ended: EndReason::IdleTimeout,
-        }
+    fn session_line(record: &SessionRecord<'_>, format: LogFormat) -> Vec<u8> {
+        let mut line = Vec::new();
+        super::session_line(&mut line, record, format);
+        line
     }
 
-    fn search() -> Described {
+    fn search() -> Described<'static> {
         Described {
             dn: Some("dc=x".into()),
             scope: Some("sub"),
@@ -341,8 +414,8 @@ mod tests {
 
     #[test]
     fn an_operation_in_json() {
-        let (tls, search) = (tls(), search());
-        let line = operation_line(&operation(&tls, &search), LogFormat::Json);
+        let site = Site::new(&search(), LogFormat::Json);
+        let line = operation_line(&site.operation(), LogFormat::Json);
         let expected = json!({
             "event": "operation", "time": "2026-11-24T08:19:05.000042Z", "session": 17, "client": "10.0.0.5:40123",
             "listener": "0.0.0.0:636", "bound_as": "cn=app",
@@ -357,8 +430,8 @@ mod tests {
 
     #[test]
     fn an_operation_in_text() {
-        let (tls, search) = (tls(), search());
-        let line = operation_line(&operation(&tls, &search), LogFormat::Text);
+        let site = Site::new(&search(), LogFormat::Text);
+        let line = operation_line(&site.operation(), LogFormat::Text);
         let expected = "2026-11-24T08:19:05.000042Z session 17 10.0.0.5:40123 on 0.0.0.0:636 TLS 1.3 \
             TLS_AES_256_GCM_SHA384 for \"ldap.example.com\" as \"cn=app\" #3 search \"dc=x\" sub \"(cn=?)\" \
             attributes [\"cn\"]: success (0) from 10.0.1.10:389, 0.812 ms backend 0.700 ms, 60 bytes in, 900 out, \
@@ -368,81 +441,89 @@ mod tests {
 
     #[test]
     fn the_proxys_own_answer_says_why() {
-        let (tls, search) = (tls(), search());
-        let record = OperationRecord {
-            backend: None,
-            result: Some(ResultCode(52)),
-            refusal: Some(Refusal::NoBackend),
-            ..operation(&tls, &search)
+        let line_in = |format| {
+            let site = Site::new(&search(), format);
+            let (result, refusal) = (Some(ResultCode(52)), Some(Refusal::NoBackend));
+            operation_line(&OperationRecord { backend: None, result, refusal, ..site.operation() }, format)
         };
-        let value = parsed(&operation_line(&record, LogFormat::Json));
+        let value = parsed(&line_in(LogFormat::Json));
         assert_eq!((&value["result"], &value["refusal"]), (&json!("unavailable"), &json!("no_backend")));
         assert_eq!(value.get("backend"), None);
-        let line = String::from_utf8_lossy(&operation_line(&record, LogFormat::Text)).into_owned();
+        let line = String::from_utf8_lossy(&line_in(LogFormat::Text)).into_owned();
         assert!(line.contains(": unavailable (52) by the proxy, no_backend, "), "{line}");
     }
 
     #[test]
     fn an_abandon_has_no_result() {
-        let (tls, abandon) = (tls(), Described { abandons: Some(2), ..Described::default() });
-        let record = OperationRecord { operation: OperationKind::Abandon, result: None, ..operation(&tls, &abandon) };
+        let site = Site::new(&Described { abandons: Some(2), ..Described::default() }, LogFormat::Json);
+        let record = OperationRecord { operation: OperationKind::Abandon, result: None, ..site.operation() };
         let value = parsed(&operation_line(&record, LogFormat::Json));
         assert_eq!((value.get("result"), value.get("result_code"), &value["abandons"]), (None, None, &json!(2)));
     }
 
     #[test]
     fn a_session_says_why_it_ended() {
-        let tls = tls();
-        let record = session(&tls);
-        let value = parsed(&session_line(&record, LogFormat::Json));
+        let site = Site::new(&search(), LogFormat::Json);
+        let value = parsed(&session_line(&site.session(), LogFormat::Json));
         assert_eq!((&value["event"], &value["ended"]), (&json!("session"), &json!("idle_timeout")));
         assert_eq!(value["duration_us"], json!(3_000_000));
-        let line = String::from_utf8_lossy(&session_line(&record, LogFormat::Text)).into_owned();
+        let site = Site::new(&search(), LogFormat::Text);
+        let line = String::from_utf8_lossy(&session_line(&site.session(), LogFormat::Text)).into_owned();
         assert!(line.starts_with("1970-01-01T00:00:00.000000Z session 17 "), "{line}");
         assert!(line.contains(" ended: idle_timeout, after 3.000 s, 5 operations"), "{line}");
     }
 
     #[test]
+    fn a_time_is_the_same_whichever_second_was_written_before() {
+        let at = |microseconds| Timestamp(UNIX_EPOCH + microseconds * MICROSECOND).to_string();
+        for (microseconds, expected) in [
+            (999_999, "1970-01-01T00:00:00.999999Z"),
+            (1_000_000, "1970-01-01T00:00:01.000000Z"),
+            (5, "1970-01-01T00:00:00.000005Z"),
+            (1_000_001, "1970-01-01T00:00:01.000001Z"),
+        ] {
+            assert_eq!(at(microseconds), expected);
+        }
+        assert_eq!(Timestamp(UNIX_EPOCH - MICROSECOND).to_string(), at(0), "a clock that is wrong");
+    }
+
+    #[test]
     fn the_reference_has_every_field_and_no_other() {
         let full = Described {
-            dn: Some(String::new()),
+            dn: Some("".into()),
             scope: Some("sub"),
             filter: Some(String::new()),
-            attributes: vec![String::new()],
+            attributes: vec!["".into()],
             size_limit: 1,
             time_limit: 1,
-            mechanism: Some(String::new()),
-            oid: Some(String::new()),
+            mechanism: Some("".into()),
+            oid: Some("".into()),
             abandons: Some(1),
-            controls: vec![String::new()],
+            controls: vec!["".into()],
         };
-        let tls = tls();
-        let record = OperationRecord {
-            sub_code: Some(SubCode::WrongPassword),
-            refusal: Some(Refusal::NoBackend),
-            ..operation(&tls, &full)
-        };
-        let told =
-            [parsed(&operation_line(&record, LogFormat::Json)), parsed(&session_line(&session(&tls), LogFormat::Json))];
+        let site = Site::new(&full, LogFormat::Json);
+        let (sub_code, refusal) = (Some(SubCode::WrongPassword), Some(Refusal::NoBackend));
+        let record = OperationRecord { sub_code, refusal, ..site.operation() };
+        let told = [
+            parsed(&operation_line(&record, LogFormat::Json)),
+            parsed(&session_line(&site.session(), LogFormat::Json)),
+        ];
         let told: BTreeSet<_> =
             told.iter().filter_map(Value::as_object).flat_map(|line| line.keys()).cloned().collect();
         let reference = include_str!("../../docs/access-log.md");
         let rows = reference.lines().filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned()));
         assert_eq!(rows.collect::<BTreeSet<_>>(), told);
         let example = reference.lines().find(|line| line.starts_with("{\"event\"")).expect("an example");
-        let search = search();
-        assert_eq!(
-            parsed(&[example.as_bytes(), b"\n"].concat()),
-            parsed(&operation_line(&operation(&tls, &search), LogFormat::Json))
-        );
+        let site = Site::new(&search(), LogFormat::Json);
+        let line = operation_line(&site.operation(), LogFormat::Json);
+        assert_eq!(parsed(&[example.as_bytes(), b"\n"].concat()), parsed(&line));
     }
 
     #[test]
     fn a_client_cannot_forge_a_line() {
-        let tls = tls();
         let request = Described { dn: Some("x\"\n2026-11-24T00:00:00Z session 1\r".into()), ..Described::default() };
         for format in [LogFormat::Json, LogFormat::Text] {
-            let line = operation_line(&operation(&tls, &request), format);
+            let line = operation_line(&Site::new(&request, format).operation(), format);
             assert_eq!(
                 line.iter().filter(|byte| byte.is_ascii_control()).count(),
                 1,

@@ -40,10 +40,12 @@ fn has_failed(record: &OperationRecord<'_>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::OnceCell;
     use std::time::SystemTime;
 
     use super::*;
-    use crate::access_log::{Described, Timing, Who};
+    use crate::access_log::{RequestPart, Timing, Who};
+    use crate::buffer::Lent;
     use crate::ldap::OperationKind;
 
     fn selection(sample: u32, slower_than: Option<Duration>) -> Selection {
@@ -51,13 +53,20 @@ mod tests {
     }
 
     fn takes(selection: &Selection, operation: OperationKind, result: Option<u32>, total: Duration) -> bool {
-        let who = Who { session: 1, client: ([10, 0, 0, 1], 1).into(), listener: "l", tls: None, bound_as: None };
+        let written = &OnceCell::new();
+        let who =
+            Who { session: 1, client: ([10, 0, 0, 1], 1).into(), listener: "l", tls: None, bound_as: None, written };
+        let request = RequestPart {
+            written: Lent::copy_of(b""),
+            #[cfg(feature = "otlp")]
+            described: None,
+        };
         selection.takes(&OperationRecord {
             time: SystemTime::UNIX_EPOCH,
             who,
             message_id: 1,
             operation,
-            request: &Described::default(),
+            request: &request,
             backend: None,
             result: result.map(ResultCode),
             sub_code: None,

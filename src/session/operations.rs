@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::pins::Page;
-use crate::access_log::Described;
+use crate::access_log::RequestPart;
 use crate::buffer::{Lent, Spares};
 use crate::failure::{FailoverKind, Refusal};
 use crate::ldap::{MessageId, OperationKind};
@@ -84,7 +84,7 @@ pub struct Operation {
     /// How long it waited for its upstream to be opened.
     pub connect: Duration,
     /// What the access log will say of it.
-    pub described: Option<Box<Described>>,
+    pub described: Option<RequestPart>,
 }
 
 /// What becomes of an operation whose upstream is lost.
@@ -107,7 +107,7 @@ impl Operation {
         kind: OperationKind,
         started: Instant,
         length: usize,
-        described: Option<Box<Described>>,
+        described: Option<RequestPart>,
     ) -> Self {
         Self {
             id,

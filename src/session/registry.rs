@@ -1,5 +1,6 @@
 //! The sessions that are alive, for those who count, show or end them.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
@@ -80,6 +81,8 @@ pub struct Facts {
     pub tls: Option<TlsFacts>,
     /// The VPC endpoint it came through.
     pub vpc_endpoint: Option<Box<str>>,
+    /// Who it is, as its log writes that.
+    pub(super) written: OnceCell<Box<[u8]>>,
 }
 
 impl Handle {
@@ -119,7 +122,9 @@ impl Handle {
     }
 
     pub(super) fn set_facts(&self, change: impl FnOnce(&mut Facts)) {
-        change(&mut lock(&self.facts));
+        let mut facts = lock(&self.facts);
+        change(&mut facts);
+        facts.written.take();
     }
 
     /// Whether the session has been told this.

@@ -8,7 +8,7 @@ use super::bind::{BindState, Identity, Method};
 use super::operations::{Fate, KeptRequest, Operation, Operations};
 use super::pins::{Pin, Pins};
 use super::verdict::{Answer, Ending, Loss, RequestVerdict, ResponseVerdict, Settled};
-use crate::access_log::Described;
+use crate::access_log::RequestPart;
 use crate::config::{Failover, FailoverMode, Limits};
 use crate::failure::{EndReason, FailoverKind, Refusal};
 use crate::ldap::{
@@ -190,7 +190,7 @@ impl State {
     }
 
     /// Takes up an operation that is forwarded. `position` is where its first octet will stand in the upstream's stream.
-    pub fn begin(&mut self, request: &Request<'_>, position: u64, described: Option<Box<Described>>, now: Instant) {
+    pub fn begin(&mut self, request: &Request<'_>, position: u64, described: Option<RequestPart>, now: Instant) {
         let (id, kind) = (request.message_id(), request.kind());
         let page = if kind == OperationKind::Search { self.pins.search(request) } else { None };
         let kept = self.keep(request);

@@ -10,7 +10,7 @@ use opentelemetry::trace::{SpanContext, SpanId, SpanKind, Status, TraceFlags, Tr
 use opentelemetry::{Array, InstrumentationScope, KeyValue, StringValue, Value};
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 
-use super::super::record::{OperationRecord, SessionRecord, Who, microseconds};
+use super::super::record::{Described, OperationRecord, SessionRecord, Who, microseconds};
 use crate::metrics::{has_response, is_server_trouble};
 
 pub(super) const SESSION: &str = "ldap session";
@@ -29,7 +29,8 @@ pub(super) fn session_span(record: &SessionRecord<'_>, session: &SpanContext) ->
 }
 
 pub(super) fn operation_span(record: &OperationRecord<'_>, session: &SpanContext) -> SpanData {
-    let request = record.request;
+    let nothing = Described::default();
+    let request = record.request.described.as_deref().unwrap_or(&nothing);
     let mut attributes = describe_who(&record.who);
     attributes.extend([
         KeyValue::new("ldap.message_id", i64::from(record.message_id)),
@@ -56,7 +57,7 @@ pub(super) fn operation_span(record: &OperationRecord<'_>, session: &SpanContext
     attributes.extend(record.result.map(|code| KeyValue::new("ldap.result_code", i64::from(code.0))));
     for (name, list) in [("ldap.attributes", &request.attributes), ("ldap.controls", &request.controls)] {
         if !list.is_empty() {
-            let list = list.iter().cloned().map(StringValue::from).collect();
+            let list = list.iter().map(|text| StringValue::from(text.to_string())).collect();
             attributes.push(KeyValue::new(name, Value::Array(Array::String(list))));
         }
     }

@@ -222,5 +222,6 @@ fn who<'a>(entry: &'a Entry, facts: &'a Facts) -> Who<'a> {
         listener: &entry.listener,
         tls: facts.tls.as_ref(),
         bound_as: facts.bind_name.as_deref(),
+        written: &facts.written,
     }
 }
