@@ -281,27 +281,16 @@ impl Outbox {
         *self = Self { buffer: octets, ..Self::default() };
     }
 
-    /// Sends octets after those that wait; what isn't taken at once waits too.
-    pub fn send(
-        &mut self,
-        cx: &mut Context<'_>,
-        io: &mut (impl AsyncWrite + Unpin),
-        mut octets: &[u8],
-    ) -> io::Result<()> {
+    /// Sends octets after those that wait; what isn't taken at once waits too. An error shows again, with its consequences,
+    /// when they are flushed.
+    pub fn send(&mut self, cx: &mut Context<'_>, io: &mut (impl AsyncWrite + Unpin), mut octets: &[u8]) {
         while self.is_empty() && !octets.is_empty() {
-            match Pin::new(&mut *io).poll_write(cx, octets) {
-                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
-                Poll::Ready(Ok(count)) => {
-                    self.taken += count as u64;
-                    self.unflushed = true;
-                    octets = &octets[count..];
-                }
-                Poll::Ready(Err(error)) => return Err(error),
-                Poll::Pending => break,
-            }
+            let Poll::Ready(Ok(count @ 1..)) = Pin::new(&mut *io).poll_write(cx, octets) else { break };
+            self.taken += count as u64;
+            self.unflushed = true;
+            octets = &octets[count..];
         }
         self.queue(octets);
-        Ok(())
     }
 
     /// Sends what waits; ready once all of it has left this process.
@@ -391,13 +380,34 @@ mod tests {
         assert_eq!(inbox.capacity(), 0);
     }
 
+    /// What is sent again elsewhere begins where the peer stopped taking.
+    #[test]
+    fn a_peer_that_breaks_off_has_taken_what_it_took() {
+        struct TakesTwo(bool);
+        impl AsyncWrite for TakesTwo {
+            fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+                let broken = std::mem::replace(&mut self.0, true);
+                Poll::Ready(if broken { Err(io::ErrorKind::ConnectionReset.into()) } else { Ok(2) })
+            }
+            fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+                Poll::Ready(Ok(()))
+            }
+            fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+                Poll::Ready(Ok(()))
+            }
+        }
+        let mut outbox = Outbox::default();
+        outbox.send(&mut Context::from_waker(Waker::noop()), &mut TakesTwo(false), b"abcdef");
+        assert_eq!((outbox.taken(), outbox.waiting()), (2, &b"cdef"[..]));
+    }
+
     #[test]
     fn an_outbox_keeps_the_order() {
         let mut cx = Context::from_waker(Waker::noop());
         let (mut near, mut far) = tokio::io::duplex(4);
         let mut outbox = Outbox::default();
-        outbox.send(&mut cx, &mut near, b"abcdef").expect("no error");
-        outbox.send(&mut cx, &mut near, b"gh").expect("no error");
+        outbox.send(&mut cx, &mut near, b"abcdef");
+        outbox.send(&mut cx, &mut near, b"gh");
         assert_eq!((outbox.taken(), outbox.waiting(), outbox.position()), (4, &b"efgh"[..], 8));
         let mut received = Vec::new();
         let mut inbox = Inbox::default();

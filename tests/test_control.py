@@ -130,6 +130,32 @@ def test_drain_gives_up_waiting_when_told_and_leaves_it_drained(proxy, pair, com
         assert f"{used}" in command("status")[1] and "draining" in command("status")[1]
 
 
+def test_a_session_that_has_just_written_leaves_when_it_may(start_proxy, pair, socket, command):
+    """A regression test: what tied it to its backend for a while made it forget that it was to leave."""
+    pool = 'health.probe = "tcp"\nfailover.write_affinity = "1s"'
+    proxy = start_proxy(pair, pool=pool, extra=f'socket = "{socket}"')
+    with RawClient(proxy.endpoint()) as client:
+        assert client.ask(ber.delete, "cn=x")[-1].result_code == ber.SUCCESS
+        used, other = sorted(pair, key=lambda backend: not backend.sessions())
+        assert command("drain", str(used))[0] == 0
+        assert client.ask(ber.search)[-1].result_code == ber.SUCCESS
+        assert other.open()
+
+
+def test_no_session_leaves_for_a_backend_that_is_down(start_proxy, pair, socket, command):
+    """A regression test: the drain was an outage."""
+    pool = 'health.probe = "tcp"\nhealth.interval = "100ms"\nhealth.fall = 1'
+    proxy = start_proxy(pair, pool=pool, extra=f'socket = "{socket}"')
+    with RawClient(proxy.endpoint()) as client:
+        client.ask(ber.search)
+        used, other = sorted(pair, key=lambda backend: not backend.sessions())
+        other.stop_listening()
+        proxy.wait_for("ldaps_proxy_backend_up", 0, backend=str(other))
+        assert command("drain", str(used), "--timeout", "0")[0] == 1
+        assert client.ask(ber.search)[-1].result_code == ber.SUCCESS
+        assert used.open()
+
+
 @pytest.mark.parametrize("ended", [False, True])
 def test_drain_says_when_a_reload_takes_the_backend_away(proxy, pair, command, socket, tmp_path, ended):
     """A regression test: it printed nothing and was content, though the sessions went on. The command stands still for the

@@ -64,6 +64,17 @@ def test_upgrade(cleartext, backend):
     assert [pdu.tag for pdu in backend.session().pdus][0] == ber.BIND_REQUEST
 
 
+def test_who_was_bound_before_it_still_is(start_cleartext, backend):
+    """A regression test: the connection to the backend was left behind, and with it a bind that can't be replayed."""
+    cleartext = start_cleartext("policy.allow_cleartext_bind = true")
+    with RawClient(cleartext.endpoint(tls=False)) as client:
+        assert client.ask(ber.sasl_bind, "EXTERNAL")[-1].result_code == ber.SUCCESS
+        assert client.ask(ber.extended, ber.START_TLS)[-1].result_code == ber.SUCCESS
+        secure(client, cleartext.ca)
+        assert client.ask(ber.search)[-1].result_code == ber.SUCCESS
+    assert [pdu.tag for pdu in backend.session().pdus][:2] == [ber.BIND_REQUEST, ber.SEARCH_REQUEST]
+
+
 def test_passwords_in_cleartext_are_refused_and_go_no_further(cleartext, backend):
     with RawClient(cleartext.endpoint(tls=False)) as client:
         assert client.ask(ber.bind, "cn=x", "secret")[-1].result_code == ber.CONFIDENTIALITY_REQUIRED

@@ -122,6 +122,13 @@ pub struct RequestPart {
     pub(super) described: Option<Box<Described<'static>>>,
 }
 
+impl RequestPart {
+    /// Octets it takes.
+    pub fn octets(&self) -> usize {
+        self.written.len()
+    }
+}
+
 /// What a request asked for, without secrets and of bounded size.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Described<'a> {

@@ -9,7 +9,18 @@ use crate::ldap::{Authentication, BindRequest, MessageId, ResultCode};
 #[derive(Debug, Default)]
 pub struct BindState {
     identity: Identity,
+    /// Who the session was before the bind that is awaited.
+    earlier: Identity,
     step: Step,
+}
+
+/// What the answer to a bind comes to.
+#[derive(Debug, Default)]
+pub struct Bound {
+    /// Whether the client may now begin a SASL security layer (RFC 4513 §5.2.1.4).
+    pub may_begin_layer: bool,
+    /// Who the session is now bound as, or who was refused, where a simple bind said so.
+    pub name: Option<Box<str>>,
 }
 
 /// Who the session is bound as.
@@ -42,7 +53,7 @@ enum Step {
     #[default]
     Idle,
     /// A BindRequest awaits its response.
-    Awaiting { id: MessageId, method: Method },
+    Awaiting { id: MessageId, method: Method, name: Option<Box<str>> },
     /// The backend answered saslBindInProgress: the client's next step is due.
     Continuing,
 }
@@ -81,6 +92,11 @@ impl BindState {
         &self.identity
     }
 
+    /// Who the session was before the bind that is awaited, and nobody if none is.
+    pub fn earlier(&self) -> &Identity {
+        &self.earlier
+    }
+
     /// Whether the session's requests carry an authenticated name.
     pub fn is_authenticated(&self) -> bool {
         matches!(self.identity, Identity::Simple(_) | Identity::Stateful)
@@ -105,18 +121,21 @@ impl BindState {
             || matches!(self.step, Step::Continuing | Step::Awaiting { method: Method::Sasl | Method::Other, .. })
     }
 
-    /// A bind was received: the earlier identity is gone (§4.2.1).
-    pub fn request(&mut self, id: MessageId, method: Method) {
-        self.identity = Identity::Anonymous;
-        self.step = Step::Awaiting { id, method };
+    /// A bind was received, by which a simple one gives this name: the earlier identity ends with what it has asked (§4.2.1).
+    pub fn request(&mut self, id: MessageId, method: Method, name: Option<Box<str>>) {
+        self.earlier = std::mem::take(&mut self.identity);
+        self.step = Step::Awaiting { id, method, name };
     }
 
-    /// The awaited bind was answered; `kept` is its request. Returns whether the client may now begin a SASL security
-    /// layer (RFC 4513 §5.2.1.4).
-    pub fn response(&mut self, code: ResultCode, kept: Option<KeptRequest>, now: Instant) -> bool {
-        let Step::Awaiting { method, .. } = std::mem::take(&mut self.step) else { return false };
+    /// The awaited bind was answered; `kept` is its request, if it may be replayed.
+    pub fn response(&mut self, code: ResultCode, kept: Option<KeptRequest>, now: Instant) -> Bound {
+        let Step::Awaiting { method, name, .. } = std::mem::take(&mut self.step) else { return Bound::default() };
+        self.earlier = Identity::Anonymous;
         match code {
-            ResultCode::SASL_BIND_IN_PROGRESS => self.step = Step::Continuing,
+            ResultCode::SASL_BIND_IN_PROGRESS => {
+                self.step = Step::Continuing;
+                Bound::default()
+            }
             ResultCode::SUCCESS => {
                 self.identity = match (method, kept) {
                     (Method::Anonymous, _) => Identity::Anonymous,
@@ -124,11 +143,10 @@ impl BindState {
                     (Method::Simple, Some(request)) => Identity::Simple(Credential { request, since: now }),
                     (Method::Simple | Method::Sasl | Method::Other, _) => Identity::Stateful,
                 };
-                return method == Method::Sasl;
+                Bound { may_begin_layer: method == Method::Sasl, name: name.filter(|_| method == Method::Simple) }
             }
-            _ => {}
+            _ => Bound { may_begin_layer: false, name },
         }
-        false
     }
 
     /// A bind ended without the backend's answer.
@@ -154,11 +172,15 @@ mod tests {
 
     fn after(method: Method, code: u32) -> BindState {
         let mut state = BindState::default();
-        state.request(1, method);
+        state.request(1, method, Some("cn=x".into()));
         assert!(matches!(state.identity(), Identity::Anonymous), "rule 12");
         assert_eq!(state.awaiting(), Some(1));
-        let layer = state.response(ResultCode(code), kept(), Instant::now());
-        assert_eq!(layer, method == Method::Sasl && code == 0, "rule 27: only after a successful SASL bind");
+        let bound = state.response(ResultCode(code), kept(), Instant::now());
+        assert_eq!(
+            bound.may_begin_layer,
+            method == Method::Sasl && code == 0,
+            "rule 27: only after a successful SASL bind"
+        );
         assert_eq!(state.awaiting(), None);
         state
     }
@@ -195,9 +217,34 @@ mod tests {
     fn rule_12_a_bind_discards_the_earlier_identity_even_if_it_fails() {
         let mut state = after(Method::Simple, 0);
         assert!(state.is_authenticated());
-        state.request(2, Method::Simple);
+        state.request(2, Method::Simple, None);
         state.response(ResultCode::INVALID_CREDENTIALS, kept(), Instant::now());
         assert!(!state.is_authenticated());
+    }
+
+    #[test]
+    fn a_name_is_told_of_whom_it_is_and_of_whom_it_was_refused() {
+        for (method, code, told) in [
+            (Method::Simple, 0, true),
+            (Method::Simple, 49, true),
+            (Method::Unauthenticated, 0, false),
+            (Method::Unauthenticated, 53, true),
+            (Method::Sasl, 14, false),
+        ] {
+            let mut state = BindState::default();
+            state.request(1, method, Some("cn=x".into()));
+            let bound = state.response(ResultCode(code), None, Instant::now());
+            assert_eq!(bound.name.is_some(), told, "{method:?} {code}");
+        }
+    }
+
+    #[test]
+    fn the_earlier_identity_lasts_until_the_bind_is_answered() {
+        let mut state = after(Method::Simple, 0);
+        state.request(2, Method::Simple, None);
+        assert!(matches!(state.earlier(), Identity::Simple(_)) && !state.is_authenticated());
+        state.response(ResultCode::INVALID_CREDENTIALS, kept(), Instant::now());
+        assert!(matches!(state.earlier(), Identity::Anonymous));
     }
 
     #[test]
@@ -205,7 +252,7 @@ mod tests {
         let state = after(Method::Sasl, 14);
         assert!(state.is_continuing() && state.is_stateful() && !state.is_authenticated());
         let mut state = after(Method::Sasl, 14);
-        state.request(2, Method::Simple);
+        state.request(2, Method::Simple, None);
         state.response(ResultCode::SUCCESS, kept(), Instant::now());
         assert!(
             matches!(state.identity(), Identity::Simple(_)) && !state.is_stateful(),
@@ -216,7 +263,7 @@ mod tests {
     #[test]
     fn credentials_do_not_print() {
         let mut state = BindState::default();
-        state.request(1, Method::Simple);
+        state.request(1, Method::Simple, None);
         state.response(ResultCode::SUCCESS, Some(KeptRequest::secret(b"hunter2")), Instant::now());
         assert!(!format!("{state:?}").contains("hunter2") && !format!("{state:?}").contains("104, 117"));
     }

@@ -39,7 +39,7 @@ use crate::pool::{NoBackend, Pool};
 use crate::referral;
 use crate::throttle::LoginThrottle;
 use crate::tls::Handshake;
-use run::{Outcome, Parts, Run};
+use run::{Kept, Outcome, Parts, Run};
 use state::State;
 
 /// What all sessions of one listener share.
@@ -112,23 +112,24 @@ impl<T> Session<T> {
     /// A session that begins: anonymous.
     pub fn new(settings: Arc<Settings>, entry: Entry, client: T, start_tls: StartTls) -> Self {
         let state = State::new(settings.pool.settings().failover.clone(), start_tls);
-        Self { settings, parts: Parts { client, state, entry, began: Instant::now(), failovers: 0 } }
+        let (began, upstream) = (Instant::now(), Kept::default());
+        Self { settings, parts: Parts { client, state, entry, began, failovers: 0, upstream } }
     }
 
     /// Takes the transport off, for a handshake on it.
     pub fn off_transport(self) -> (T, Session<()>) {
-        let Parts { client, state, entry, began, failovers } = self.parts;
-        (client, Session { settings: self.settings, parts: Parts { client: (), state, entry, began, failovers } })
+        let (client, parts) = self.parts.behind(());
+        (client, Session { settings: self.settings, parts })
     }
 }
 
 impl Session<()> {
     /// Goes on over TLS.
     pub fn on_tls<T>(self, client: T, handshake: &Handshake) -> Session<T> {
-        let Parts { mut state, entry, began, failovers, .. } = self.parts;
-        state.start_tls();
-        entry.describe(Some(handshake), None);
-        Session { settings: self.settings, parts: Parts { client, state, entry, began, failovers } }
+        let ((), mut parts) = self.parts.behind(client);
+        parts.state.start_tls();
+        parts.entry.describe(Some(handshake), None);
+        Session { settings: self.settings, parts }
     }
 
     /// Ends a session that was told to start TLS and couldn't.

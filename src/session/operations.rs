@@ -75,8 +75,6 @@ pub struct Operation {
     pub delivered_octets: u64,
     /// Whether it has been sent to a second upstream already.
     pub resent: bool,
-    /// Whether the client has abandoned it (§4.11): its late result is legal but no longer awaited.
-    pub abandoned: bool,
     /// The page it asks for, if it does (RFC 2696).
     pub page: Option<Page>,
     /// How long it waited for a seat at a backend.
@@ -96,8 +94,6 @@ pub enum Fate {
     Resend(FailoverKind),
     /// The client gets `unavailable` with this reason and diagnostic.
     Fail(FailoverKind, Refusal, &'static str),
-    /// Nobody waits for it.
-    Forget,
 }
 
 impl Operation {
@@ -122,7 +118,6 @@ impl Operation {
             intermediates: 0,
             delivered_octets: 0,
             resent: false,
-            abandoned: false,
             page: None,
             queue: Duration::ZERO,
             connect: Duration::ZERO,
@@ -135,9 +130,10 @@ impl Operation {
         Self { kept: None, described: self.described.take(), ..*self }
     }
 
-    /// Octets of the copy that is kept of its request.
+    /// Octets that are kept of its request, and for its record.
     pub fn kept_octets(&self) -> usize {
-        self.kept.as_ref().map_or(0, |kept| kept.pdu().len())
+        let described = self.described.as_ref().map_or(0, RequestPart::octets);
+        described + self.kept.as_ref().map_or(0, |kept| kept.pdu().len())
     }
 
     /// Whether the client has part of the result.
@@ -147,9 +143,7 @@ impl Operation {
 
     /// What becomes of it if its upstream is lost after taking `taken` octets of the stream.
     fn fate(&self, taken: u64) -> Fate {
-        if self.abandoned {
-            Fate::Forget
-        } else if self.position >= taken {
+        if self.position >= taken {
             Fate::Requeue
         } else if self.is_underway() {
             Fate::Fail(FailoverKind::LostMidResult, Refusal::LostMidResult, LOST_MID_RESULT)
@@ -177,7 +171,6 @@ const BACKEND_LOST: &str = "the backend was lost and the operation could not be 
 #[derive(Debug, Default)]
 pub struct Operations {
     in_flight: VecDeque<Operation>,
-    awaited: usize,
     writes: usize,
     /// The highest messageID so far: most clients count up.
     highest: MessageId,
@@ -187,7 +180,7 @@ pub struct Operations {
 impl Operations {
     /// How many operations the client awaits.
     pub fn awaited(&self) -> usize {
-        self.awaited
+        self.in_flight.len()
     }
 
     /// Whether nothing is in flight.
@@ -205,7 +198,6 @@ impl Operations {
     #[inline]
     pub fn begin(&mut self, operation: Operation) {
         debug_assert!(self.find(operation.id).is_none());
-        self.awaited += usize::from(!operation.abandoned);
         self.writes += usize::from(operation.writes);
         self.highest = self.highest.max(operation.id);
         if self.in_flight.capacity() == 0 {
@@ -228,7 +220,6 @@ impl Operations {
     pub fn end<R>(&mut self, id: MessageId, last: impl FnOnce(&mut Operation) -> R) -> Option<R> {
         let index = self.in_flight.iter().position(|operation| operation.id == id)?;
         let operation = &mut self.in_flight[index];
-        self.awaited -= usize::from(!operation.abandoned);
         self.writes -= usize::from(operation.writes);
         let seen = last(operation);
         // Most servers answer in the order of the requests.
@@ -242,25 +233,12 @@ impl Operations {
         Some(seen)
     }
 
-    /// Ends an operation that the backend may still answer: its ID stays out of use, as an abandoned one's does. What is
-    /// returned is without the copy of the request.
-    pub fn time_out(&mut self, id: MessageId) -> Option<Operation> {
+    /// Ends an operation that the backend may still answer, or never: its ID stays out of use. What is returned is without
+    /// the copy of the request.
+    pub fn abandon(&mut self, id: MessageId) -> Option<Operation> {
         let operation = self.end(id, Operation::take_record)?;
         self.abandoned.insert(id);
         Some(operation)
-    }
-
-    /// Notes an Abandon (§4.11). An unknown ID, a bind and an unbind are left as they are.
-    pub fn abandon(&mut self, id: MessageId) {
-        if let Some(operation) = self.find_mut(id)
-            && operation.kind != OperationKind::Bind
-            && !operation.abandoned
-        {
-            operation.abandoned = true;
-            operation.kept = None;
-            self.awaited -= 1;
-            self.abandoned.insert(id);
-        }
     }
 
     /// Whether a write the upstream may have taken is unanswered: reads after it must not be repeated elsewhere.
@@ -268,9 +246,9 @@ impl Operations {
         self.writes > 0
     }
 
-    /// When the oldest awaited operation began.
+    /// The operation that began first.
     pub fn oldest(&self) -> Option<&Operation> {
-        self.in_flight.iter().find(|operation| !operation.abandoned)
+        self.in_flight.front()
     }
 
     /// Empties the table, each operation with its fate if its upstream is lost after taking `taken` octets.
@@ -294,9 +272,9 @@ impl Operations {
         }
     }
 
-    /// Empties the table, abandoned operations included.
+    /// Empties the table.
     pub fn take_all(&mut self) -> impl Iterator<Item = Operation> + use<> {
-        (self.awaited, self.writes) = (0, 0);
+        self.writes = 0;
         std::mem::take(&mut self.in_flight).into_iter()
     }
 }
@@ -309,7 +287,7 @@ thread_local! {
     static SPARE_TABLES: Spares<VecDeque<Operation>> = const { Spares::new(SPARE_TABLE_COUNT) };
 }
 
-/// The messageIDs of abandoned operations: never free again within the session (§4.1.1.1).
+/// The messageIDs of operations that ended without a response: never free again within the session (§4.1.1.1).
 #[derive(Debug, Default)]
 struct Abandoned {
     ids: VecDeque<MessageId>,
@@ -364,7 +342,6 @@ mod tests {
         assert!(matches!(with(|search| search.entries = 1, Search), Fate::Fail(FailoverKind::LostMidResult, ..)));
         assert!(matches!(with(|search| search.resent = true, Search), Fate::Fail(FailoverKind::Exhausted, ..)));
         assert!(matches!(with(|search| search.kept = None, Search), Fate::Fail(FailoverKind::Exhausted, ..)));
-        assert_eq!(with(|search| search.abandoned = true, Search), Fate::Forget);
     }
 
     #[test]
@@ -372,20 +349,9 @@ mod tests {
         let mut operations = Operations::default();
         operations.begin(operation(5, OperationKind::Search, 0));
         assert!(!operations.may_use(5));
-        operations.abandon(5);
-        assert_eq!((operations.awaited(), operations.is_empty()), (0, false));
-        operations.end(5, |_| ());
+        assert!(operations.abandon(5).is_some_and(|abandoned| abandoned.kept.is_none()));
+        assert!(operations.abandon(5).is_none(), "nothing is kept for an answer that may never come");
         assert!(operations.is_empty() && !operations.may_use(5) && operations.may_use(6));
-    }
-
-    #[test]
-    fn rule_18_binds_and_unknown_ids_cannot_be_abandoned() {
-        let mut operations = Operations::default();
-        operations.begin(operation(1, OperationKind::Bind, 0));
-        operations.abandon(1);
-        operations.abandon(9);
-        assert_eq!(operations.awaited(), 1);
-        assert!(operations.may_use(9));
     }
 
     /// 60 ms in the queue, then 40 ms to connect; later 20 ms to connect to another.
@@ -415,7 +381,6 @@ mod tests {
         for id in 1..5000 {
             operations.begin(operation(id, OperationKind::Search, 0));
             operations.abandon(id);
-            operations.end(id, |_| ());
         }
         assert_eq!(operations.abandoned.ids.len(), Abandoned::MOST);
         assert!(!operations.may_use(4999));

@@ -12,7 +12,8 @@ use crate::access_log::RequestPart;
 use crate::config::{Failover, FailoverMode, Limits};
 use crate::failure::{EndReason, FailoverKind, Refusal};
 use crate::ldap::{
-    self, Envelope, FrameError, MessageId, OperationKind, Request, Response, ResponseKind, ResultCode, oid,
+    Authentication, BindRequest, Envelope, FrameError, MessageId, OperationKind, Request, Response, ResponseKind,
+    ResultCode, oid,
 };
 
 /// Octets of requests one session keeps for sending again. What doesn't fit is answered `unavailable` if its upstream is
@@ -23,8 +24,6 @@ const MOST_KEPT: usize = 1 << 20;
 #[derive(Debug)]
 pub struct State {
     operations: Operations,
-    /// Operations nobody awaited when their upstream was lost, until they are written down.
-    forgotten: Vec<Operation>,
     bind: BindState,
     pins: Pins,
     layer: Layer,
@@ -61,7 +60,6 @@ impl State {
     pub fn new(failover: Failover, offers_start_tls: StartTls) -> Self {
         Self {
             operations: Operations::default(),
-            forgotten: Vec::new(),
             bind: BindState::default(),
             pins: Pins::default(),
             layer: Layer::default(),
@@ -86,7 +84,7 @@ impl State {
         self.layer
     }
 
-    /// TLS is up; what was learned before it is forgotten (RFC 4511 §4.14.1, RFC 4513 §3.1.5).
+    /// TLS is up. Who the session is bound as stays as it is (RFC 4513 §3.2 leaves that to the server).
     pub fn start_tls(&mut self) {
         self.offers_start_tls = StartTls::Established;
     }
@@ -120,9 +118,9 @@ impl State {
         self.offers_start_tls == StartTls::Established
     }
 
-    /// What becomes of one whole request by the rules of the protocol and the limits; `None` if they let it pass. An
-    /// abandon that passes is noted here; everything else that is forwarded must [`begin`](Self::begin).
-    pub fn admit(&mut self, request: &Request<'_>, limits: &Limits, now: Instant) -> Option<RequestVerdict> {
+    /// What becomes of one whole request by the rules of the protocol and the limits; `None` if they let it pass. What is
+    /// forwarded must [`begin`](Self::begin), an abandon must [`abandon`](Self::abandon).
+    pub fn admit(&self, request: &Request<'_>, limits: &Limits, now: Instant) -> Option<RequestVerdict> {
         let (id, kind) = (request.message_id(), request.kind());
         if id == 0 {
             return malformed("messageID 0 is reserved for unsolicited notifications");
@@ -142,7 +140,10 @@ impl State {
             return Some(RequestVerdict::Hold);
         }
         if kind == OperationKind::Abandon {
-            return Some(self.abandon(request));
+            return Some(match self.abandoned(request) {
+                Some(_) => RequestVerdict::Forward,
+                None => RequestVerdict::Ignore,
+            });
         }
         if !self.operations.may_use(id) {
             return malformed("the messageID is in use by another operation of this session");
@@ -195,16 +196,37 @@ impl State {
         let page = if kind == OperationKind::Search { self.pins.search(request) } else { None };
         let kept = self.keep(request);
         if kind == OperationKind::Bind {
-            let method = request.bind().as_ref().map_or(Method::Other, Method::of);
-            self.bind.request(id, method);
+            let bind = request.bind();
+            let method = bind.as_ref().map_or(Method::Other, Method::of);
+            self.bind.request(id, method, bind.as_ref().and_then(simple_name));
         }
-        self.operations.begin(Operation {
+        let operation = Operation {
             position,
             writes: may_write(request),
             kept,
             page,
             ..Operation::ended(id, kind, now, request.pdu().len(), described)
-        });
+        };
+        self.kept_octets += operation.kept_octets();
+        self.operations.begin(operation);
+    }
+
+    /// Ends the operation that an Abandon names (§4.11), if there is one. A late answer is legal, but there may be none:
+    /// nothing waits for it.
+    pub fn abandon(&mut self, request: &Request<'_>, now: Instant) -> Option<Operation> {
+        let operation = self.abandoned(request)?;
+        let (id, writes) = (operation.id, operation.writes);
+        self.kept_octets -= operation.kept_octets();
+        if writes {
+            // It may have happened all the same.
+            self.pins.wrote(now);
+        }
+        self.operations.abandon(id)
+    }
+
+    /// Octets kept of requests in flight.
+    pub fn kept_octets(&self) -> usize {
+        self.kept_octets
     }
 
     /// Takes up a bind that goes no further than the proxy: it leaves the session anonymous all the same (RFC 4513 §4).
@@ -230,15 +252,15 @@ impl State {
         let settled = self.operations.end(id, |operation| {
             self.kept_octets -= operation.kept_octets();
             operation.delivered_octets += response.pdu().len() as u64;
-            let mut refused_name = None;
+            let mut bind_name = None;
             match operation.kind {
                 OperationKind::Bind => {
-                    if code == Some(ResultCode::INVALID_CREDENTIALS) {
-                        refused_name = operation.kept.as_ref().and_then(bind_name);
-                    }
                     // An unreadable result is not a success.
                     let code = code.unwrap_or(ResultCode::OPERATIONS_ERROR);
-                    if self.bind.response(code, operation.kept.take(), now) {
+                    let kept = operation.kept.take().filter(|_| self.failover.replay_bind);
+                    let bound = self.bind.response(code, kept, now);
+                    bind_name = bound.name;
+                    if bound.may_begin_layer {
                         self.layer = Layer::Undecided;
                     }
                     if success {
@@ -254,7 +276,7 @@ impl State {
                 _ => {}
             }
             let record = operation.described.is_some().then(|| Box::new(operation.take_record()));
-            Settled { kind: operation.kind, started: operation.started, code, refused_name, record }
+            Settled { kind: operation.kind, started: operation.started, code, bind_name, record }
         });
         settled.map_or(ResponseVerdict::Ignore, |settled| ResponseVerdict::Forward(Some(settled)))
     }
@@ -285,7 +307,6 @@ impl State {
         for (mut operation, fate) in self.operations.lose(taken) {
             self.kept_octets -= operation.kept_octets();
             match fate {
-                Fate::Forget => self.forgotten.push(operation),
                 Fate::Fail(kind, reason, diagnostic) => {
                     loss.fail(operation, kind, reason, diagnostic);
                 }
@@ -334,11 +355,7 @@ impl State {
     ) -> Vec<(Operation, Answer)> {
         let mut loss = Loss::default();
         for operation in self.operations.take_all() {
-            if operation.abandoned {
-                self.forgotten.push(operation);
-            } else {
-                loss.fail(operation, FailoverKind::Exhausted, reason, diagnostic);
-            }
+            loss.fail(operation, FailoverKind::Exhausted, reason, diagnostic);
         }
         for (_, answer) in &mut loss.answers {
             answer.code = code;
@@ -356,7 +373,6 @@ impl State {
         let mut loss = Loss::default();
         for (operation, fate) in self.operations.lose(taken) {
             match fate {
-                Fate::Forget => self.forgotten.push(operation),
                 Fate::Fail(kind, reason @ Refusal::OutcomeUnknown, text) => loss.fail(operation, kind, reason, text),
                 _ => loss.fail(operation, FailoverKind::Exhausted, reason, diagnostic),
             }
@@ -370,7 +386,7 @@ impl State {
     pub fn time_out(&mut self, timeout: Duration, now: Instant) -> Option<(Operation, Answer)> {
         let overdue = self.operations.oldest().filter(|oldest| now >= oldest.started + timeout)?;
         self.kept_octets -= overdue.kept_octets();
-        let operation = self.operations.time_out(overdue.id)?;
+        let operation = self.operations.abandon(overdue.id)?;
         if operation.kind == OperationKind::Bind {
             self.bind.fail();
         }
@@ -392,22 +408,15 @@ impl State {
         self.operations.upstream_awaited(since, queued, now);
     }
 
-    /// What nobody awaited any more when its upstream was lost.
-    pub fn take_forgotten(&mut self) -> Vec<Operation> {
-        std::mem::take(&mut self.forgotten)
-    }
-
     /// What nobody will answer any more.
     pub fn take_unfinished(&mut self) -> impl Iterator<Item = Operation> + use<> {
-        self.take_forgotten().into_iter().chain(self.operations.take_all())
+        self.operations.take_all()
     }
 
     /// Why the session can't move to another backend now, if it can't.
     pub fn pin(&self, now: Instant) -> Option<Pin> {
-        let replayable = match self.bind.identity() {
-            Identity::Simple(credential) => {
-                self.failover.replay_bind && now < credential.since + self.failover.replay_max_age
-            }
+        let replayable = match self.served() {
+            Identity::Simple(credential) => now < credential.since + self.failover.replay_max_age,
             Identity::Anonymous | Identity::Unauthenticated => true,
             Identity::Stateful => false,
         };
@@ -419,15 +428,16 @@ impl State {
 
     /// The BindRequest another backend must answer before it may serve this session.
     pub fn credential(&self) -> Option<&KeptRequest> {
-        match self.bind.identity() {
+        match self.served() {
             Identity::Simple(credential) => Some(&credential.request),
             _ => None,
         }
     }
 
-    /// The name of the last successful simple bind.
-    pub fn bound_name(&self) -> Option<Box<str>> {
-        self.credential().and_then(bind_name)
+    /// Whose the operations in flight are: what was asked before the bind that is awaited is the earlier identity's.
+    fn served(&self) -> &Identity {
+        let some_before = self.operations.awaited() > 1;
+        if self.bind.awaiting().is_some() && some_before { self.bind.earlier() } else { self.bind.identity() }
     }
 
     /// When the kept credential must be wiped.
@@ -445,18 +455,9 @@ impl State {
         }
     }
 
-    fn abandon(&mut self, request: &Request<'_>) -> RequestVerdict {
-        // §4.11: an unknown ID is dropped silently; binds can't be abandoned.
-        match request.abandoned_id() {
-            Some(id) if self.operations.find(id).is_some_and(|operation| !operation.abandoned) => {
-                if let Some(kept) = self.operations.find_mut(id).and_then(|operation| operation.kept.take()) {
-                    self.kept_octets -= kept.pdu().len();
-                }
-                self.operations.abandon(id);
-                RequestVerdict::Forward
-            }
-            _ => RequestVerdict::Ignore,
-        }
+    /// The operation that an Abandon names: an unknown ID is dropped silently, and binds can't be abandoned (§4.11).
+    fn abandoned(&self, request: &Request<'_>) -> Option<&Operation> {
+        self.operations.find(request.abandoned_id()?).filter(|operation| operation.kind != OperationKind::Bind)
     }
 
     fn judge_start_tls(
@@ -492,7 +493,7 @@ impl State {
     }
 
     /// A copy of the request, if it may be sent to a second backend after the first has taken it.
-    fn keep(&mut self, request: &Request<'_>) -> Option<KeptRequest> {
+    fn keep(&self, request: &Request<'_>) -> Option<KeptRequest> {
         let repeatable = self.failover.mode == FailoverMode::Session
             && !may_write(request)
             && (request.kind() != OperationKind::Bind || is_simple_bind(request))
@@ -502,7 +503,6 @@ impl State {
         if !repeatable || self.kept_octets + length > MOST_KEPT {
             return None;
         }
-        self.kept_octets += length;
         Some(match request.kind() {
             OperationKind::Bind => KeptRequest::secret(request.pdu()),
             _ => KeptRequest::plain(request.pdu()),
@@ -510,12 +510,9 @@ impl State {
     }
 }
 
-/// The name in a BindRequest.
-fn bind_name(request: &KeptRequest) -> Option<Box<str>> {
-    let pdu = request.pdu();
-    let envelope = ldap::envelope(pdu, pdu.len()).ok()??;
-    let name = Request::new(pdu, envelope)?.bind()?.name;
-    Some(String::from_utf8_lossy(name).into())
+/// The name in a simple bind. A SASL mechanism has its own way to say who.
+fn simple_name(bind: &BindRequest<'_>) -> Option<Box<str>> {
+    matches!(bind.authentication, Authentication::Simple(_)).then(|| String::from_utf8_lossy(bind.name).into())
 }
 
 const SESSION_LOST: &str = "the backend that held this session's state was lost: reconnect, bind and repeat";
@@ -530,7 +527,6 @@ fn may_write(request: &Request<'_>) -> bool {
 }
 
 fn is_simple_bind(request: &Request<'_>) -> bool {
-    use crate::ldap::Authentication;
     request.bind().is_some_and(|bind| matches!(bind.authentication, Authentication::Simple(_)))
 }
 

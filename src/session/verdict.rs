@@ -108,8 +108,8 @@ pub struct Settled {
     pub started: Instant,
     /// Its result code; `None` where the backend's result can't be read.
     pub code: Option<ResultCode>,
-    /// The name of a simple bind that has been refused for its name or password.
-    pub refused_name: Option<Box<str>>,
+    /// Who the session is now bound as, or who was refused, where a simple bind said so.
+    pub bind_name: Option<Box<str>>,
     /// What the access log and spans are told from; `None` if they want nothing.
     pub record: Option<Box<Operation>>,
 }

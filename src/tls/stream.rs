@@ -184,7 +184,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> ServerStream<IO> {
         };
         with_sealing_room(|sealing| {
             let length = write(traffic, sealing).map_err(io::Error::other)?;
-            self.sealed.send(cx, &mut self.io, &sealing[..length])
+            self.sealed.send(cx, &mut self.io, &sealing[..length]);
+            Ok::<_, io::Error>(())
         })?;
         // What waited before, such as a ticket, leaves with it in one piece.
         match self.sealed.poll_flush(cx, &mut self.io) {

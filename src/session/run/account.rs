@@ -29,7 +29,7 @@ struct End<'a> {
 impl<T> Run<T> {
     /// Counts and logs an operation that the backend has answered.
     pub(super) fn settle(&mut self, settled: Settled, response: &Response<'_>, backend: &Arc<Backend>, now: Instant) {
-        let Settled { kind, started, code, refused_name, record } = settled;
+        let Settled { kind, started, code, bind_name, record } = settled;
         let code = code.unwrap_or(ResultCode::OTHER);
         self.clock.active = now;
         self.count(kind, code);
@@ -39,22 +39,18 @@ impl<T> Run<T> {
             if let Some(attempt) = self.attempt.take() {
                 self.settings.throttle.settle(attempt, code, now.into_std());
             }
-            match code {
-                ResultCode::SUCCESS => {
-                    let name = self.state.bound_name();
-                    self.entry.set_facts(|facts| facts.bind_name = name);
-                }
-                ResultCode::INVALID_CREDENTIALS => {
-                    let diagnostic = response.result().map_or(&b""[..], |result| result.diagnostic);
-                    let reason = SubCode::of(diagnostic);
-                    self.settings.metrics.bind_failures.count(reason);
-                    let name = refused_name.as_deref().unwrap_or("a name that isn't known");
-                    let detail = format_args!("{name} at {}: {reason}. {}", backend.name(), reason.meaning());
-                    self.record(Trouble::BindRefused, self.entry.client.ip(), detail);
-                    sub_code = Some(reason);
-                }
-                _ => {}
+            if code == ResultCode::INVALID_CREDENTIALS {
+                let diagnostic = response.result().map_or(&b""[..], |result| result.diagnostic);
+                let reason = SubCode::of(diagnostic);
+                self.settings.metrics.bind_failures.count(reason);
+                let name = bind_name.as_deref().unwrap_or("a name that isn't known");
+                let detail = format_args!("{name} at {}: {reason}. {}", backend.name(), reason.meaning());
+                self.record(Trouble::BindRefused, self.entry.client.ip(), detail);
+                sub_code = Some(reason);
             }
+            // A bind that failed leaves the session anonymous (RFC 4513 §4).
+            let bound_as = bind_name.filter(|_| code == ResultCode::SUCCESS);
+            self.entry.set_facts(|facts| facts.bind_name = bound_as);
         }
         if let Some(operation) = record {
             let end = End { backend: Some(backend.name()), code: Some(code), sub_code, refusal: None };
@@ -95,9 +91,6 @@ impl<T> Run<T> {
             }
             let end = End { code: Some(answer.code), refusal: Some(answer.reason), ..End::default() };
             self.log_operation(&operation, end, now);
-        }
-        for operation in self.state.take_forgotten() {
-            self.unanswered(&operation, now);
         }
         self.clock.active = now;
     }
@@ -158,7 +151,7 @@ impl<T> Run<T> {
     }
 
     /// Logs what has no result for the metrics: it was abandoned, or its client has gone.
-    fn unanswered(&self, operation: &Operation, now: Instant) {
+    pub(super) fn unanswered(&self, operation: &Operation, now: Instant) {
         self.entry.operations.fetch_add(1, Ordering::Relaxed);
         self.log_operation(operation, End::default(), now);
     }

@@ -9,11 +9,11 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-use super::{Link, Moved, Outcome, Passing, Phase, Run};
+use super::{Link, Moved, Outcome, Passing, Phase, Run, Up};
 use crate::buffer::Inbox;
 use crate::failure::{EndReason, FailoverKind, Refusal, Trouble};
 use crate::ldap::{MessageId, OperationKind, ResultCode, reply};
-use crate::pool::{EventKind, Health};
+use crate::pool::{Duty, EventKind, Health};
 use crate::session::registry::Command;
 use crate::session::state::Layer;
 use crate::session::verdict::Ending;
@@ -23,6 +23,9 @@ const TUNNEL_QUIET: Duration = Duration::from_secs(1);
 /// How long a client may take to read our last words, and octets of its own we discard meanwhile.
 const LINGER: Duration = Duration::from_secs(2);
 const MOST_LINGERING: usize = 1 << 20;
+/// How often a session that has to leave a drained backend looks whether it can.
+const LEAVING: Duration = Duration::from_secs(1);
+const PAGE: usize = 4096;
 
 const BIND_TOO_EARLY: &str =
     "a refused bind ended the session's identity before this was answered: await results, then bind";
@@ -30,13 +33,12 @@ const DRAINING: &str = "the proxy is shutting down: reconnect";
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
     pub(super) fn lose(&mut self, now: Instant) {
-        let Link::Up(up) = std::mem::replace(&mut self.link, Link::Down) else { return };
+        let Link::Up(up) = &self.link else { return };
         let backend = Arc::clone(up.upstream.backend());
         let in_flight = self.state.operations().awaited();
         backend.report(self.entry.client.ip(), EventKind::Lost { in_flight });
         let cut = matches!(up.passing, Passing::ToClient(_));
-        drop(up);
-        self.clock.upstream_stuck = None;
+        self.link = Link::Down;
         let loss = self.state.lose(self.to_upstream.taken(), self.to_upstream.waiting(), now);
         self.to_upstream.restart(loss.resend);
         for kind in loss.kinds {
@@ -115,21 +117,30 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         if self.entry.is_told(Command::Drain) && quiet {
             return self.end_now(EndReason::Shutdown, DRAINING);
         }
-        let (drained, outweighed) = (self.entry.is_told(Command::Move), self.entry.is_told(Command::Rebalance));
-        if (drained || outweighed) && quiet && self.state.operations().is_empty() && !opaque {
+        if quiet && !opaque { self.leave_for_another(now) } else { Moved::No }
+    }
+
+    /// Leaves the backend, if the session was told to and another can take over.
+    fn leave_for_another(&mut self, now: Instant) -> Moved {
+        let outweighed = self.entry.is_told(Command::Rebalance);
+        self.entry.fulfil(Command::Rebalance);
+        let Link::Up(up) = &self.link else { return Moved::No };
+        let backend = Arc::clone(up.upstream.backend());
+        if backend.duty() == Duty::Enabled {
+            // The drain was taken back.
             self.entry.fulfil(Command::Move);
-            self.entry.fulfil(Command::Rebalance);
-            if let Link::Up(up) = &self.link
-                && self.state.pin(now).is_none()
-            {
-                self.lost = Some(Arc::clone(up.upstream.backend()));
-                self.moving = Some(if drained { FailoverKind::Drain } else { FailoverKind::Rebalance });
-                self.link = Link::Down;
-                self.entry.set_facts(|facts| facts.backend = None);
-                return Moved::Yes;
-            }
         }
-        Moved::No
+        let drained = self.entry.is_told(Command::Move);
+        let another = || self.settings.pool.backends().iter().any(|other| other.is_usable() && !other.is(&backend));
+        if !(drained || outweighed) || self.state.pin(now).is_some() || !another() {
+            return Moved::No;
+        }
+        self.entry.fulfil(Command::Move);
+        self.lost = Some(backend);
+        self.moving = Some(if drained { FailoverKind::Drain } else { FailoverKind::Rebalance });
+        self.link = Link::Down;
+        self.entry.set_facts(|facts| facts.backend = None);
+        Moved::Yes
     }
 
     /// Leaves the identity that a refused bind has ended, and the upstream with it, so that nothing that follows is done
@@ -246,7 +257,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
     pub(super) fn keep_to_memory(&mut self) {
         let from_upstream = if let Link::Up(up) = &self.link { up.inbox.capacity() } else { 0 };
         let ours = self.from_client.capacity() + self.to_client.capacity() + self.to_upstream.capacity();
-        let held = ours + self.held_words.capacity() + from_upstream;
+        // In whole pages: most sessions keep less, and what all hold together is counted in one place.
+        let kept = self.state.kept_octets() / PAGE * PAGE;
+        let held = ours + self.held_words.capacity() + from_upstream + kept;
         if !self.memory.hold(held) && self.phase == Phase::Serving {
             self.settings.metrics.refusals.count(Refusal::BufferMemory);
             let text = "the proxy's buffers are full (limits.buffer_memory): send smaller requests, read faster, or retry later";
@@ -254,6 +267,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             self.from_client = Inbox::default();
             self.to_upstream.restart(Vec::new());
         }
+    }
+
+    /// Since when a backend that is down, and was tried because no other is left, has not answered at all. That it takes
+    /// connections says little: the kernel of a machine that hangs does.
+    fn silent_since(&self, up: &Up) -> Option<Instant> {
+        let doubtful = !up.heard && up.upstream.backend().health() == Health::Down;
+        let oldest = self.state.operations().oldest().filter(|_| doubtful)?;
+        Some(oldest.started.max(up.opened))
     }
 
     /// Ends or answers what has taken too long; returns whether there was any, and when to look again.
@@ -287,7 +308,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             self.end(Ending::told(EndReason::RequestTimeout, ResultCode::PROTOCOL_ERROR, text));
         } else if self.clock.client_stuck.is_some_and(|since| due(since + limits.write_timeout)) {
             self.end(Ending::silent(EndReason::WriteTimeout));
-        } else if self.clock.upstream_stuck.is_some_and(|since| due(since + limits.write_timeout)) {
+        } else if let Link::Up(up) = &self.link
+            && (up.stuck.is_some_and(|since| due(since + limits.write_timeout))
+                || self.silent_since(up).is_some_and(|since| due(since + self.settings.pool.settings().connect_budget)))
+        {
             self.lose(now);
             moved = Moved::Yes;
         } else if (!busy || maybe_gone) && due(self.clock.active + limits.idle_timeout) {
@@ -324,6 +348,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             if let Some(oldest) = self.state.operations().oldest() {
                 due(oldest.started + timeout);
             }
+        }
+        if self.entry.is_told(Command::Move) && matches!(self.link, Link::Up(_)) {
+            due(now + LEAVING);
         }
         if self.entry.is_told(Command::Drain) && self.state.layer() == Layer::Opaque {
             due(self.clock.active + TUNNEL_QUIET);

@@ -60,6 +60,20 @@ pub(super) struct Parts<T> {
     pub began: Instant,
     /// Times it went on with another backend.
     pub failovers: u64,
+    /// What it may go on with behind another transport.
+    pub upstream: Kept,
+}
+
+/// An upstream that stands, and what is on its way there.
+#[derive(Default)]
+pub(super) struct Kept(Option<(Box<Up>, Outbox)>);
+
+impl<T> Parts<T> {
+    /// The same behind another transport, and the one that was there.
+    pub(super) fn behind<U>(self, client: U) -> (T, Parts<U>) {
+        let Self { client: before, state, entry, began, failovers, upstream } = self;
+        (before, Parts { client, state, entry, began, failovers, upstream })
+    }
 }
 
 /// A session at work.
@@ -110,6 +124,11 @@ struct Up {
     inbox: Inbox,
     passing: Passing,
     in_flight: Share,
+    opened: Instant,
+    /// Whether it has said anything.
+    heard: bool,
+    /// Since when octets wait for it without one being taken.
+    stuck: Option<Instant>,
 }
 
 /// A response too long to be held, on its way.
@@ -160,7 +179,6 @@ struct Clock {
     partial: Option<Instant>,
     /// Since when octets wait for the client without one being taken.
     client_stuck: Option<Instant>,
-    upstream_stuck: Option<Instant>,
     closing: Option<Instant>,
 }
 
@@ -182,6 +200,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
     pub(super) fn new(settings: Arc<Settings>, parts: Parts<T>) -> Self {
         let now = Instant::now();
         let memory = settings.memory.part();
+        let (link, to_upstream) = match parts.upstream.0 {
+            Some((up, to_upstream)) => (Link::Up(up), to_upstream),
+            None => (Link::Down, Outbox::default()),
+        };
         let timer = Box::pin(tokio::time::sleep_until(now + settings.limits.first_request_timeout));
         Self {
             settings,
@@ -192,8 +214,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             to_client: Outbox::default(),
             own_words: 0,
             held_words: Vec::new(),
-            link: Link::Down,
-            to_upstream: Outbox::default(),
+            link,
+            to_upstream,
             lost: None,
             moving: None,
             attempt: None,
@@ -211,7 +233,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
                 active: now,
                 partial: None,
                 client_stuck: None,
-                upstream_stuck: None,
                 closing: None,
             },
             timer,
@@ -220,8 +241,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
 
     /// Takes the session off its transport.
     pub(super) fn into_parts(self) -> (Arc<Settings>, Parts<T>) {
-        let Self { settings, client, state, entry, began, failovers, .. } = self;
-        (settings, Parts { client, state, entry, began, failovers })
+        let Self { settings, client, state, entry, began, failovers, link, to_upstream, .. } = self;
+        let upstream = match link {
+            Link::Up(up) => Kept(Some((up, to_upstream))),
+            Link::Down | Link::Opening(..) => Kept::default(),
+        };
+        (settings, Parts { client, state, entry, began, failovers, upstream })
     }
 
     fn turn(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Outcome> {

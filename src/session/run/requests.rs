@@ -13,8 +13,9 @@ use crate::buffer::Inbox;
 use crate::failure::{EndReason, FailoverKind, Refusal};
 use crate::ldap::{self, FrameError, OperationKind, Request, ResultCode, reply};
 use crate::policy::{Refused, Standing};
-use crate::pool::Shortage;
+use crate::pool::{Duty, Shortage};
 use crate::session::establish::{Establish, EstablishError};
+use crate::session::registry::Command;
 use crate::session::state::Layer;
 use crate::session::verdict::{Answer, Ending, RequestVerdict};
 use crate::throttle::BindName;
@@ -30,6 +31,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
     pub(super) fn read_client(&mut self, cx: &mut Context<'_>, now: Instant) -> Moved {
         // What the backend has said may wait for a client that sends before it reads; what we say ourselves may not pile up.
         if self.to_upstream.len() >= MOST_WAITING || self.own_words >= MOST_WAITING || self.requests_left == 0 {
+            // Nor is it the client's fault then that the rest of a request doesn't arrive.
+            self.clock.partial = self.clock.partial.map(|_| now);
             return Moved::No;
         }
         if !self.from_client.is_empty() && self.clock.partial.is_none() {
@@ -112,9 +115,17 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
                     self.clock.partial.get_or_insert(now);
                     break;
                 }
+                // Behind a bind it is judged once that is answered: then its client may send more.
+                Err(_) if self.state.bind().awaiting().is_some() => {
+                    self.clock.partial = None;
+                    break;
+                }
                 Err(ending) => {
                     self.forward(cx, &octets[run..at]);
                     (run, at) = (octets.len(), octets.len());
+                    if ending.reason == EndReason::RequestSize {
+                        self.settings.metrics.refusals.count(Refusal::RequestSize);
+                    }
                     self.end(ending);
                     break;
                 }
@@ -160,16 +171,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
     /// The request that `octets` begin with, if it is whole.
     fn frame<'a>(&self, octets: &'a [u8]) -> Result<Option<Request<'a>>, Ending> {
         let limits = &self.settings.limits;
-        let Some(envelope) =
-            ldap::envelope(octets, self.state.size_limit(limits)).map_err(|error| self.bad_request(error))?
-        else {
+        let Some(envelope) = ldap::envelope(octets, self.state.size_limit(limits)).map_err(bad_request)? else {
             return Ok(None);
         };
         if OperationKind::from_request_tag(envelope.tag).is_none() {
             let text = format!("0x{:02x} is not the tag of an LDAP request", envelope.tag);
             return Err(Ending::told(EndReason::ProtocolError, ResultCode::PROTOCOL_ERROR, text));
         }
-        self.state.oversize(&envelope, limits).map_err(|error| self.bad_request(error))?;
+        self.state.oversize(&envelope, limits).map_err(bad_request)?;
         Ok(octets.get(..envelope.length).and_then(|pdu| Request::new(pdu, envelope)))
     }
 
@@ -198,6 +207,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             self.settings.metrics.undecoded_requests.inc();
         }
         if request.kind() == OperationKind::Abandon {
+            if let Some(operation) = self.state.abandon(request, now) {
+                self.unanswered(&operation, now);
+            }
             self.unanswerable(request, now);
         } else {
             let described = self.settings.access_log.describe(request);
@@ -238,10 +250,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         match &mut self.link {
             Link::Up(up) => {
                 up.upstream.backend().metrics().sent(octets.len());
-                // An error shows again, with its consequences, when the upstream is flushed.
-                if self.to_upstream.send(cx, &mut up.upstream.stream, octets).is_err() {
-                    self.to_upstream.queue(octets);
-                }
+                self.to_upstream.send(cx, &mut up.upstream.stream, octets);
             }
             Link::Down | Link::Opening(..) => self.to_upstream.queue(octets),
         }
@@ -252,7 +261,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         let before = self.to_upstream.taken();
         match self.to_upstream.poll_flush(cx, &mut up.upstream.stream) {
             Poll::Ready(Ok(())) => {
-                self.clock.upstream_stuck = None;
+                up.stuck = None;
                 if self.to_upstream.taken() == before { Moved::No } else { Moved::Yes }
             }
             Poll::Ready(Err(_)) => {
@@ -261,9 +270,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             }
             Poll::Pending => {
                 if self.to_upstream.taken() != before {
-                    self.clock.upstream_stuck = None;
+                    up.stuck = None;
                 }
-                self.clock.upstream_stuck.get_or_insert(now);
+                up.stuck.get_or_insert(now);
                 Moved::No
             }
         }
@@ -298,9 +307,21 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
                 self.state.upstream_awaited(since, upstream.queued, now);
                 self.entry.set_facts(|facts| {
                     facts.last_backend = Some(Arc::clone(&backend));
-                    facts.backend = Some(backend);
+                    facts.backend = Some(Arc::clone(&backend));
                 });
-                let up = Up { upstream, inbox: Inbox::default(), passing: Passing::Nothing, in_flight };
+                if backend.duty() != Duty::Enabled {
+                    // The operator's command went to those that were with it already.
+                    self.entry.command(Command::Move);
+                }
+                let up = Up {
+                    upstream,
+                    inbox: Inbox::default(),
+                    passing: Passing::Nothing,
+                    in_flight,
+                    opened: now,
+                    heard: false,
+                    stuck: None,
+                };
                 self.link = Link::Up(Box::new(up));
                 self.dry.upstream = false;
                 self.show_in_flight();
@@ -363,15 +384,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         self.carried_out(request, &reply::start_tls(request.message_id(), ResultCode::SUCCESS, ""), now);
         self.phase = Phase::StartingTls;
     }
+}
 
-    fn bad_request(&self, error: FrameError) -> Ending {
-        let reason = match error {
-            FrameError::TooLarge { .. } => {
-                self.settings.metrics.refusals.count(Refusal::RequestSize);
-                EndReason::RequestSize
-            }
-            _ => EndReason::ProtocolError,
-        };
-        Ending::told(reason, ResultCode::PROTOCOL_ERROR, error.to_string())
-    }
+fn bad_request(error: FrameError) -> Ending {
+    let reason = match error {
+        FrameError::TooLarge { .. } => EndReason::RequestSize,
+        _ => EndReason::ProtocolError,
+    };
+    Ending::told(reason, ResultCode::PROTOCOL_ERROR, error.to_string())
 }

@@ -33,6 +33,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             Poll::Ready(Ok(count)) if count > 0 => {
                 self.responses_left = self.responses_left.saturating_sub(count);
                 up.upstream.heard();
+                up.heard = true;
                 up.upstream.backend().metrics().received(count);
                 if self.state.layer() == Layer::Opaque {
                     self.clock.active = now;
@@ -171,10 +172,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             return;
         }
         self.count_sent(octets.len());
-        // An error shows again when the client is flushed.
-        if self.to_client.send(cx, &mut self.client, octets).is_err() {
-            self.to_client.queue(octets);
-        }
+        self.to_client.send(cx, &mut self.client, octets);
     }
 
     pub(super) fn flush_client(&mut self, cx: &mut Context<'_>, now: Instant) -> Moved {

@@ -44,6 +44,25 @@ impl Stage {
         arrives(&mut upstream).await;
         upstream
     }
+
+    /// The session's upstream, once its client has bound.
+    async fn bound(&mut self) -> TcpStream {
+        self.client.send(Send { kind: Kind::Bind, ..SEARCH }).await;
+        let mut upstream = self.asked().await;
+        let success = ldap::reply::result(OperationKind::Bind, 1, ldap::ResultCode::SUCCESS, "");
+        upstream.write_all(&success).await.expect("a socket");
+        self.client.read_answers().await;
+        upstream
+    }
+
+    /// The next upstream of a session that has bound, once its bind has been replayed there.
+    async fn asked_again(&self) -> TcpStream {
+        let (mut upstream, _) = self.listener.accept().await.expect("the session opens its upstream");
+        assert_eq!(tags(&arrives(&mut upstream).await), [BIND_REQUEST]);
+        let success = ldap::reply::result(OperationKind::Bind, 1, ldap::ResultCode::SUCCESS, "");
+        upstream.write_all(&success).await.expect("a socket");
+        upstream
+    }
 }
 
 /// The next request's octets, or their beginning.
@@ -264,6 +283,180 @@ async fn a_session_told_to_leave_stays_where_its_backend_works() {
     assert_eq!(upstream.read(&mut [0]).await.unwrap_or(0), 0, "left");
     drop(stage.client);
     stage.session.await.expect("no panic");
+}
+
+/// What was asked before a bind went out as nobody if its upstream had to be opened, or opened again, meanwhile.
+#[tokio::test]
+async fn what_was_asked_before_a_bind_is_asked_as_who_the_client_was() {
+    let bind = Send { kind: Kind::Bind, ..SEARCH };
+    let mut stage = Stage::set(512, |_| {}).await;
+    let mut first = stage.bound().await;
+    stage.client.send(SEARCH).await;
+    assert_eq!(tags(&arrives(&mut first).await), [SEARCH_REQUEST]);
+    stage.client.send(bind).await;
+    assert_eq!(tags(&arrives(&mut first).await), [BIND_REQUEST]);
+    drop(first);
+    let mut second = stage.asked_again().await;
+    assert_eq!(tags(&arrives(&mut second).await), [SEARCH_REQUEST, BIND_REQUEST], "behind the client's first bind");
+    stage.session.abort();
+}
+
+/// A bind can't be abandoned (§4.11): what names it comes when it has its answer, and names nothing then.
+#[tokio::test]
+async fn rule_18_a_bind_cannot_be_abandoned() {
+    let mut stage = Stage::set(512, |_| {}).await;
+    stage.client.send(Send { kind: Kind::Bind, ..SEARCH }).await;
+    stage.client.writer.write_all(b"\x30\x06\x02\x01\x09\x50\x01\x01").await.expect("a pipe");
+    let mut upstream = stage.asked().await;
+    let success = ldap::reply::result(OperationKind::Bind, 1, ldap::ResultCode::SUCCESS, "");
+    upstream.write_all(&success).await.expect("a socket");
+    stage.client.read_answers().await;
+    assert!(stage.client.open.is_empty() && !stage.client.ended);
+    stage.client.send(SEARCH).await;
+    assert_eq!(tags(&arrives(&mut upstream).await), [SEARCH_REQUEST]);
+    stage.session.abort();
+}
+
+/// A backend that hangs while its kernel takes connections was asked without end once no other was left: nothing changed any
+/// more that would have told its sessions to leave.
+#[tokio::test]
+async fn a_backend_that_is_down_and_says_nothing_is_not_waited_for_without_end() {
+    let mut stage = Stage::set(512, |_| {}).await;
+    stage.backend.set_health(Health::Down, "silent");
+    stage.client.send(SEARCH).await;
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        held.push(stage.asked().await);
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(60)).await;
+        tokio::time::resume();
+    }
+    timeout(Duration::from_secs(20), stage.client.read_answers()).await.expect("unavailable");
+    assert!(!stage.client.ended && stage.client.open.is_empty());
+    stage.session.abort();
+}
+
+/// While a backend takes nothing, no more is read of a client that is sending a request: it was told that its request had not
+/// arrived in time, and the one before was never answered.
+#[tokio::test]
+async fn a_request_is_not_late_while_it_is_not_read() {
+    let mut stage = Stage::set(512, |settings| {
+        admit_larger_than_sockets(settings);
+        settings.limits.write_timeout = Duration::from_secs(3600);
+    })
+    .await;
+    const DELETE_REQUEST: u8 = 0x4A;
+    let (mut upstream, ()) = tokio::join!(stage.listener.accept(), async {
+        let requests = [larger_than_sockets(1, DELETE_REQUEST), vec![0x30]].concat();
+        stage.client.writer.write_all(&requests).await.expect("a pipe");
+    });
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(60)).await;
+    tokio::time::resume();
+    let (upstream, _) = upstream.as_mut().expect("a socket");
+    let mut left = LARGER_THAN_SOCKETS;
+    while left > 0 {
+        left = left.saturating_sub(upstream.read(&mut vec![0; 1 << 20]).await.expect("the session goes on"));
+    }
+    stage.client.open.insert(1, Kind::Modify);
+    let done = ldap::reply::result(OperationKind::Modify, 1, ldap::ResultCode::SUCCESS, "");
+    upstream.write_all(&done).await.expect("a socket");
+    stage.client.read_answers().await;
+    assert!(stage.client.open.is_empty() && !stage.client.ended);
+    stage.session.abort();
+}
+
+/// It was judged as an anonymous client's, and took the answer to the bind with it.
+#[tokio::test]
+async fn a_large_request_behind_a_bind_waits_like_a_small_one() {
+    let mut stage = Stage::set(1 << 16, |settings| settings.limits.request_size_anonymous = 1000).await;
+    let bind = b"\x30\x10\x02\x01\x01\x60\x0b\x02\x01\x03\x04\x02cn\x80\x02pw";
+    let modify = [&b"\x30\x82\x08\x0d\x02\x01\x02\x66\x82\x08\x06\x04\x02cn\x30\x82\x07\xfe"[..], &[0; 2046]].concat();
+    stage.client.open.extend([(1, Kind::Bind), (2, Kind::Modify)]);
+    stage.client.writer.write_all(&[&bind[..], &modify].concat()).await.expect("a pipe");
+    let mut upstream = stage.asked().await;
+    for kind in [OperationKind::Bind, OperationKind::Modify] {
+        let id = if kind == OperationKind::Bind { 1 } else { 2 };
+        upstream.write_all(&ldap::reply::result(kind, id, ldap::ResultCode::SUCCESS, "")).await.expect("a socket");
+        if kind == OperationKind::Bind {
+            assert_eq!(tags(&arrives(&mut upstream).await), [0x66]);
+        }
+    }
+    stage.client.read_answers().await;
+    assert!(stage.client.open.is_empty() && !stage.client.ended);
+    stage.session.abort();
+}
+
+/// What was kept of searches that a slow backend had not answered was a megabyte for each client that nobody counted.
+#[tokio::test]
+async fn what_is_kept_of_requests_counts_as_buffers() {
+    let mut stage = Stage::set(1 << 16, |settings| settings.memory.resize(300_000)).await;
+    // The backend takes all and answers nothing.
+    let listener = stage.listener;
+    tokio::spawn(async move {
+        let (mut upstream, _) = listener.accept().await?;
+        tokio::io::copy(&mut upstream, &mut tokio::io::sink()).await
+    });
+    let ended = timeout(Duration::from_secs(20), async {
+        for id in 1..=8 {
+            let _ = stage.client.writer.write_all(&search_with_filter_of(60_000, id)).await;
+        }
+        while !stage.client.ended {
+            stage.client.read_some().await;
+        }
+    });
+    ended.await.expect("its memory is wanted");
+    assert!(stage.client.told);
+    drop(stage.client);
+    assert_eq!(stage.session.await.expect("no panic").reason(), EndReason::BufferMemory);
+}
+
+/// Where nothing is kept to be replayed, bound sessions looked anonymous; and one whose new bind had failed looked bound.
+#[tokio::test]
+async fn a_name_is_known_while_it_is_the_sessions() {
+    let mut stage = Stage::set(512, |settings| {
+        let mut changed = config::Pool::new("p", Vec::new());
+        changed.failover.replay_bind = false;
+        let connector = Connector::new(&changed).expect("cleartext needs nothing");
+        let pool = Pool::new(Arc::new(changed), connector, Metrics::new(), mpsc::channel(64).0);
+        pool.set_backends(settings.pool.backends().to_vec());
+        settings.pool = Arc::new(pool);
+    })
+    .await;
+    let handle = Arc::clone(&stage.registry.sessions()[0]);
+    let mut upstream = stage.bound().await;
+    assert_eq!(handle.facts().bind_name.as_deref(), Some("1,client"));
+    stage.client.send(Send { kind: Kind::Bind, ..SEARCH }).await;
+    arrives(&mut upstream).await;
+    let refused = ldap::reply::result(OperationKind::Bind, 2, ldap::ResultCode::INVALID_CREDENTIALS, "");
+    upstream.write_all(&refused).await.expect("a socket");
+    stage.client.read_answers().await;
+    assert_eq!(handle.facts().bind_name, None);
+    stage.session.abort();
+}
+
+fn search_with_filter_of(octets: u16, id: u8) -> Vec<u8> {
+    let element = |tag: u8, content: &[u8]| {
+        let length = u32::try_from(content.len()).expect("32 bits").to_be_bytes();
+        [&[tag, 0x84][..], &length, content].concat()
+    };
+    let filter = element(0xA3, &[b"\x04\x01a".to_vec(), element(0x04, &vec![b'x'; octets.into()])].concat());
+    let before = b"\x04\x00\x0a\x01\x02\x0a\x01\x00\x02\x01\x00\x02\x01\x00\x01\x01\x00";
+    let search = element(SEARCH_REQUEST, &[&before[..], &filter, b"\x30\x00"].concat());
+    element(0x30, &[&[2, 1, id][..], &search].concat())
+}
+
+const BIND_REQUEST: u8 = 0x60;
+const SEARCH_REQUEST: u8 = 0x63;
+
+/// What the requests in these octets ask for.
+fn tags(mut octets: &[u8]) -> Vec<u8> {
+    let mut tags = Vec::new();
+    while let Some(envelope) = ldap::envelope(octets, usize::MAX).expect("well-formed") {
+        tags.push(envelope.tag);
+        octets = octets.get(envelope.length..).unwrap_or_default();
+    }
+    tags
 }
 
 fn admit_larger_than_sockets(settings: &mut Settings) {
