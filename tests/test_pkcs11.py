@@ -176,6 +176,18 @@ def test_nobody_waits_for_a_reload_that_waits_for_the_token(start, token, certif
         proxy.wait_for("ldaps_proxy_reloads_total", 1, result="applied")
 
 
+def test_a_reload_that_waits_for_the_token_holds_up_no_end(start, token):
+    """A regression test: SIGTERM was read once the token had answered, or PATIENCE was over."""
+    proxy = start("rsa")
+    before = token.calls("C_SignInit")
+    token.has_trouble("C_SignInit wait")
+    proxy.reload()
+    eventually(lambda: token.calls("C_SignInit") > before, "the key is tried")
+    proxy.terminate()
+    assert proxy.wait() == 0
+    assert "the reload is given up" in proxy.log() and "reload refused" not in proxy.log()
+
+
 def test_clients_that_say_nothing_hold_no_thread(start):
     proxy = start("p256")
     silent = [RawClient(proxy.endpoint(tls=False)) for _ in range(3 * SESSIONS)]

@@ -9,6 +9,7 @@ import pytest
 from support import ber
 from support.backend import answer_everything
 from support.clients import RawClient
+from support.dns import NameServer
 from support.samba import ADMINISTRATOR, BASE
 from support.waiting import eventually
 
@@ -176,6 +177,28 @@ def test_second_signal_ends_at_once(proxy, backend):
         eventually(lambda: drains(proxy), "/readyz answers 503 while draining")
         proxy.terminate()
         proxy.wait(seconds=10)
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_reload_that_waits_for_dns_holds_up_no_end(proxy, backend, signals):
+    """A regression test: SIGTERM was read once the reload was done. A reload that is given up changes nothing."""
+    release = hold_searches(backend)
+    with NameServer() as names, RawClient(proxy.endpoint()) as client:
+        names.silent = True
+        client.send(ber.search(1))
+        backend.session().wait_for(ber.SEARCH_REQUEST)
+        text = proxy.config_file.read_text().replace(f"'{backend}'", "'dc.corp.example.com:389'")
+        proxy.config_file.write_text(text.replace("[admin]", f'discovery.name_servers = ["{names}"]\n[admin]'))
+        proxy.reload()
+        eventually(lambda: names.asked, "the reload waits for an address")
+        proxy.terminate()
+        eventually(lambda: drains(proxy), "/readyz answers 503 while draining")
+        proxy.terminate() if signals == 2 else release.set()
+        *_, final, notice = client.read_to_end()
+        assert (final.message_id, final.result_code) == (1, ber.SUCCESS if signals == 1 else ber.UNAVAILABLE)
+        assert notice.is_notice(ber.UNAVAILABLE)
+        assert proxy.wait() == 0
+    assert "the reload is given up" in proxy.log() and "reloaded" not in proxy.log()
 
 
 def test_sigterm_under_load_loses_nothing(start_proxy, dc):

@@ -20,7 +20,7 @@ use crate::policy::Policy;
 use crate::referral;
 use crate::session;
 use crate::throttle::LoginThrottle;
-use crate::tls::{CertificateInfo, Served, ServerTls, UnixTime};
+use crate::tls::{CertificateInfo, Finding, Served, ServerTls, UnixTime};
 use crate::trust::{Reload, TrustSource};
 
 /// What is running.
@@ -140,7 +140,7 @@ impl Proxy {
         };
         for server in tls.servers() {
             server.measure(self.metrics());
-            if let Err(findings) = server.prove_tokens() {
+            if let Err(findings) = prove_tokens(server).await {
                 problems.extend(findings.iter().map(ToString::to_string));
             }
         }
@@ -364,6 +364,13 @@ impl Proxy {
         };
         self.metrics().listener(door.name()).trust_list_stale(stale);
     }
+}
+
+/// On a thread of its own: tokens take their time, and a reload that waits for them can be given up.
+async fn prove_tokens(server: &Arc<ServerTls>) -> Result<(), Vec<Finding>> {
+    let server = Arc::clone(server);
+    let proven = tokio::task::spawn_blocking(move || server.prove_tokens()).await;
+    proven.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
 /// The listener that has the address of `settings` under a name which goes elsewhere or is gone, and its socket: an address that

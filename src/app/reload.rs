@@ -42,7 +42,7 @@ impl Reloads {
 }
 
 impl Proxy {
-    /// Reads the configuration file and every file it names again.
+    /// Reads the configuration file and every file it names again. Dropped before it is done, it has changed nothing.
     ///
     /// # Errors
     /// What is wrong, one line each; then nothing has changed.
@@ -77,6 +77,7 @@ impl Proxy {
         let rejection = |problems| Rejection { of_files: fresh == before, problems };
         let certificates = self.state().parts.tls.certificates();
         let plan = self.plan(&fresh, self.load_tls(&fresh)).await.map_err(rejection)?;
+        // From here on nothing is awaited: whoever gives the reload up can't leave it half-done.
         self.change_log(&before.log, &fresh.log).map_err(|problem| rejection(vec![problem]))?;
         self.carry_out(plan);
         self.reloaded.notify_one();

@@ -51,7 +51,7 @@ pub fn run(file: &Path, without_admin: bool) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("cannot start the runtime: {error}")),
     };
-    runtime.block_on(async {
+    let code = runtime.block_on(async {
         let signals = match lifecycle::Signals::new() {
             Ok(signals) => signals,
             Err(error) => return fail(&format!("cannot receive signals: {error}")),
@@ -61,7 +61,10 @@ pub fn run(file: &Path, without_admin: bool) -> ExitCode {
             Err(problems) => return fail(&problems.join("\n")),
         }
         ExitCode::SUCCESS
-    })
+    });
+    // A thread may be waiting for a token.
+    runtime.shutdown_background();
+    code
 }
 
 /// Runs the proxy in front of two embedded directories.

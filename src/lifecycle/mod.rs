@@ -37,9 +37,17 @@ pub async fn serve(proxy: &Arc<Proxy>, mut signals: Signals) {
             Signal::Reload => {
                 let since = NotifyState::monotonic_usec_now().ok();
                 tell_systemd(&[Some(NotifyState::Reloading), since].into_iter().flatten().collect::<Vec<_>>());
-                // What came of it is in the log, the metrics and the status.
-                let _ = proxy.reload_all().await;
+                let ends = tokio::select! {
+                    // What came of it is in the log, the metrics and the status.
+                    _ = proxy.reload_all() => false,
+                    // It may wait long for DNS or a token. Nothing has changed while it waits: see `read_and_swap`.
+                    () = signals.termination() => true,
+                };
                 tell_systemd(&[NotifyState::Ready]);
+                if ends {
+                    tracing::info!("the reload is given up, nothing was changed");
+                    break;
+                }
             }
             Signal::Reopen => proxy.reopen_logs(),
         }

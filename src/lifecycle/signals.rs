@@ -47,8 +47,11 @@ impl Signals {
         }
     }
 
-    /// Waits for a SIGTERM or SIGINT.
+    /// Waits for a SIGTERM or SIGINT. Other signals are kept for [`next`](Self::next).
     pub(super) async fn termination(&mut self) {
-        while self.next().await != Signal::Terminate {}
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }
