@@ -6,6 +6,8 @@ from support import ber
 from support.backend import FakeBackend, answer_everything
 from support.clients import RawClient
 from support.dns import NameServer
+from support.process import run
+from support.proxy import BINARY
 from support.waiting import eventually
 
 SERVICE = "_ldap._tcp.corp.example.com"
@@ -106,6 +108,25 @@ def test_a_removed_backend_drains_and_a_new_one_enters(start, dns, backends):
         eventually(lambda: ask(proxy) == str(new), "a new session goes to the new backend")
         old.session().send(ber.result(9, ber.SEARCH_DONE))
         assert client.read_result(9)[-1].result_code == ber.SUCCESS
+
+
+def test_one_that_comes_back_has_its_sessions_still(start, dns, backends, tmp_path):
+    """A regression test: it was a new backend without sessions, which `drain` left where they were."""
+    first, second, _ = backends
+    publish(dns, (0, 1, first))
+    socket = tmp_path / "admin.sock"
+    proxy = start(f"srv:{SERVICE}", extra=f'socket = "{socket}"')
+    with RawClient(proxy.endpoint()) as client:
+        client.ask(ber.search)
+        publish(dns, (0, 1, second))
+        eventually(lambda: not proxy.metrics().get(UP, backend=str(first)), "the first backend is gone")
+        publish(dns, (0, 1, first), (0, 1, second))
+        proxy.wait_for(UP, 2)
+        proxy.wait_for("ldaps_proxy_backend_sessions", 1, backend=str(first))
+        told = run([BINARY, "drain", str(first), "--admin", f"unix:{socket}"]).stdout
+        assert "0 sessions" in told.splitlines()[-1]
+        client.ask(ber.search)
+        assert second.open() and not first.open(), "it was moved"
 
 
 def test_a_new_backend_enters_through_health(start, dns, backends):

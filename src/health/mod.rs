@@ -173,7 +173,9 @@ impl<F: Fn(&Change)> Watcher<F> {
     }
 
     fn take_report(&mut self, report: &Report, now: Instant) {
-        let Some(index) = self.find(&report.backend) else { return };
+        // The last word on a backend that was dropped is none on the one that came back.
+        let is_its = |patient: &Patient| Arc::ptr_eq(&patient.backend, &report.backend);
+        let Some(index) = self.patients.iter().position(is_its) else { return };
         self.patients[index].judgement.take(report.depth, &report.outcome);
         self.pronounce(index, now);
     }

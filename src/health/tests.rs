@@ -530,3 +530,30 @@ async fn checkers_follow_the_pools_backends() {
     watched.probes(|probes| probes.len() == 10).await;
     assert!(first.seen().seen.len() <= asked + 1);
 }
+
+/// A checker's report may be under way when DNS drops its backend and names it again.
+#[tokio::test]
+async fn the_last_word_on_a_dropped_backend_is_none_on_the_one_that_comes_back() {
+    let addresses = [1, 2].map(|last| SocketAddr::from(([10, 0, 0, last], 389)));
+    // Nothing is awaited: no task runs but this one.
+    let pool = Arc::clone(&Watched::start(cheap(once(ProbeKind::RootDse)), &addresses).pool);
+    let (reports, _reported) = mpsc::channel(1);
+    let mut watcher = Watcher::new(Arc::clone(&pool), reports, |_: &Change| {});
+    watcher.follow(&pool.backends());
+    let before = Arc::clone(&pool.backends()[0]);
+    let endpoint = |address: SocketAddr| {
+        let host = address.ip().to_string();
+        Endpoint { address, host, weight: 1, tier: 0, max_sessions: 0 }
+    };
+    for set in [&addresses[1..], &addresses] {
+        pool.admit(&set.iter().map(|address| endpoint(*address)).collect::<Vec<_>>());
+        watcher.follow(&pool.backends());
+    }
+    let after = Arc::clone(&pool.backends()[0]);
+    assert!(after.is(&before));
+    for (backend, expected) in [(before, Health::Unknown), (Arc::clone(&after), Health::Up)] {
+        let report = Report { backend, depth: Depth::Cheap, outcome: Ok(Duration::from_millis(1)) };
+        watcher.take_report(&report, Instant::now());
+        assert_eq!(after.health(), expected);
+    }
+}

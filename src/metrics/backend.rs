@@ -47,9 +47,9 @@ impl BackendMetrics {
         self.drained.set(drained.into());
     }
 
-    /// Counts a session on this backend while the guard lives.
-    pub fn session(&self) -> Held {
-        Held::new(&self.sessions)
+    /// One holder's part of the sessions on this backend, 0 at first.
+    pub fn sessions(&self) -> Share {
+        Share::new(&self.sessions)
     }
 
     /// One upstream's part of the operations in flight, 0 at first.

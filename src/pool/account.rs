@@ -58,14 +58,12 @@ struct Entries {
 
 impl Ledger {
     pub(super) fn new(now: SystemTime) -> Self {
-        Self(Mutex::new(Entries {
-            reason: "not probed yet".to_owned(),
-            since: now,
-            probes: VecDeque::new(),
-            newcomer: false,
-            out: false,
-            returned: None,
-        }))
+        Self(Mutex::new(Entries::new(now)))
+    }
+
+    /// As if nothing had been known.
+    pub(super) fn begin_anew(&self, now: SystemTime) {
+        *self.entries() = Entries::new(now);
     }
 
     pub(super) fn account(&self) -> Account {
@@ -124,6 +122,19 @@ impl Ledger {
     fn entries(&self) -> MutexGuard<'_, Entries> {
         // Every change is whole before the guard goes, so a panic elsewhere leaves nothing half-done.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entries {
+    fn new(now: SystemTime) -> Self {
+        Self {
+            reason: "not probed yet".to_owned(),
+            since: now,
+            probes: VecDeque::new(),
+            newcomer: false,
+            out: false,
+            returned: None,
+        }
     }
 }
 

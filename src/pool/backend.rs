@@ -14,7 +14,7 @@ use super::account::{Account, Ledger, ProbeRecord};
 use super::opening::Openings;
 use super::warm::Stock;
 use crate::balance::{self, Candidate};
-use crate::metrics::{BackendMetrics, Held};
+use crate::metrics::{BackendMetrics, Share};
 
 /// What the probes say of a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -117,15 +117,17 @@ pub struct Backend {
     metrics: BackendMetrics,
 }
 
-/// What is known of a server and asked of it. It goes on when a reload makes the pool anew: sessions that began before belong to
-/// the same server, though to another object of it.
-struct Life {
+/// What is known of a server and asked of it. It goes on when a reload makes the pool anew, and when DNS drops the server and
+/// names it again: sessions that began before belong to the same server, though to another object of it.
+pub(super) struct Life {
     weight: AtomicU32,
     tier: AtomicU32,
     max_sessions: AtomicUsize,
     health: AtomicU8,
     duty: AtomicU8,
     sessions: AtomicUsize,
+    /// The same in the metrics. One lock for all of them, so that the newest count is the one that stays.
+    shown: Mutex<Share>,
     ledger: Ledger,
     /// To the health side of the newest pool.
     events: ArcSwap<mpsc::Sender<Event>>,
@@ -143,6 +145,7 @@ impl Backend {
             health: AtomicU8::new(Health::Unknown as u8),
             duty: AtomicU8::new(Duty::Enabled as u8),
             sessions: AtomicUsize::new(0),
+            shown: Mutex::new(metrics.sessions()),
             ledger: Ledger::new(SystemTime::now()),
             events: ArcSwap::from_pointee(events),
             bells: Mutex::default(),
@@ -158,8 +161,34 @@ impl Backend {
         events: mpsc::Sender<Event>,
         before: &Self,
     ) -> Self {
-        before.life.events.store(Arc::new(events));
-        Self::with(endpoint, name, metrics, Arc::clone(&before.life))
+        Self::go_on(endpoint, name, metrics, events, Arc::clone(&before.life))
+    }
+
+    /// One that its pool has had before, and that begins anew in all but the sessions it still has.
+    pub(super) fn returned(
+        endpoint: &Endpoint,
+        name: String,
+        metrics: BackendMetrics,
+        events: mpsc::Sender<Event>,
+        life: Arc<Life>,
+    ) -> Self {
+        life.ledger.begin_anew(SystemTime::now());
+        life.health.store(Health::Unknown as u8, Ordering::Relaxed);
+        Self::go_on(endpoint, name, metrics, events, life)
+    }
+
+    fn go_on(
+        endpoint: &Endpoint,
+        name: String,
+        metrics: BackendMetrics,
+        events: mpsc::Sender<Event>,
+        life: Arc<Life>,
+    ) -> Self {
+        life.events.store(Arc::new(events));
+        // Its series may have been forgotten, or have another name now.
+        *life.shown() = metrics.sessions();
+        life.show();
+        Self::with(endpoint, name, metrics, life)
     }
 
     fn with(endpoint: &Endpoint, name: String, metrics: BackendMetrics, life: Arc<Life>) -> Self {
@@ -179,7 +208,12 @@ impl Backend {
         backend
     }
 
-    /// Whether it is the same server, perhaps in the pool as it was before a reload.
+    /// What outlives it as long as it has sessions.
+    pub(super) fn life(&self) -> &Arc<Life> {
+        &self.life
+    }
+
+    /// Whether it is the same server, perhaps in the pool as it was before a reload, or before DNS dropped it.
     pub fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.life, &other.life)
     }
@@ -342,7 +376,8 @@ impl Backend {
             .sessions
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |sessions| (sessions < most).then_some(sessions + 1))
             .ok()?;
-        Some(Seat { _counted: self.metrics.session(), backend: Arc::clone(self) })
+        self.life.show();
+        Some(Seat { backend: Arc::clone(self) })
     }
 
     /// Its state has changed.
@@ -355,6 +390,17 @@ impl Backend {
 }
 
 impl Life {
+    /// Shows how many sessions there are now.
+    fn show(&self) {
+        let mut shown = self.shown();
+        shown.set(self.sessions.load(Ordering::Relaxed));
+    }
+
+    fn shown(&self) -> MutexGuard<'_, Share> {
+        // A share is replaced and set, never left in between.
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn ring(&self, pull: impl Fn(&Bells)) {
         self.bells().iter().filter_map(Weak::upgrade).for_each(|bells| pull(&bells));
     }
@@ -375,7 +421,6 @@ impl fmt::Debug for Backend {
 #[derive(Debug)]
 pub struct Seat {
     backend: Arc<Backend>,
-    _counted: Held,
 }
 
 impl Seat {
@@ -388,6 +433,7 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         self.backend.life.sessions.fetch_sub(1, Ordering::Relaxed);
+        self.backend.life.show();
         if self.backend.max_sessions() != 0 {
             self.backend.life.ring(|bells| bells.seats.notify_one());
         }

@@ -208,7 +208,7 @@ impl Pool {
         let panic = self.settings.health.panic_mode && enabled().all(|backend| backend.standing() != Standing::Good);
         let rank = |backend: &Arc<Backend>| {
             let standing = if panic { Standing::Good } else { backend.standing() };
-            (standing, lost.is_some_and(|lost| Arc::ptr_eq(lost, backend)), backend.tier())
+            (standing, lost.is_some_and(|lost| lost.is(backend)), backend.tier())
         };
         let mut untried: Vec<_> =
             enabled().filter(|backend| !is_among(tried, backend)).map(|backend| (rank(backend), backend)).collect();
@@ -315,6 +315,16 @@ mod tests {
         backends[0].set_duty(Duty::Draining);
         backends[2].set_duty(Duty::Disabled);
         assert_eq!(order(&pool, None), "24");
+    }
+
+    #[test]
+    fn one_that_dns_drops_and_names_again_is_still_the_one_that_failed() {
+        let (pool, backends) = four(false);
+        let endpoint = |last| Endpoint { max_sessions: 1, ..endpoint(([10, 0, 0, last], 389).into()) };
+        pool.admit(&[endpoint(2)]);
+        pool.admit(&[endpoint(1), endpoint(2)]);
+        pool.backends()[0].set_health(Health::Up, "answers");
+        assert_eq!(order(&pool, Some(&backends[0])), "21");
     }
 
     /// A backend that was down gets its sessions by and by, not all new ones at once for being empty.

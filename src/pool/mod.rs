@@ -15,7 +15,7 @@ mod warm;
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::{mpsc, watch};
 
@@ -31,7 +31,7 @@ use crate::balance;
 use crate::config;
 use crate::metrics::{Metrics, PoolMetrics};
 use crate::upstream::Connector;
-use backend::Bells;
+use backend::{Bells, Life};
 use queue::Queue;
 
 /// The backends of a pool at one moment, in configuration order.
@@ -50,6 +50,8 @@ pub struct Pool {
     events: mpsc::Sender<Event>,
     /// What operators have asked: it holds for a backend that DNS loses and finds again.
     duties: Mutex<HashMap<SocketAddr, Duty>>,
+    /// Those that sessions are left of: a backend that is found again is the one they are on.
+    lives: Mutex<HashMap<SocketAddr, Weak<Life>>>,
     addresses: Arc<AddressBook>,
     names: names::Names,
 }
@@ -83,6 +85,7 @@ impl Pool {
             pool_metrics,
             events,
             duties: Mutex::default(),
+            lives: Mutex::default(),
             addresses: Arc::default(),
             names: names::Names::default(),
             settings,
@@ -138,7 +141,8 @@ impl Pool {
     }
 
     /// Makes `endpoints` the pool's backends. One that is known keeps its state and its sessions. The first set is believed
-    /// to work; a backend that comes later is used once it has passed a probe. One that is gone takes no new session.
+    /// to work; a backend that comes later is used once it has passed a probe. One that is gone takes no new session; if it
+    /// comes back, the sessions it still has are its own again.
     pub fn admit(&self, endpoints: &[Endpoint]) -> Admission {
         self.admit_heirs(endpoints, &[])
     }
@@ -161,9 +165,12 @@ impl Pool {
             let name = self.addresses.name(&self.settings.name, endpoint.address);
             let metrics = self.metrics.backend(&self.settings.name, &name);
             let events = self.events.clone();
-            let backend = match ancestors.iter().find(|ancestor| ancestor.address() == endpoint.address) {
-                Some(ancestor) => Backend::successor(endpoint, name.clone(), metrics, events, ancestor),
-                None => Backend::new(endpoint, name.clone(), metrics, events),
+            let ancestor = ancestors.iter().find(|ancestor| ancestor.address() == endpoint.address);
+            let former_life = self.lives().get(&endpoint.address).and_then(Weak::upgrade);
+            let backend = match (ancestor, former_life) {
+                (Some(ancestor), _) => Backend::successor(endpoint, name.clone(), metrics, events, ancestor),
+                (None, Some(life)) => Backend::returned(endpoint, name.clone(), metrics, events, life),
+                (None, None) => Backend::new(endpoint, name.clone(), metrics, events),
             };
             if !before.is_empty() {
                 backend.make_newcomer();
@@ -179,6 +186,10 @@ impl Pool {
             self.metrics.forget_backend(&self.settings.name, gone.name());
             admission.removed.push(gone.name().to_owned());
         }
+        let mut lives = self.lives();
+        lives.retain(|_, life| life.strong_count() > 0);
+        lives.extend(backends.iter().map(|backend| (backend.address(), Arc::downgrade(backend.life()))));
+        drop(lives);
         self.set_backends(backends);
         admission
     }
@@ -199,6 +210,8 @@ impl Pool {
     pub fn succeed(&self, before: &Self, endpoints: &[Endpoint]) -> Admission {
         let duties = before.duties().clone();
         *self.duties() = duties;
+        let lives = before.lives().clone();
+        *self.lives() = lives;
         self.admit_heirs(endpoints, &before.backends())
     }
 
@@ -246,7 +259,11 @@ impl Pool {
         true
     }
 
-    fn duties(&self) -> std::sync::MutexGuard<'_, HashMap<SocketAddr, Duty>> {
+    fn duties(&self) -> MutexGuard<'_, HashMap<SocketAddr, Duty>> {
         self.duties.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lives(&self) -> MutexGuard<'_, HashMap<SocketAddr, Weak<Life>>> {
+        self.lives.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

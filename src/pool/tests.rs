@@ -308,6 +308,41 @@ fn admitting_keeps_what_is_known() {
     assert!(!Arc::ptr_eq(&pool.backends()[0], &before[1]));
 }
 
+/// A regression test: it was another backend for its pool, with no session, so that its seats were free a second time, and who
+/// drained it was told at once that nobody was left.
+#[test]
+fn one_that_dns_drops_and_names_again_has_its_sessions_still() {
+    let at = |last| Endpoint { max_sessions: 2, ..endpoint(([10, 0, 0, last], 389).into()) };
+    let (old, _events) = pool(settings(), &[at(1), at(2)]);
+    let shown = |pool: &Pool| {
+        let text = pool.metrics.render();
+        let mut series = text.lines().filter(|line| line.starts_with("ldaps_proxy_backend_sessions{"));
+        series.find(|line| line.contains("10.0.0.1")).map(|line| line.rsplit_once(' ').unwrap().1.to_owned())
+    };
+    let before = Arc::clone(&old.backends()[0]);
+    before.set_health(Health::Up, "answers");
+    let seats = [before.occupy().unwrap(), before.occupy().unwrap()];
+    assert_eq!(shown(&old).as_deref(), Some("2"));
+    old.admit(&[at(2)]);
+    assert_eq!(shown(&old), None);
+
+    // A reload meanwhile forgets nothing.
+    let (new, mut events) = pool(settings(), &[]);
+    new.succeed(&old, &[at(2)]);
+    drop(old);
+    new.admit(&[at(1), at(2)]);
+    let after = Arc::clone(&new.backends()[0]);
+    assert!(after.is(&before) && !Arc::ptr_eq(&after, &before));
+    assert_eq!((after.health(), after.standing()), (Health::Unknown, Standing::Down));
+    assert_eq!((after.sessions(), shown(&new).as_deref()), (2, Some("2")));
+    assert!(after.occupy().is_none(), "its seats are taken");
+    before.report(CLIENT.ip(), EventKind::TimedOut);
+    assert!(events.try_recv().is_ok_and(|event| event.backend.is(&after)));
+    drop(seats);
+    let _seat = after.occupy().unwrap();
+    assert_eq!((after.sessions(), shown(&new).as_deref()), (1, Some("1")));
+}
+
 #[test]
 fn a_pool_with_new_settings_goes_on_where_the_old_one_was() {
     let at = |last| endpoint(([10, 0, 0, last], 389).into());
