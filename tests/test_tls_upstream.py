@@ -1,10 +1,15 @@
 """TLS to the backends: a real DC that takes passwords under TLS only, and a backend that counts resumed sessions."""
 
+import json
+import shutil
+
 import pytest
 
 from support import ber
+from support.certs import Authority, Certificate
 from support.clients import RawClient
-from support.proxy import check, config
+from support.process import run
+from support.proxy import BINARY, check, config
 from support.samba import HOST_NAME, LDAP, LDAPS, USERS
 from support.waiting import eventually
 
@@ -48,11 +53,57 @@ def test_sessions_with_a_backend_are_resumed(start_proxy, start_backend, certifi
     near = start_proxy(
         [f"{there.host}:{there.port}"], pool=f'protocol = "ldaps"\nca_file = "{authority.ca}"\nhealth.interval = "1h"',
     )
+    near.wait_for("ldaps_proxy_backend_probe_duration_seconds_count", 1)
     for _ in range(3):
         assert bind(near) == ber.SUCCESS
     metrics = far.metrics()
     assert metrics.sum("ldaps_proxy_handshakes_total", resumed="false") == 1, "the probe's"
     assert metrics.sum("ldaps_proxy_handshakes_total", resumed="true") == 3
+
+
+def test_a_changed_ca_file_is_read_at_a_reload(start_proxy, start_backend, authority, tmp_path):
+    """A regression test: it was read when the pool was made, so that backends with certificates of another CA took a restart. The
+    backend is another ldaps-proxy."""
+    def reload(proxy):
+        done = run([BINARY, "reload", "--admin", f"unix:{proxy.directory / 'admin.sock'}"], check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    def put(pair):
+        shutil.copy(pair.private_key, tmp_path / "key.pem")
+        shutil.copy(pair.certificate, tmp_path / "cert.pem")
+
+    new = Authority(tmp_path / "new", "another CA")
+    put(authority.issue("far"))
+    ca_file = tmp_path / "backend_ca.pem"
+    shutil.copy(authority.ca, ca_file)
+    files = Certificate(tmp_path / "cert.pem", tmp_path / "key.pem")
+    text = config(files, [start_backend()], pool='health.probe = "tcp"', extra='socket = "admin.sock"')
+    far = start_proxy(text=text)
+    there = far.endpoint()
+    pool = f'protocol = "ldaps"\nca_file = "{ca_file}"\nhealth.interval = "1h"'
+    text = config(authority.issue("near"), [f"{there.host}:{there.port}"], pool=pool, extra='socket = "admin.sock"')
+    near = start_proxy(text=text)
+    with RawClient(near.endpoint()) as client:
+        assert client.ask(ber.bind, *USERS[0])[-1].result_code == ber.SUCCESS
+        put(new.issue("far"))
+        assert reload(far)[0] == 0
+        assert bind(near) == ber.UNAVAILABLE
+        shutil.copy(new.ca, ca_file)
+        assert reload(near) == (0, f'pools.directory.ca_file "{ca_file}": replaced\n')
+        assert bind(near) == ber.SUCCESS
+        for session in json.loads(far.http("/api/v1/sessions")[1])["sessions"]:
+            # One of a client that has left may end by itself.
+            run([BINARY, "kill", session["id"], "--admin", f"unix:{far.directory / 'admin.sock'}"], check=False)
+        assert client.ask(ber.search)[-1].result_code == ber.SUCCESS, "who was there connects anew"
+    assert reload(near) == (0, "reloaded, nothing has changed\n"), "it is told once"
+
+    ca_file.write_text("")
+    code, told = reload(near)
+    assert code == 1 and f"pools.directory.ca_file: {ca_file} is empty" in told
+    assert bind(near) == ber.SUCCESS
+    authority.issue("near")
+    eventually(lambda: "certificates and lists of networks read again" in near.log(), "a certificate has changed")
+    assert near.metrics().sum("ldaps_proxy_last_reload_successful") == 0, "which mends no file of a pool"
 
 
 def test_a_ca_file_that_cannot_be_used_is_told_by_check(tmp_path, certificate):

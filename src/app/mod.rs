@@ -131,7 +131,7 @@ impl Proxy {
             stopping: CancellationToken::new(),
         });
         let tls = tls.map_or_else(|| proxy.load_tls(&config), Ok);
-        let plan = proxy.plan(&config, tls).await?;
+        let plan = proxy.plan(&config, tls).await.map_err(|rejection| rejection.problems)?;
         let control = Arc::new(control::Controller(Arc::clone(&proxy)));
         let admin = Admin::new(control, Arc::clone(&proxy.metrics));
         proxy.state().admin = Some(admin::Running::new(admin, proxy.background.clone()));

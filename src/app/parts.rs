@@ -10,7 +10,8 @@ use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::Proxy;
-use super::pools::{PlannedPools, RunningPool};
+use super::pools::{PlannedPool, PlannedPools, RunningPool};
+use super::reload::Rejection;
 use crate::access_log::AccessLog;
 use crate::admin;
 use crate::config::{self, Config, ListenerProtocol};
@@ -55,6 +56,13 @@ pub(super) struct Plan {
     throttle: Option<Arc<LoginThrottle>>,
     access_log: Option<AccessLog>,
     admin: PlannedAdmin,
+}
+
+impl Plan {
+    /// What it puts in the place of each `ca_file` that goes on under its name: a line each.
+    pub fn replaced_ca_files(&self) -> Vec<String> {
+        self.pools.values().filter_map(PlannedPool::replaced_ca_file).collect()
+    }
 }
 
 struct PlannedAdmin {
@@ -129,11 +137,7 @@ impl Proxy {
     ///
     /// # Errors
     /// Everything that is wrong, one line each.
-    pub(super) async fn plan(
-        &self,
-        config: &Arc<Config>,
-        tls: Result<Served, Vec<String>>,
-    ) -> Result<Plan, Vec<String>> {
+    pub(super) async fn plan(&self, config: &Arc<Config>, tls: Result<Served, Vec<String>>) -> Result<Plan, Rejection> {
         let (tls, mut problems) = match tls {
             Ok(tls) => (tls, Vec::new()),
             Err(problems) => (Served::default(), problems),
@@ -144,12 +148,14 @@ impl Proxy {
                 problems.extend(findings.iter().map(ToString::to_string));
             }
         }
+        let of_tls = problems.len();
         let pools = self.plan_pools(config, &mut problems).await;
         let listeners = self.plan_listeners(config, &tls, &mut problems);
         let (throttle, access_log) = self.plan_throttle_and_log(config, &mut problems);
         let admin = self.plan_admin(config, &mut problems).await;
         if !problems.is_empty() {
-            return Err(problems);
+            let of_followed_files = problems.len() == of_tls && *config == self.state().config;
+            return Err(Rejection { of_followed_files, problems });
         }
         Ok(Plan { config: Arc::clone(config), tls, pools, listeners, throttle, access_log, admin })
     }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -44,6 +45,8 @@ pub(super) struct FreshPool {
     settings: Arc<config::Pool>,
     connector: Connector,
     discovery: Discovery,
+    /// The `ca_file` whose contents aren't those that the pool it takes the place of has read.
+    replaced_ca_file: Option<PathBuf>,
 }
 
 impl PlannedPool {
@@ -52,6 +55,13 @@ impl PlannedPool {
             Self::Running(running) => running.pool.backends().iter().map(|backend| backend.address()).collect(),
             Self::Fresh(fresh) => fresh.discovery.endpoints().iter().map(|endpoint| endpoint.address).collect(),
         }
+    }
+
+    /// A line for the operator, if `ca_file` is the same with other contents.
+    pub fn replaced_ca_file(&self) -> Option<String> {
+        let Self::Fresh(fresh) = self else { return None };
+        let file = fresh.replaced_ca_file.as_ref()?;
+        Some(format!("pools.{}.ca_file {file:?}: replaced", fresh.settings.name))
     }
 }
 
@@ -63,7 +73,11 @@ impl FreshPool {
         if let Some(before) = before {
             discovery.succeed(&before.memory);
         }
-        Ok(Self { settings: Arc::clone(settings), connector, discovery })
+        let has_same_file = |before: &&RunningPool| before.pool.settings().ca_file == settings.ca_file;
+        let other_contents = |before: &RunningPool| !connector.trusts_as(before.pool.connector());
+        let is_replaced = before.filter(has_same_file).is_some_and(other_contents);
+        let replaced_ca_file = settings.ca_file.clone().filter(|_| is_replaced);
+        Ok(Self { settings: Arc::clone(settings), connector, discovery, replaced_ca_file })
     }
 }
 
@@ -73,12 +87,18 @@ impl Proxy {
         let mut planned = BTreeMap::new();
         for (name, settings) in &config.pools {
             let known = running.get(name);
-            if let Some(known) = known.filter(|known| known.pool.settings() == settings) {
-                planned.insert(name.clone(), PlannedPool::Running(known.clone()));
+            let unchanged = known.filter(|known| known.pool.settings() == settings);
+            // The system's roots, which take long to read, are no file that the configuration names.
+            if let Some(unchanged) = unchanged.filter(|_| settings.ca_file.is_none()) {
+                planned.insert(name.clone(), PlannedPool::Running(unchanged.clone()));
                 continue;
             }
             match FreshPool::new(settings, known) {
                 Ok(mut fresh) => {
+                    if let Some(unchanged) = unchanged.filter(|_| fresh.replaced_ca_file.is_none()) {
+                        planned.insert(name.clone(), PlannedPool::Running(unchanged.clone()));
+                        continue;
+                    }
                     for failure in fresh.discovery.refresh().await {
                         // It is asked for again; until then the other backends serve.
                         tracing::error!(pool = %name, name = %failure.name, reason = %failure.reason, "cannot resolve");
@@ -140,7 +160,10 @@ impl Proxy {
 
     /// Makes a pool, and starts what keeps its backends known and judged.
     fn start_pool(&self, fresh: FreshPool, before: Option<&RunningPool>) -> RunningPool {
-        let FreshPool { settings, connector, discovery } = fresh;
+        let FreshPool { settings, mut connector, discovery, replaced_ca_file: _ } = fresh;
+        if let Some(before) = before {
+            connector.succeed(before.pool.connector());
+        }
         let (reports, events) = mpsc::channel(EVENTS);
         let pool =
             Pool::new(settings, connector, Arc::clone(self.metrics()), reports).among(Arc::clone(&self.address_book));

@@ -19,10 +19,10 @@ pub(super) struct Reloads {
 }
 
 /// Why a reload was rejected.
-struct Rejection {
-    /// Whether the configuration file says what is in force, so that the files it names are at fault.
-    of_files: bool,
-    problems: Vec<String>,
+pub(super) struct Rejection {
+    /// Whether the configuration file says what is in force, and only files that are followed are at fault.
+    pub of_followed_files: bool,
+    pub problems: Vec<String>,
 }
 
 impl Reloads {
@@ -55,11 +55,11 @@ impl Proxy {
                 self.reloaded(ReloadOutcome::Applied, Reloads { configuration: applied, files: None });
                 Ok(changes)
             }
-            Err(Rejection { of_files, problems }) => {
+            Err(Rejection { of_followed_files, problems }) => {
                 tracing::error!(?problems, "reload refused, nothing was changed");
                 self.record_rejected("configuration", problems.join(" "));
                 let rejected = Some(reload(false, problems.clone()));
-                let reloads = if of_files {
+                let reloads = if of_followed_files {
                     Reloads { configuration: None, files: rejected }
                 } else {
                     Reloads { configuration: rejected, files: self.state().reloads.files.clone() }
@@ -71,14 +71,15 @@ impl Proxy {
     }
 
     async fn read_and_swap(self: &Arc<Self>) -> Result<Vec<String>, Rejection> {
+        let of_configuration = |problems| Rejection { of_followed_files: false, problems };
         let before = Arc::clone(&self.state().config);
-        let loaded = self.read_configuration().map_err(|problems| Rejection { of_files: false, problems })?;
+        let loaded = self.read_configuration().map_err(of_configuration)?;
         let fresh = loaded.as_ref().map_or_else(|| Arc::clone(&before), |loaded| Arc::new(loaded.config.clone()));
-        let rejection = |problems| Rejection { of_files: fresh == before, problems };
         let certificates = self.state().parts.tls.certificates();
-        let plan = self.plan(&fresh, self.load_tls(&fresh)).await.map_err(rejection)?;
+        let plan = self.plan(&fresh, self.load_tls(&fresh)).await?;
         // From here on nothing is awaited: whoever gives the reload up can't leave it half-done.
-        self.change_log(&before.log, &fresh.log).map_err(|problem| rejection(vec![problem]))?;
+        self.change_log(&before.log, &fresh.log).map_err(|problem| of_configuration(vec![problem]))?;
+        let ca_files = plan.replaced_ca_files();
         self.carry_out(plan);
         self.reloaded.notify_one();
         let mut state = self.state();
@@ -87,6 +88,7 @@ impl Proxy {
             _ => Vec::new(),
         };
         changes.extend(tls::replacements(&certificates, &state.parts.tls.certificates()));
+        changes.extend(ca_files);
         state.loaded = loaded;
         drop(state);
         if fresh.end_untrusted_sessions {

@@ -26,6 +26,8 @@ pub struct UpstreamTls {
     connector: TlsConnector,
     /// `server_name`
     server_name: Option<ServerName<'static>>,
+    /// The certificates of `ca_file`.
+    anchors: Vec<CertificateDer<'static>>,
 }
 
 impl UpstreamTls {
@@ -35,15 +37,20 @@ impl UpstreamTls {
     /// No trust anchors, or a `server_name` that is neither a host name nor an address.
     pub fn new(pool: &Pool) -> Result<Self, Finding> {
         let server_name = pool.server_name.as_deref().map(|name| parse_name(name).map_err(bad_server_name));
-        let (roots, pinned) = match pool.ca_file.as_deref() {
+        let (roots, anchors) = match pool.ca_file.as_deref() {
             Some(path) => {
                 let file = PemFile::read("ca_file", path)?;
                 (client_auth::roots(&file)?, file.certificates()?)
             }
             None => (system_roots()?, Vec::new()),
         };
-        let connector = TlsConnector::from(Arc::new(config(roots, pinned)?));
-        Ok(Self { connector, server_name: server_name.transpose()? })
+        let connector = TlsConnector::from(Arc::new(config(roots, anchors.clone())?));
+        Ok(Self { connector, server_name: server_name.transpose()?, anchors })
+    }
+
+    /// Whether `ca_file` held the same for both.
+    pub fn trusts_as(&self, other: &Self) -> bool {
+        self.anchors == other.anchors
     }
 
     /// Makes the handshake on a connection to `host`, the backend's host name or address as configured. Its certificate

@@ -2,8 +2,10 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpSocket, TcpStream};
@@ -22,7 +24,9 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
 /// How the connections of one pool are opened. TLS sessions are resumed from one connection to the next.
 #[derive(Debug)]
 pub struct Connector {
-    security: Security,
+    /// None where the protocol is `ldap`. Shared by all pools that were the same one before a reload.
+    tls: Option<Arc<ArcSwap<UpstreamTls>>>,
+    start_tls: bool,
     send_proxy_protocol: bool,
     #[cfg(fuzzing)]
     dial: Option<Dial>,
@@ -32,26 +36,21 @@ pub struct Connector {
 #[cfg(fuzzing)]
 pub type Dial = fn(SocketAddr) -> io::Result<tokio::io::DuplexStream>;
 
-#[derive(Debug)]
-enum Security {
-    None,
-    Tls(UpstreamTls),
-    StartTls(UpstreamTls),
-}
-
 impl Connector {
     /// A connector as `[pools.NAME]` describes it. Reads `ca_file` or the system's roots where TLS needs them.
     ///
     /// # Errors
     /// The trust anchors can't be read, or `server_name` is no name.
     pub fn new(pool: &config::Pool) -> Result<Self, Finding> {
-        let security = match pool.protocol {
-            BackendProtocol::Ldap => Security::None,
-            BackendProtocol::Ldaps => Security::Tls(UpstreamTls::new(pool)?),
-            BackendProtocol::StartTls => Security::StartTls(UpstreamTls::new(pool)?),
+        let tls = match pool.protocol {
+            BackendProtocol::Ldap => None,
+            BackendProtocol::Ldaps | BackendProtocol::StartTls => {
+                Some(Arc::new(ArcSwap::from_pointee(UpstreamTls::new(pool)?)))
+            }
         };
         Ok(Self {
-            security,
+            tls,
+            start_tls: pool.protocol == BackendProtocol::StartTls,
             send_proxy_protocol: pool.send_proxy_protocol,
             #[cfg(fuzzing)]
             dial: None,
@@ -61,7 +60,20 @@ impl Connector {
     /// A connector without a network, for the fuzzer.
     #[cfg(fuzzing)]
     pub fn in_memory(dial: Dial) -> Self {
-        Self { security: Security::None, send_proxy_protocol: false, dial: Some(dial) }
+        Self { tls: None, start_tls: false, send_proxy_protocol: false, dial: Some(dial) }
+    }
+
+    /// Whether `ca_file` held the same for both, as far as both need it.
+    pub fn trusts_as(&self, other: &Self) -> bool {
+        self.tls.iter().zip(&other.tls).all(|(tls, other)| tls.load().trusts_as(&other.load()))
+    }
+
+    /// Has sessions that go on with the connector of `before`, the same pool as it was, trust from now on what this one does.
+    pub fn succeed(&mut self, before: &Self) {
+        if let (Some(tls), Some(known)) = (&mut self.tls, &before.tls) {
+            known.store(tls.load_full());
+            *tls = Arc::clone(known);
+        }
     }
 
     /// Connects to `backend`, ready for the first PDU. `client` is announced where the pool sends PROXY headers. Put a
@@ -108,15 +120,11 @@ impl Connector {
             return dial(backend.address()).map(Stream::Memory);
         }
         let mut tcp = self.reach(backend, client).await?;
-        let tls = match &self.security {
-            Security::None => return Ok(Stream::Plain(tcp)),
-            Security::Tls(tls) => tls,
-            Security::StartTls(tls) => {
-                start_tls::request(&mut tcp).await?;
-                tls
-            }
-        };
-        Ok(Stream::Tls(Box::new(tls.connect(backend.host(), tcp).await?)))
+        let Some(tls) = &self.tls else { return Ok(Stream::Plain(tcp)) };
+        if self.start_tls {
+            start_tls::request(&mut tcp).await?;
+        }
+        Ok(Stream::Tls(Box::new(tls.load_full().connect(backend.host(), tcp).await?)))
     }
 }
 
