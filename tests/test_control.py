@@ -355,6 +355,24 @@ def test_those_no_longer_trusted_are_told_and_end(start_proxy, pair, socket, com
         assert came_in_by(command) == ["ldaps"], "who came in by the old name is judged by what it means now"
 
 
+def test_those_whom_a_list_no_longer_names_are_told_and_end(start_proxy, pair, tmp_path):
+    """A regression test: a list that changed by itself let nobody new in, and left those who were in."""
+    networks = tmp_path / "networks"
+    networks.write_text("127.0.0.2\n127.0.0.3\n")
+    proxy = start_proxy(
+        pair, listener=f'trusted_networks_file = "{networks}"', pool='health.probe = "tcp"',
+        extra="[trust]\nend_sessions = true",
+    )
+    with RawClient(proxy.endpoint()) as stays, RawClient(proxy.endpoint(), source="127.0.0.2") as leaves:
+        stays.ask(ber.search), leaves.ask(ber.search)
+        networks.write_text("127.0.0.3\n")
+        notice = leaves.read()
+        assert (notice.message_id, notice.response_name) == (0, ber.NOTICE_OF_DISCONNECTION)
+        assert "no longer trusted" in notice.diagnostic
+        assert leaves.ended()
+        stays.ask(ber.search)
+
+
 def test_a_rejected_reload_leaves_no_trace(start_proxy, start_backend, pair, socket, command):
     """A regression test: a pool was made, with its series, before the plan had been accepted, so that a backend that was never
     there had a `backend_up` for ever."""

@@ -194,7 +194,11 @@ impl Proxy {
             self.reload_trust(&listener.door, &listener.settings);
         }
         let configuration = state.reloads.configuration.clone();
+        let ends_sessions = state.config.end_untrusted_sessions;
         drop(state);
+        if ends_sessions {
+            self.end_untrusted_sessions();
+        }
         let (outcome, files) = if problems.is_empty() {
             let changes = tls::replacements(&certificates, &served.certificates());
             tracing::info!(?changes, "certificates and lists of networks read again");

@@ -257,7 +257,7 @@ closed_list! {
         Policy = "policy",
         /// The handshake after StartTLS failed.
         HandshakeFailed = "handshake_failed",
-        /// A reload took the client's network out of the trusted ones.
+        /// A reload, or a change of its list, took the client's network out of the trusted ones.
         Untrusted = "untrusted",
         /// An operator ended it.
         Killed = "killed",
