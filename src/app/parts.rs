@@ -1,7 +1,6 @@
 //! The parts a configuration names: made all at once, so that a file with an error changes nothing.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
@@ -21,7 +20,7 @@ use crate::policy::Policy;
 use crate::referral;
 use crate::session;
 use crate::throttle::LoginThrottle;
-use crate::tls::{CertificateInfo, Finding, Served, ServerTls, UnixTime};
+use crate::tls::{CertificateInfo, Finding, Served, ServerTls, Snapshot, UnixTime};
 use crate::trust::{Reload, TrustSource};
 
 /// What is running.
@@ -31,6 +30,8 @@ pub(super) struct Parts {
     pub listeners: BTreeMap<String, RunningListener>,
     pub throttle: Arc<LoginThrottle>,
     pub access_log: AccessLog,
+    /// The lists of trusted networks before they were read.
+    lists: Snapshot,
 }
 
 pub(super) struct RunningListener {
@@ -56,6 +57,7 @@ pub(super) struct Plan {
     throttle: Option<Arc<LoginThrottle>>,
     access_log: Option<AccessLog>,
     admin: PlannedAdmin,
+    lists: Snapshot,
 }
 
 impl Plan {
@@ -96,6 +98,7 @@ impl Default for Parts {
             listeners: BTreeMap::new(),
             throttle: Arc::new(LoginThrottle::new(&config::LoginThrottle::default())),
             access_log: AccessLog::off(),
+            lists: Snapshot::default(),
         }
     }
 }
@@ -108,10 +111,9 @@ impl Parts {
         self.listeners.get(&*session.listener).or_else(|| self.listeners.values().find(was_called))
     }
 
-    /// The files that are followed while they are in use.
-    pub fn files(&self) -> Vec<PathBuf> {
-        let lists = self.listeners.values().filter_map(|listener| listener.settings.trusted_networks_file.clone());
-        self.tls.files().chain(lists).collect()
+    /// The files that are followed while they are in use, as they were before they were read.
+    pub fn files(&self) -> Snapshot {
+        [self.tls.files(), self.lists.clone()].into_iter().collect()
     }
 }
 
@@ -149,6 +151,8 @@ impl Proxy {
             }
         }
         let of_tls = problems.len();
+        let lists =
+            Snapshot::take(config.listeners.iter().filter_map(|listener| listener.trusted_networks_file.clone()));
         let pools = self.plan_pools(config, &mut problems).await;
         let listeners = self.plan_listeners(config, &tls, &mut problems);
         let (throttle, access_log) = self.plan_throttle_and_log(config, &mut problems);
@@ -157,7 +161,7 @@ impl Proxy {
             let of_followed_files = problems.len() == of_tls && *config == self.state().config;
             return Err(Rejection { of_followed_files, problems });
         }
-        Ok(Plan { config: Arc::clone(config), tls, pools, listeners, throttle, access_log, admin })
+        Ok(Plan { config: Arc::clone(config), tls, pools, listeners, throttle, access_log, admin, lists })
     }
 
     fn plan_throttle_and_log(
@@ -228,7 +232,7 @@ impl Proxy {
 
     /// Puts a plan in the place of what is running. Cannot fail.
     pub(super) fn carry_out(self: &Arc<Self>, plan: Plan) {
-        let Plan { config, tls, pools, listeners, throttle, access_log, admin } = plan;
+        let Plan { config, tls, pools, listeners, throttle, access_log, admin, lists } = plan;
         self.admission.change(&config.limits);
         self.addresses.change(&config.limits);
         self.memory.resize(config.limits.buffer_memory);
@@ -244,6 +248,7 @@ impl Proxy {
             access_log: access_log.unwrap_or(before.access_log),
             pools: self.carry_out_pools(pools, &before.pools),
             listeners: BTreeMap::new(),
+            lists,
         };
         let mut known = before.listeners;
         let names: Vec<_> = known.keys().cloned().collect();

@@ -162,8 +162,8 @@ impl Proxy {
     async fn follow_files(self: Arc<Self>) {
         loop {
             let files = self.state().parts.files();
-            let mut watcher = FileWatcher::new(files.clone()).await;
-            while files == self.state().parts.files() {
+            let mut watcher = FileWatcher::new(files.clone());
+            while files.files().eq(self.state().parts.files().files()) {
                 tokio::select! {
                     () = watcher.changed() => self.files_changed().await,
                     () = self.reloaded.notified() => {}
@@ -218,4 +218,53 @@ fn reload(applied: bool, lines: Vec<String>) -> Reload {
 
 fn lines(found: &config::Diagnostics) -> Vec<String> {
     found.to_string().lines().map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::log::LogHandle;
+
+    const CONFIG: &str = "[[listener]]\nname = \"corp\"\naddress = \"127.0.0.1:0\"\n\
+        trusted_networks = [\"127.0.0.1\"]\ntrusted_networks_file = \"networks\"\npool = \"p\"\n\
+        [tls]\ncertificate = \"cert.pem\"\nprivate_key = \"key.pem\"\n[pools.p]\nbackends = [\"127.0.0.1:1\"]";
+
+    fn put_certificate(directory: &Path) {
+        let issued = rcgen::generate_simple_self_signed(["ldap.example.com".to_owned()]).unwrap();
+        std::fs::write(directory.join("key.pem"), issued.signing_key.serialize_pem()).unwrap();
+        std::fs::write(directory.join("cert.pem"), issued.cert.pem()).unwrap();
+    }
+
+    /// A regression test: what was put in place between the reading of files and the first look of who follows them was missed
+    /// until it changed once more.
+    #[tokio::test]
+    async fn files_that_change_before_they_are_followed_are_read_again() {
+        for what in ["a certificate", "a list"] {
+            let directory = tempfile::tempdir().unwrap();
+            put_certificate(directory.path());
+            let list = directory.path().join("networks");
+            std::fs::write(&list, "192.0.2.1\n").unwrap();
+            let config = config::parse(CONFIG, &directory.path().join("test.toml")).expect("the file is right").config;
+            let proxy = Proxy::start_without_file(config, LogHandle::of_no_log()).await.expect("it starts");
+            // The task that follows them has not run yet: nothing has been awaited since it was spawned.
+            let served = proxy.state().parts.tls.certificates();
+            let trusts = |address: [u8; 4]| {
+                proxy.state().parts.listeners["corp"].door.trust().verdict(address.into()).is_trusted()
+            };
+            match what {
+                "a certificate" => put_certificate(directory.path()),
+                _ => std::fs::write(&list, "192.0.2.2\n").unwrap(),
+            }
+            let news = async {
+                while proxy.state().parts.tls.certificates() == served && !trusts([192, 0, 2, 2]) {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(60), news).await.expect(what);
+            proxy.drain(std::future::ready(())).await;
+        }
+    }
 }

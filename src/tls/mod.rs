@@ -44,4 +44,4 @@ pub use server::try_token;
 pub use server::{Loaded, ServerTls};
 pub use stream::ServerStream;
 pub use upstream::UpstreamTls;
-pub use watch::FileWatcher;
+pub use watch::{FileWatcher, Snapshot};

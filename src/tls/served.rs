@@ -1,19 +1,27 @@
 //! What serves the `[tls]` tables of a configuration.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls_pki_types::UnixTime;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::{CertificateInfo, Finding, ServerTls};
+use super::server::files;
+use super::{CertificateInfo, Finding, ServerTls, Snapshot};
 use crate::config::{Config, Tls};
 
 /// Each table with its server; listeners whose tables are alike share one.
 #[derive(Debug, Clone, Default)]
 pub struct Served {
-    tables: Vec<(Arc<Tls>, Arc<ServerTls>)>,
+    tables: Vec<Table>,
+}
+
+#[derive(Debug, Clone)]
+struct Table {
+    settings: Arc<Tls>,
+    server: Arc<ServerTls>,
+    /// Its files before they were read.
+    files: Snapshot,
 }
 
 impl Served {
@@ -24,13 +32,14 @@ impl Served {
         let mut served = Self::default();
         for (place, listener) in config.listeners.iter().enumerate() {
             let Some(table) = listener.tls.as_ref().filter(|table| served.find(table).is_none()) else { continue };
+            let files = Snapshot::take(files(table));
             let loaded = match before.find(table) {
                 Some(server) => server.renewed(now),
                 None => ServerTls::load(table, now),
             };
             let findings = match loaded {
                 Ok(loaded) => {
-                    served.tables.push((Arc::clone(table), Arc::new(loaded.server)));
+                    served.tables.push(Table { settings: Arc::clone(table), server: Arc::new(loaded.server), files });
                     loaded.findings
                 }
                 Err(findings) => findings,
@@ -42,12 +51,12 @@ impl Served {
 
     /// The server of a table.
     pub fn find(&self, table: &Tls) -> Option<&Arc<ServerTls>> {
-        self.tables.iter().find(|(known, _)| **known == *table).map(|(_, server)| server)
+        self.tables.iter().find(|known| *known.settings == *table).map(|known| &known.server)
     }
 
     /// All servers, in the order of their listeners.
     pub fn servers(&self) -> impl Iterator<Item = &Arc<ServerTls>> {
-        self.tables.iter().map(|(_, server)| server)
+        self.tables.iter().map(|table| &table.server)
     }
 
     /// The certificates now served.
@@ -55,9 +64,9 @@ impl Served {
         self.servers().flat_map(|server| server.certificates()).collect()
     }
 
-    /// Every file whose change calls for [`ServerTls::reload`].
-    pub fn files(&self) -> impl Iterator<Item = PathBuf> {
-        self.servers().flat_map(|server| server.files())
+    /// Every file whose change calls for [`ServerTls::reload`], as it was before it was read.
+    pub fn files(&self) -> Snapshot {
+        self.tables.iter().map(|table| table.files.clone()).collect()
     }
 }
 
@@ -120,7 +129,7 @@ mod tests {
         let (served, found) = load(&good, &Served::default());
         assert_eq!(served.servers().count(), 2);
         assert_eq!(found.iter().map(|(place, finding)| (*place, finding.is_error())).collect::<Vec<_>>(), [(2, false)]);
-        let files: Vec<_> = served.files().map(|file| file.file_name().unwrap().to_owned()).collect();
+        let files: Vec<_> = served.files().files().map(|file| file.file_name().unwrap().to_owned()).collect();
         assert_eq!(files, ["server.pem", "server.key", "own.pem", "own.key"]);
 
         let (served, found) = load(&config(directory.path(), "server.key"), &Served::default());

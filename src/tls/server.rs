@@ -156,11 +156,6 @@ impl ServerTls {
         let about = |(index, certificate)| Some(placed(index, expiry(certificate, now)?));
         state.certificates.iter().enumerate().filter_map(about).collect()
     }
-
-    /// Every file whose change calls for [`Self::reload`].
-    pub fn files(&self) -> Vec<PathBuf> {
-        files(&self.current.load().settings)
-    }
 }
 
 /// A client that has said hello.
@@ -442,6 +437,7 @@ fn certificate_files(settings: &Tls) -> impl Iterator<Item = &CertificateFiles> 
     std::iter::once(&settings.default_certificate).chain(&settings.additional)
 }
 
+/// Every file whose change calls for [`ServerTls::reload`].
 pub(super) fn files(settings: &Tls) -> Vec<PathBuf> {
     let (ca, crl) = match &settings.client_certificates {
         ClientCertificates::Off => (None, None),

@@ -18,18 +18,40 @@ use zeroize::Zeroizing;
 /// leads to, so a renamed file, a moved symbolic link and Kubernetes' swapped `..data` directory are all seen.
 #[derive(Debug)]
 pub struct FileWatcher {
-    files: Vec<PathBuf>,
-    seen: Vec<Contents>,
+    seen: Snapshot,
     events: Arc<Notify>,
     watcher: Option<RecommendedWatcher>,
 }
 
-/// A digest; `None` where there is no readable file.
-type Contents = Option<[u8; 32]>;
+/// What files held at a moment: of each a digest, `None` where there is no readable file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Snapshot(Vec<(PathBuf, Option<[u8; 32]>)>);
+
+impl Snapshot {
+    /// Taken before files are read, it lets a [`FileWatcher`] that is made later miss no change.
+    pub fn take(files: impl IntoIterator<Item = PathBuf>) -> Self {
+        let look = |file: PathBuf| {
+            let digest = digest_of(&file);
+            (file, digest)
+        };
+        Self(files.into_iter().map(look).collect())
+    }
+
+    /// The files, in the order they were given.
+    pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        self.0.iter().map(|(file, _)| file)
+    }
+}
+
+impl FromIterator<Snapshot> for Snapshot {
+    fn from_iter<I: IntoIterator<Item = Snapshot>>(parts: I) -> Self {
+        Self(parts.into_iter().flat_map(|part| part.0).collect())
+    }
+}
 
 impl FileWatcher {
-    /// Begins with the files as they are now: make it before they are read, and no change is missed.
-    pub async fn new(files: impl IntoIterator<Item = PathBuf>) -> Self {
+    /// Begins with the files as they were when they were `seen`: a change since then is the first one.
+    pub fn new(seen: Snapshot) -> Self {
         let events = Arc::new(Notify::new());
         let wake = Arc::clone(&events);
         let watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
@@ -40,7 +62,7 @@ impl FileWatcher {
         if let Err(error) = &watcher {
             tracing::warn!(%error, "no file events here: files are looked at every {} s", POLL.as_secs());
         }
-        Self::with(files, events, watcher.ok()).await
+        Self::with(seen, events, watcher.ok())
     }
 
     /// Waits for the next change, and until it has been quiet for a moment, so that a certificate and its key written
@@ -51,7 +73,7 @@ impl FileWatcher {
             let _ = timeout(POLL, self.events.notified()).await;
             let patience = Instant::now() + PATIENCE;
             while Instant::now() < patience && timeout(QUIET, self.events.notified()).await.is_ok() {}
-            let now = contents(&self.files).await;
+            let now = self.look().await;
             if now != self.seen {
                 self.seen = now;
                 // A directory that was replaced is another one now, without a watch.
@@ -61,16 +83,18 @@ impl FileWatcher {
         }
     }
 
-    async fn with(
-        files: impl IntoIterator<Item = PathBuf>,
-        events: Arc<Notify>,
-        watcher: Option<RecommendedWatcher>,
-    ) -> Self {
-        let files = files.into_iter().collect();
-        let mut this = Self { files, seen: Vec::new(), events, watcher };
+    fn with(seen: Snapshot, events: Arc<Notify>, watcher: Option<RecommendedWatcher>) -> Self {
+        // What has changed before there were events is looked for at once.
+        events.notify_one();
+        let mut this = Self { seen, events, watcher };
         this.watch_directories();
-        this.seen = contents(&this.files).await;
         this
+    }
+
+    async fn look(&self) -> Snapshot {
+        let files: Vec<_> = self.seen.files().cloned().collect();
+        // It fails where the runtime ends, and nobody asks any more.
+        tokio::task::spawn_blocking(|| Snapshot::take(files)).await.unwrap_or_else(|_| self.seen.clone())
     }
 
     fn watch_directories(&mut self) {
@@ -79,7 +103,7 @@ impl FileWatcher {
             Some(parent) if parent != Path::new("") => parent.to_owned(),
             _ => PathBuf::from("."),
         };
-        for directory in self.files.iter().map(parent).collect::<BTreeSet<_>>() {
+        for directory in self.seen.files().map(parent).collect::<BTreeSet<_>>() {
             if let Err(error) = watcher.watch(&directory, RecursiveMode::NonRecursive) {
                 tracing::warn!(%error, directory = %directory.display(), "no file events from this directory");
             }
@@ -92,13 +116,11 @@ fn is_change(event: &notify::Result<Event>) -> bool {
     event.as_ref().map_or(true, |event| !event.kind.is_access())
 }
 
-async fn contents(files: &[PathBuf]) -> Vec<Contents> {
-    let mut all = Vec::with_capacity(files.len());
-    for file in files {
-        let bytes = tokio::fs::read(file).await.map(Zeroizing::new);
-        all.push(bytes.ok().map(|bytes| digest(&SHA256, &bytes).as_ref().try_into().expect("SHA-256 has 32 octets")));
-    }
-    all
+fn digest_of(file: &Path) -> Option<[u8; 32]> {
+    // A pipe gives what it holds to one reader only.
+    let bytes = std::fs::metadata(file).is_ok_and(|found| found.is_file()).then(|| std::fs::read(file))?;
+    let bytes = Zeroizing::new(bytes.ok()?);
+    Some(digest(&SHA256, &bytes).as_ref().try_into().expect("SHA-256 has 32 octets"))
 }
 
 const POLL: Duration = Duration::from_secs(30);
@@ -116,8 +138,8 @@ mod tests {
     /// Far longer than any wait of the watcher; only a broken one needs it.
     const LIMIT: Duration = Duration::from_secs(25);
 
-    async fn polling(files: impl IntoIterator<Item = PathBuf>) -> FileWatcher {
-        FileWatcher::with(files, Arc::default(), None).await
+    fn polling(files: impl IntoIterator<Item = PathBuf>) -> FileWatcher {
+        FileWatcher::with(Snapshot::take(files), Arc::default(), None)
     }
 
     #[test]
@@ -135,7 +157,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("certificate.pem");
         std::fs::write(&file, "old").unwrap();
-        let mut watcher = FileWatcher::new([file.clone()]).await;
+        let mut watcher = FileWatcher::new(Snapshot::take([file.clone()]));
         std::fs::write(dir.path().join("new"), "new").unwrap();
         std::fs::rename(dir.path().join("new"), &file).unwrap();
         timeout(LIMIT, watcher.changed()).await.expect("the event comes before the poll");
@@ -154,7 +176,7 @@ mod tests {
         }
         symlink("..1", path("..data")).unwrap();
         symlink("..data/tls.crt", path("tls.crt")).unwrap();
-        let mut watcher = FileWatcher::new([path("tls.crt")]).await;
+        let mut watcher = FileWatcher::new(Snapshot::take([path("tls.crt")]));
         symlink("..2", path("..data_tmp")).unwrap();
         std::fs::rename(path("..data_tmp"), path("..data")).unwrap();
         timeout(LIMIT, watcher.changed()).await.expect("the event comes before the poll");
@@ -164,11 +186,34 @@ mod tests {
     async fn without_events_the_poll_sees_it() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("certificate.pem");
-        let mut watcher = polling([file.clone()]).await;
+        let mut watcher = polling([file.clone()]);
         std::fs::write(&file, "appeared").unwrap();
         let begin = Instant::now();
         watcher.changed().await;
         assert!(begin.elapsed() < 2 * POLL);
+    }
+
+    /// A regression test: a certificate that was renewed at the moment of a start was missed until its next renewal.
+    #[tokio::test]
+    async fn what_changed_before_it_was_made_is_a_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("certificate.pem");
+        std::fs::write(&file, "as it is read").unwrap();
+        let seen = Snapshot::take([file.clone()]);
+        std::fs::write(&file, "renewed").unwrap();
+        let mut watcher = FileWatcher::new(seen);
+        timeout(LIMIT, watcher.changed()).await.expect("it looks at once");
+    }
+
+    /// It may be a pipe that the certificate is still to be read from.
+    #[tokio::test]
+    async fn what_is_no_regular_file_is_left_alone() {
+        let (pipe, mut other_end) = std::io::pipe().unwrap();
+        std::io::Write::write_all(&mut other_end, b"once").unwrap();
+        drop(other_end);
+        let path = PathBuf::from(format!("/dev/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&pipe)));
+        assert_eq!(Snapshot::take([path.clone()]), Snapshot(vec![(path.clone(), None)]));
+        assert_eq!(std::fs::read(path).unwrap(), b"once");
     }
 
     #[tokio::test(start_paused = true)]
@@ -176,7 +221,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("certificate.pem");
         std::fs::write(&file, "same").unwrap();
-        let mut watcher = polling([file.clone()]).await;
+        let mut watcher = polling([file.clone()]);
         std::fs::write(&file, "same").unwrap();
         assert!(timeout(10 * POLL, watcher.changed()).await.is_err());
     }
@@ -185,7 +230,7 @@ mod tests {
     async fn a_directory_that_is_never_quiet_doesn_t_hide_a_change() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("certificate.pem");
-        let mut watcher = polling([file.clone()]).await;
+        let mut watcher = polling([file.clone()]);
         std::fs::write(&file, "appeared").unwrap();
         let events = Arc::clone(&watcher.events);
         let noise = tokio::spawn(async move {
