@@ -12,6 +12,7 @@ from support.backend import answer_everything, answer_nothing
 from support.certs import PROXY_NAME
 from support.clients import RawClient
 from support.kerberos import Realm
+from support.ntlm import wide
 from support.samba import ADMINISTRATOR, BASE, USERS
 from support.waiting import eventually
 
@@ -61,6 +62,31 @@ def test_ntlm_with_a_wrong_password(proxy, layer):
     with RawClient(proxy.endpoint()) as client:
         with pytest.raises(AssertionError, match="bind refused: 49"):
             ntlm.bind(client, USERS[0]._replace(password="wrong"), layer)
+        assert client.bind(USERS[1]).ask(ber.search)[-1].result_code == ber.SUCCESS
+
+
+def test_handwritten_ntlm(proxy):
+    """What the disguises below are made from passes."""
+    with RawClient(proxy.endpoint()) as client:
+        assert ntlm.Handwritten(USERS[0], user=wide("user01")).bind(client).result_code == ber.SUCCESS
+
+
+@pytest.mark.parametrize("disguise", [
+    {"user": wide("user01"), "claims": 0},
+    {"user": b"user01", "domain": b"CORP", "negotiates": ntlm.OEM},
+    {"user": wide("user01\0junk")},
+    {"user": wide("user01"), "domain": wide("CORP\0junk")},
+    {"user": wide("user01"), "pieces": True},
+    {"user": b"\0A", "domain": b"", "negotiates": ntlm.OEM, "null": True},
+], ids=["unicode unsaid", "oem", "user cut", "domain cut", "in pieces", "null session"])
+def test_ntlm_in_disguise_ends_at_the_proxy(proxy, dc, disguise):
+    """The DC lets all of these in, as user01 or as a null session. Passwords guessed so would count for nobody."""
+    bind = ntlm.Handwritten(USERS[0], **disguise).bind
+    with RawClient(dc.endpoint) as client:
+        assert bind(client).result_code == ber.SUCCESS
+    with RawClient(proxy.endpoint()) as client:
+        answer = bind(client)
+        assert (answer.result_code, "NTLM" in answer.diagnostic) == (ber.PROTOCOL_ERROR, True)
         assert client.bind(USERS[1]).ask(ber.search)[-1].result_code == ber.SUCCESS
 
 

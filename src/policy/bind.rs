@@ -36,6 +36,14 @@ impl Policy {
                 let what = "this listener admits by name, and this mechanism hides the name: use a simple bind or NTLM";
                 Err(unwilling(Refusal::BindName, what))
             }
+            // Always: it may be a null session, which has no more than the limits of one, or guess at any name's password.
+            BindName::Unreadable => Err(Refused {
+                code: ResultCode::PROTOCOL_ERROR,
+                reason: Refusal::Undecodable,
+                diagnostic:
+                    "not every server reads this NTLM or SPNEGO token alike: send it whole, with names in Unicode"
+                        .into(),
+            }),
         }
     }
 

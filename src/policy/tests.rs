@@ -328,7 +328,7 @@ fn names() {
             (simple("ann@corp.example.com", "secret"), refused),
             (simple("", ""), None),
             (sasl("GSSAPI", b"token"), refused),
-            (sasl("GSS-SPNEGO", b"NTLMSSP\0\x01\0\0\0"), None),
+            (sasl("GSS-SPNEGO", b"NTLMSSP\0\x01\0\0\0\x35\x82\x08\x62"), None),
         ],
     );
     let no_admins = policy(|settings| settings.denied_bind_names = strings(&["administrator"]));
@@ -345,6 +345,22 @@ fn names() {
             (simple("cn=\"administrator\",cn=users,dc=corp", "secret"), refused),
             (simple("<SID=S-1-5-21-1-2-3-500>", "secret"), refused),
             (sasl("GSSAPI", b"token"), refused),
+        ],
+    );
+}
+
+/// An open policy, too: an anonymous session's limits, and the login throttle, would be passed by them.
+#[test]
+fn tokens_that_not_every_server_reads_alike() {
+    let refused = Some((2, Refusal::Undecodable));
+    check(
+        &policy(|_| {}),
+        BOUND,
+        &[
+            (sasl("NTLM", b"NTLMSSP\0\x01\0\0\0\x06\x82\x08\x62"), refused),
+            (sasl("GSS-SPNEGO", b"NTLMSSP\0\x03\0\0\0"), refused),
+            (sasl("GSS-SPNEGO", b"\xA1\x82\x01\x00\x30"), refused),
+            (sasl("GSS-SPNEGO", b"\xA1\x02\x30\x00"), None),
         ],
     );
 }

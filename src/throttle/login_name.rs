@@ -17,6 +17,8 @@ pub enum BindName {
     Later,
     /// A SASL step that shows none: Kerberos, EXTERNAL.
     Unseen,
+    /// A SASL step that may name anybody, or nobody, since servers read it differently. Policies let none pass.
+    Unreadable,
 }
 
 /// A name somebody logs in with.
@@ -39,8 +41,8 @@ impl BindName {
                 ntlm::Identity::None => Self::Unseen,
                 ntlm::Identity::Later => Self::Later,
                 ntlm::Identity::Anonymous => Self::Anonymous,
-                ntlm::Identity::User(name) => Self::Named(LoginName::new(name.as_bytes())),
-                ntlm::Identity::Unreadable => Self::Named(LoginName { text: String::new(), account: None }),
+                ntlm::Identity::User { domain, user } => Self::Named(LoginName::in_domain(&domain, user)),
+                ntlm::Identity::Unreadable => Self::Unreadable,
             },
             Authentication::Other(_) => Self::Unseen,
         }
@@ -61,6 +63,12 @@ impl LoginName {
         let text = String::from_utf8_lossy(name).into_owned();
         let account = account(&text);
         Self { text, account }
+    }
+
+    /// The same from an NTLM message. What stands for a domain says nothing of the account.
+    fn in_domain(domain: &str, user: String) -> Self {
+        let account = account(&user);
+        Self { text: if domain.is_empty() { user } else { format!("{domain}\\{user}") }, account }
     }
 
     /// The name as it was sent, `NETBIOS\name` for NTLM.
@@ -164,9 +172,10 @@ mod tests {
         assert_eq!(name_of(b"ann", Authentication::Simple(b"")), BindName::Unauthenticated(LoginName::new(b"ann")));
         assert_eq!(name_of(b"ann", Authentication::Simple(b"x")), BindName::Named(LoginName::new(b"ann")));
         assert_eq!(name_of(b"", sasl(b"anonymous", Some(b"me"))), BindName::Anonymous);
-        assert_eq!(name_of(b"", sasl(b"NTLM", Some(b"NTLMSSP\0\x01\0\0\0"))), BindName::Later);
+        assert_eq!(name_of(b"", sasl(b"NTLM", Some(b"NTLMSSP\0\x01\0\0\0\x35\x82\x08\x62"))), BindName::Later);
+        assert_eq!(name_of(b"", sasl(b"NTLM", Some(b"NTLMSSP\0\x01\0\0\0\x06\x82\x08\x62"))), BindName::Unreadable);
         // RFC 4513 §5.2.1.1: the name of a SASL bind says nothing.
-        assert_eq!(name_of(b"ann", sasl(b"GSSAPI", Some(b"`\x82"))), BindName::Unseen);
+        assert_eq!(name_of(b"ann", sasl(b"GSSAPI", Some(b"`\x01x"))), BindName::Unseen);
         assert_eq!(name_of(b"ann", sasl(b"EXTERNAL", None)), BindName::Unseen);
         assert_eq!(name_of(b"ann", Authentication::Other(0x89)), BindName::Unseen);
     }
