@@ -32,6 +32,18 @@ def test_bind_by_every_kind_of_name(through, name):
     assert python_ldap(through).simple_bind_s(name, USERS[0].password)[0] == ldap.RES_BIND
 
 
+@pytest.mark.parametrize("name", [
+    r"us\er01@corp.example.com", r"user01\@corp.example.com@corp.example.com", f'CN="user01",{USERS_DN}',
+])
+def test_a_denied_name_in_disguise(start_proxy, dc, name):
+    """The DC takes these for user01."""
+    proxy = start_proxy([dc.backend], listener='policy.denied_bind_names = ["user01"]')
+    with RawClient(dc.endpoint) as direct, RawClient(proxy.endpoint()) as client:
+        assert direct.ask(ber.bind, name, USERS[0].password)[-1].result_code == ber.SUCCESS
+        assert client.ask(ber.bind, name, USERS[0].password)[-1].result_code == ber.UNWILLING_TO_PERFORM
+        client.bind(USERS[1])
+
+
 def test_wrong_password_keeps_the_directorys_own_diagnostic(through, dc):
     def refusal(endpoint):
         with RawClient(endpoint) as client:

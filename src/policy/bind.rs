@@ -64,7 +64,8 @@ impl Policy {
         Err(unwilling(Refusal::SaslMechanism, what))
     }
 
-    /// A name that can't be told from a denied one is denied: GUIDs, SIDs, and DNs that not everybody reads alike.
+    /// A name that can't be told from a denied one is denied: GUIDs, SIDs, DNs that not everybody reads alike, and
+    /// principals with escapes.
     fn judge_name(&self, name: &LoginName) -> Result<(), Refused> {
         let any = |patterns: &[super::Pattern]| patterns.iter().any(|pattern| pattern.matches(name));
         let allowed = self.bind_names.as_deref().is_none_or(any);

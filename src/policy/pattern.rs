@@ -1,7 +1,7 @@
 //! Patterns for the names that may bind.
 
 use crate::ldap::dn::{Dn, fold};
-use crate::throttle::LoginName;
+use crate::throttle::{LoginName, is_escaped_principal};
 
 /// A pattern for names. `*` stands for any characters, also none; case and repeated spaces don't count.
 ///
@@ -29,10 +29,12 @@ impl Pattern {
 /// The whole name in a form to compare; `None` where a backend may read it otherwise than we do.
 fn whole(name: &LoginName) -> Option<String> {
     let text = name.as_str();
-    if text.contains('\0') {
-        return None;
+    match text {
+        _ if text.contains('\0') => None,
+        _ if text.contains('=') => Dn::parse(text).map(|dn| dn.to_string()),
+        _ if is_escaped_principal(text) => None,
+        _ => Some(fold(text)),
     }
-    if text.contains('=') { Dn::parse(text).map(|dn| dn.to_string()) } else { Some(fold(text)) }
 }
 
 /// A pattern for DNs can't be read as a DN, since `*` may stand for components; so only the spaces around separators go.
@@ -85,6 +87,11 @@ mod tests {
             ("*@corp.example.com", "CORP\\ann", false),
             ("*@corp.example.com", "ann@corp.example.com\0@x", false),
             ("*@corp.example.com", "x\0@corp.example.com", false),
+            ("*@corp.example.com", r"a\nn@corp.example.com", false),
+            ("*@corp.example.com", r"ann\@corp.example.com@corp.example.com", false),
+            ("ann", r"a\nn@corp.example.com", false),
+            ("nn", r"a\nn@corp.example.com", false),
+            ("corp\\*", r"corp\a\nn@corp.example.com", false),
             ("corp\\*", "CORP\\ann", true),
             ("*, OU = Services ,dc=corp", "cn=app, ou=services, dc=corp", true),
             ("*,ou=services,dc=corp", r"CN=\61pp,OU=Services,DC=corp", true),

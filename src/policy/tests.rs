@@ -344,6 +344,8 @@ fn names() {
             // Samba lets this one log in as the administrator too.
             (simple("cn=\"administrator\",cn=users,dc=corp", "secret"), refused),
             (simple("<SID=S-1-5-21-1-2-3-500>", "secret"), refused),
+            (simple(r"Admini\strator@corp.example.com", "secret"), refused),
+            (simple(r"Administrator\@corp.example.com@corp.example.com", "secret"), refused),
             (sasl("GSSAPI", b"token"), refused),
         ],
     );

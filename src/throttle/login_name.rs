@@ -87,11 +87,17 @@ impl LoginName {
     /// | `ann` | all of it |
     ///
     /// What AD would have to be asked for stays apart: an account whose DN names it otherwise than its sAMAccountName, and
-    /// displayName. `None` for forms in which anybody may write one account in endlessly many ways: GUIDs, SIDs, and DNs
-    /// that only some directories can read (Samba takes `cn="ann",…` and `<GUID=…>;anything`).
+    /// displayName. `None` for forms in which anybody may write one account in endlessly many ways: GUIDs, SIDs, DNs that
+    /// only some directories can read (Samba takes `cn="ann",…` and `<GUID=…>;anything`), and principals with escapes.
     pub fn account(&self) -> Option<&str> {
         self.account.as_deref()
     }
+}
+
+/// Whether it is a Kerberos principal that says more than a name and a realm. Samba removes the escapes of `a\nn@realm` and
+/// `ann\@realm@realm`, as Kerberos does, and both are ann.
+pub fn is_escaped_principal(text: &str) -> bool {
+    text.contains('@') && (text.contains('\\') || text.matches('@').count() > 1)
 }
 
 fn account(text: &str) -> Option<String> {
@@ -100,7 +106,7 @@ fn account(text: &str) -> Option<String> {
     // The order in which Samba tries the forms.
     let account = if text.contains('=') {
         return Dn::parse(text)?.leaf_value().map(str::to_owned);
-    } else if is_identifier(text.trim_start_matches(' ')) {
+    } else if is_identifier(text.trim_start_matches(' ')) || is_escaped_principal(text) {
         return None;
     } else if let Some((user, _suffix)) = text.split_once('@') {
         user
@@ -157,6 +163,11 @@ mod tests {
             " s-1-5-21-1-2-3-1102",
             "{497cdaf3-bac5-48f4-ab36-c0fda2331a32}",
             "cn=\"ann\",ou=people,dc=corp,dc=example,dc=com",
+            r"a\nn@corp.example.com",
+            r"\ann@corp.example.com",
+            r"ann\@corp.example.com@corp.example.com",
+            "ann@corp.example.com@corp.example.com",
+            "a\\nn@corp.example.com\0junk",
         ] {
             assert_eq!(LoginName::new(form.as_bytes()).account(), None, "{form:?}");
         }

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use buckets::{Buckets, Charge, Refill};
 
-pub use login_name::{BindName, LoginName};
+pub use login_name::{BindName, LoginName, is_escaped_principal};
 
 use crate::config;
 use crate::failure::Refusal;
