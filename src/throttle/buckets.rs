@@ -47,6 +47,9 @@ struct Bucket {
 pub(super) struct Charge {
     key: u64,
     epoch: u32,
+    /// When it was taken, and when the bucket had changed before.
+    at: Instant,
+    before: Instant,
 }
 
 impl Buckets {
@@ -77,9 +80,10 @@ impl Buckets {
         if failures + 1.0 > self.budget {
             return Err(self.until_one_is_free(bucket, failures, now));
         }
+        let charge = Charge { key, epoch: bucket.epoch, at: now, before: bucket.at };
         bucket.failures = failures + 1.0;
         bucket.at = now;
-        Ok(Charge { key, epoch: bucket.epoch })
+        Ok(charge)
     }
 
     /// Confirms a charge: the failure happened.
@@ -97,7 +101,12 @@ impl Buckets {
         self.change(charge, |bucket| {
             if bucket.epoch == charge.epoch {
                 bucket.failures = (self.failures(bucket, now) - 1.0).max(0.0);
-                bucket.at = now;
+                bucket.at = match self.refill {
+                    Refill::Steady => now,
+                    // No failure has broken the quiet.
+                    Refill::WhenQuiet if bucket.at == charge.at => charge.before,
+                    Refill::WhenQuiet => bucket.at,
+                };
             }
         });
     }

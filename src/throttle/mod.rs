@@ -14,7 +14,8 @@
 //!   doesn't excuse the others. An attacker with one good account must not wash the address clean with it.
 //!
 //! Names are linked by [`LoginName::account`], which says what can't be. All names that can't be linked to an account
-//! share one bucket. Kerberos shows no name here, and its passwords are checked by the KDC: only the address is counted.
+//! share one bucket, which a success of one leaves as it was: whoever has an account could wash it clean with a GUID of his.
+//! Kerberos shows no name here, and its passwords are checked by the KDC: only the address is counted.
 
 mod buckets;
 mod login_name;
@@ -44,8 +45,14 @@ pub struct LoginThrottle {
 /// since a client that hangs up too early to be told has had its guess all the same.
 #[derive(Debug)]
 #[must_use = "an attempt that is not settled counts as a failure"]
-pub struct Attempt {
+pub struct Attempt(Box<Charges>);
+
+/// Boxed, since every session has room for an attempt, and few at a time make one.
+#[derive(Debug)]
+struct Charges {
     name: Option<Charge>,
+    /// Whether the name's bucket is its account's own.
+    linked: bool,
     address: Option<Charge>,
 }
 
@@ -91,6 +98,7 @@ impl LoginThrottle {
     /// [`Throttled`]
     pub fn attempt(&self, name: &BindName, address: IpAddr, now: Instant) -> Result<Attempt, Throttled> {
         let throttled = |reason| move |retry_after| Throttled { reason, retry_after };
+        let linked = name.named().is_some_and(|name| name.account().is_some());
         let charge_name = self.names.as_ref().zip(name.named()).map(|(names, name)| names.charge(&name.account(), now));
         let name = charge_name.transpose().map_err(throttled(Refusal::ThrottledName))?;
         let charge_address =
@@ -100,20 +108,21 @@ impl LoginThrottle {
                 names.give_back(charge, now);
             }
         })?;
-        Ok(Attempt { name, address })
+        Ok(Attempt(Box::new(Charges { name, linked, address })))
     }
 
-    /// Settles an attempt by its result: `invalidCredentials` is a failure, `success` forgives the name its failures, and
+    /// Settles an attempt by its result: `invalidCredentials` is a failure, `success` forgives the account its failures, and
     /// anything else, such as `saslBindInProgress` or `unavailable`, is none of the two.
     pub fn settle(&self, attempt: Attempt, result: ResultCode, now: Instant) {
-        if let Some((names, charge)) = self.names.as_ref().zip(attempt.name.as_ref()) {
+        let Attempt(charges) = attempt;
+        if let Some((names, charge)) = self.names.as_ref().zip(charges.name.as_ref()) {
             match result {
                 ResultCode::INVALID_CREDENTIALS => names.keep(charge, now),
-                ResultCode::SUCCESS => names.forgive(charge, now),
+                ResultCode::SUCCESS if charges.linked => names.forgive(charge, now),
                 _ => names.give_back(charge, now),
             }
         }
-        if let Some((addresses, charge)) = self.addresses.as_ref().zip(attempt.address.as_ref()) {
+        if let Some((addresses, charge)) = self.addresses.as_ref().zip(charges.address.as_ref()) {
             match result {
                 ResultCode::INVALID_CREDENTIALS => addresses.keep(charge, now),
                 _ => addresses.give_back(charge, now),
@@ -173,6 +182,32 @@ mod tests {
         login(&throttle, "<GUID=1>;a", "10.0.0.1", WRONG, now).unwrap();
         login(&throttle, "<GUID=1>;b", "10.0.0.1", WRONG, now).unwrap();
         login(&throttle, "cn=\"ann\",dc=corp", "10.0.0.1", WRONG, now).unwrap_err();
+    }
+
+    #[test]
+    fn a_success_forgives_nobody_the_failures_of_names_that_cannot_be_linked() {
+        let throttle = throttle(Some(2), None);
+        let now = Instant::now();
+        login(&throttle, "<GUID=1>", "10.0.0.1", WRONG, now).unwrap();
+        for _ in 0..3 {
+            login(&throttle, "<GUID=2>", "10.0.0.1", ResultCode::SUCCESS, now).unwrap();
+        }
+        login(&throttle, "<GUID=1>", "10.0.0.1", WRONG, now).unwrap();
+        login(&throttle, "<GUID=1>", "10.0.0.1", WRONG, now).unwrap_err();
+    }
+
+    /// Or the failures of months would add up for whoever logs in by such a name all day.
+    #[test]
+    fn a_success_of_a_name_that_cannot_be_linked_leaves_the_others_quiet() {
+        let throttle = throttle(Some(2), None);
+        let start = Instant::now();
+        login(&throttle, "<GUID=1>", "10.0.0.1", WRONG, start).unwrap();
+        for minute in 1..10 {
+            login(&throttle, "<GUID=2>", "10.0.0.1", ResultCode::SUCCESS, start + minute * MINUTE).unwrap();
+        }
+        login(&throttle, "<GUID=1>", "10.0.0.1", WRONG, start + 10 * MINUTE).unwrap();
+        login(&throttle, "<GUID=1>", "10.0.0.1", WRONG, start + 10 * MINUTE).unwrap();
+        login(&throttle, "<GUID=1>", "10.0.0.1", WRONG, start + 10 * MINUTE).unwrap_err();
     }
 
     /// AD's counter restarts only after a whole window without a failure, so a trickle must not pass either.
