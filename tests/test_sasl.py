@@ -90,6 +90,22 @@ def test_ntlm_in_disguise_ends_at_the_proxy(proxy, dc, disguise):
         assert client.bind(USERS[1]).ask(ber.search)[-1].result_code == ber.SUCCESS
 
 
+@pytest.mark.parametrize("user", ["", "\0", "\0user01"], ids=["empty", "NUL", "cut"])
+def test_an_ntlm_null_session_is_anonymous(start_proxy, dc, user):
+    """It has an anonymous client's limits, and none is allowed where anonymous clients aren't."""
+    null_session = ntlm.Handwritten(USERS[0], user=wide(user), null=True)
+    extra = '[limits]\nrequest_size_anonymous = "1 KiB"\nrequest_size = "1 MiB"'
+    open_to_all = start_proxy([dc.backend], extra=extra)
+    with RawClient(open_to_all.endpoint()) as client:
+        assert null_session.bind(client).result_code == ber.SUCCESS
+        client.send(ber.search(9, "cn=" + "x" * 2000))
+        assert client.read_to_end()[-1].is_notice(ber.PROTOCOL_ERROR)
+    named_only = start_proxy([dc.backend], listener="policy.allow_anonymous = false")
+    with RawClient(named_only.endpoint()) as client:
+        answer = null_session.bind(client)
+        assert (answer.result_code, "anonymous" in answer.diagnostic) == (ber.UNWILLING_TO_PERFORM, True)
+
+
 def test_a_plain_sasl_session_stays_inspected_and_a_sealed_one_is_a_tunnel(start_proxy, dc):
     """The metrics count operations of the first kind only."""
     proxy = start_proxy([dc.backend])

@@ -4,6 +4,7 @@ use tokio::time::Instant;
 
 use super::operations::KeptRequest;
 use crate::ldap::{Authentication, BindRequest, MessageId, ResultCode};
+use crate::throttle::BindName;
 
 /// A session's authentication state.
 #[derive(Debug, Default)]
@@ -69,6 +70,8 @@ pub enum Method {
     Simple,
     /// SASL.
     Sasl,
+    /// SASL that proves no name: ANONYMOUS, or the last step of an NTLM null session.
+    SaslAnonymous,
     /// Anything else, such as Sicily.
     Other,
 }
@@ -80,6 +83,7 @@ impl Method {
             Authentication::Simple(_) if bind.is_nameless() => Self::Anonymous,
             Authentication::Simple([] | [0, ..]) => Self::Unauthenticated,
             Authentication::Simple(_) => Self::Simple,
+            Authentication::Sasl { .. } if BindName::of(bind) == BindName::Anonymous => Self::SaslAnonymous,
             Authentication::Sasl { .. } => Self::Sasl,
             Authentication::Other(_) => Self::Other,
         }
@@ -118,7 +122,10 @@ impl BindState {
     /// Whether the exchange's state lives in the backend: a SASL step is under way or one has succeeded.
     pub fn is_stateful(&self) -> bool {
         matches!(self.identity, Identity::Stateful)
-            || matches!(self.step, Step::Continuing | Step::Awaiting { method: Method::Sasl | Method::Other, .. })
+            || matches!(
+                self.step,
+                Step::Continuing | Step::Awaiting { method: Method::Sasl | Method::SaslAnonymous | Method::Other, .. }
+            )
     }
 
     /// A bind was received, by which a simple one gives this name: the earlier identity ends with what it has asked (§4.2.1).
@@ -138,12 +145,15 @@ impl BindState {
             }
             ResultCode::SUCCESS => {
                 self.identity = match (method, kept) {
-                    (Method::Anonymous, _) => Identity::Anonymous,
+                    (Method::Anonymous | Method::SaslAnonymous, _) => Identity::Anonymous,
                     (Method::Unauthenticated, _) => Identity::Unauthenticated,
                     (Method::Simple, Some(request)) => Identity::Simple(Credential { request, since: now }),
                     (Method::Simple | Method::Sasl | Method::Other, _) => Identity::Stateful,
                 };
-                Bound { may_begin_layer: method == Method::Sasl, name: name.filter(|_| method == Method::Simple) }
+                Bound {
+                    may_begin_layer: matches!(method, Method::Sasl | Method::SaslAnonymous),
+                    name: name.filter(|_| method == Method::Simple),
+                }
             }
             _ => Bound { may_begin_layer: false, name },
         }
@@ -176,11 +186,8 @@ mod tests {
         assert!(matches!(state.identity(), Identity::Anonymous), "rule 12");
         assert_eq!(state.awaiting(), Some(1));
         let bound = state.response(ResultCode(code), kept(), Instant::now());
-        assert_eq!(
-            bound.may_begin_layer,
-            method == Method::Sasl && code == 0,
-            "rule 27: only after a successful SASL bind"
-        );
+        let sasl = matches!(method, Method::Sasl | Method::SaslAnonymous);
+        assert_eq!(bound.may_begin_layer, sasl && code == 0, "rule 27: only after a successful SASL bind");
         assert_eq!(state.awaiting(), None);
         state
     }
@@ -196,6 +203,19 @@ mod tests {
         assert_eq!(simple(b"cn=x", b""), Method::Unauthenticated);
         assert_eq!(simple(b"cn=x", b"\0secret"), Method::Unauthenticated);
         assert_eq!(simple(b"cn=x", b"secret"), Method::Simple);
+        let sasl = |mechanism, credentials: &[u8]| {
+            let authentication = Authentication::Sasl { mechanism, credentials: Some(credentials) };
+            Method::of(&BindRequest { name: b"", authentication })
+        };
+        assert_eq!(sasl(b"GSSAPI", b"ticket"), Method::Sasl);
+        assert_eq!(sasl(b"ANONYMOUS", b"me"), Method::SaslAnonymous);
+        // The null session: its user is a NUL, at the end.
+        let mut authenticate = *b"NTLMSSP\0\x03\0\0\0\
+            \0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x40\0\0\0\x02\0\x02\0\x40\0\0\0\
+            \0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x05\x82\x08\x62\0\0";
+        assert_eq!(sasl(b"NTLM", &authenticate), Method::SaslAnonymous);
+        authenticate[64] = b'x';
+        assert_eq!(sasl(b"NTLM", &authenticate), Method::Sasl);
     }
 
     #[test]
@@ -204,6 +224,7 @@ mod tests {
         assert!(matches!(after(Method::Simple, 49).identity(), Identity::Anonymous));
         assert!(matches!(after(Method::Anonymous, 0).identity(), Identity::Anonymous));
         assert!(matches!(after(Method::Sasl, 0).identity(), Identity::Stateful));
+        assert!(matches!(after(Method::SaslAnonymous, 0).identity(), Identity::Anonymous));
         assert!(matches!(after(Method::Other, 0).identity(), Identity::Stateful));
     }
 

@@ -50,10 +50,11 @@ pub(super) fn identity(credentials: &[u8]) -> Identity {
 fn named(message: &[u8]) -> Option<Identity> {
     let names = field(message, DOMAIN_NAME).zip(field(message, USER_NAME));
     let (domain, user) = names.filter(|_| is_unicode(message, AUTHENTICATE_FLAGS))?;
-    if user.is_empty() {
+    // Samba reads both up to the first NUL.
+    if matches!(user.as_bytes(), [] | [0, ..]) {
         return Some(Identity::Anonymous);
     }
-    // Samba reads both up to the first NUL. With one of the others, a domain would make the whole name another form.
+    // With one of the others, a domain would make the whole name another form.
     let plain = !user.contains('\0') && !domain.contains(['\0', '=', '@', '\\']);
     plain.then_some(Identity::User { domain, user })
 }
@@ -159,7 +160,9 @@ mod tests {
 
         let upn = authenticate(b"", &wide("ann@corp.example.com"), true);
         assert_eq!(identity(&upn), user("", "ann@corp.example.com"));
-        assert_eq!(identity(&authenticate(&wide("CORP"), b"", true)), Identity::Anonymous);
+        for nobody in ["", "\0", "\0ann"] {
+            assert_eq!(identity(&authenticate(&wide("CORP"), &wide(nobody), true)), Identity::Anonymous, "{nobody:?}");
+        }
     }
 
     /// The last step of a GSS-SPNEGO bind as Samba's client sends it, without the responses to the challenge.
