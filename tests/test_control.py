@@ -3,12 +3,14 @@
 import http.client
 import json
 import signal
+import ssl
+from socket import create_connection
 
 import pytest
 
 from support import ber
 from support.backend import answer_nothing
-from support.clients import RawClient
+from support.clients import SECONDS, RawClient
 from support.dns import NameServer
 from support.net import closed_port
 from support.process import Process, run
@@ -371,6 +373,34 @@ def test_those_whom_a_list_no_longer_names_are_told_and_end(start_proxy, pair, t
         assert "no longer trusted" in notice.diagnostic
         assert leaves.ended()
         stays.ask(ber.search)
+
+
+def test_who_makes_his_handshake_is_no_longer_trusted_after_it(start_proxy, pair, socket, command):
+    proxy = start_proxy(
+        pair, trusted=["127.0.0.0/8"], pool='health.probe = "tcp"', extra=f'socket = "{socket}"\n[trust]\nend_sessions = true'
+    )
+    endpoint = proxy.endpoint()
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = ssl.create_default_context(cafile=endpoint.ca).wrap_bio(incoming, outgoing, server_hostname=endpoint.host)
+
+    def read(tcp, step):
+        """What `step` returns once it has the octets it wants from the proxy."""
+        while True:
+            try:
+                return step()
+            except ssl.SSLWantReadError:
+                tcp.sendall(outgoing.read())
+                incoming.write(tcp.recv(1 << 16))
+
+    with create_connection((endpoint.host, endpoint.port), SECONDS, source_address=("127.0.0.2", 0)) as tcp:
+        # Our last flight is ready, and not sent.
+        read(tcp, tls.do_handshake)
+        reloaded(proxy, command, ("127.0.0.0/8", "127.0.0.1/32"))
+        tcp.sendall(outgoing.read())
+        notice = ber.pdu(read(tcp, tls.read))
+        assert notice.is_notice(ber.UNAVAILABLE) and "no longer trusted" in notice.diagnostic
+        assert read(tcp, tls.read) == b""
+    proxy.wait_for("ldaps_proxy_sessions_ended_total", 1, reason="untrusted")
 
 
 def test_a_rejected_reload_leaves_no_trace(start_proxy, start_backend, pair, socket, command):

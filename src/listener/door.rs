@@ -186,6 +186,10 @@ impl Door {
         let entry = |handshake: Option<&Handshake>| {
             let entry = self.house.registry.enter(client, Arc::clone(&self.name));
             entry.describe(handshake, vpc_endpoint.as_deref());
+            if !self.trust.verdict(client.ip()).is_trusted() {
+                // Its network was taken out while it made its handshake, where `trust.end_sessions` finds nobody.
+                entry.command(session::Command::Distrust);
+            }
             entry
         };
         let listener = &keys.session.listener;
