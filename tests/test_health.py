@@ -8,7 +8,7 @@ import ldap
 import pytest
 
 from support import ber, samba
-from support.backend import answer_everything
+from support.backend import answer_everything, answer_nothing
 from support.clients import RawClient, python_ldap
 from support.samba import ADMINISTRATOR, USERS
 from support.waiting import eventually
@@ -133,6 +133,21 @@ password_file = "{secret(USERS[0].password)}"
     for _ in range(3):
         connection = python_ldap(proxy.endpoint(), ADMINISTRATOR)
         assert connection.search_s(samba.BASE, 0, attrlist=["description"])[0][1]["description"] == [b"dc1"]
+
+
+def test_a_backend_that_hangs_and_has_no_other_beside_it_is_not_waited_for(start_proxy, start_backend):
+    """A regression test: its machine's kernel went on taking connections, and requests waited without end."""
+    backend = start_backend()
+    pool = 'health.interval = "100ms"\nhealth.timeout = "100ms"\nhealth.fall = 1'
+    proxy = start_proxy([backend], pool=pool + '\nconnect_timeout = "500ms"\nconnect_budget = "500ms"')
+    with RawClient(proxy.endpoint()) as client:
+        client.ask(ber.search)
+        backend.answer = answer_nothing
+        wait_for_state(proxy, backend, "down")
+        assert client.ask(ber.search)[-1].result_code == ber.UNAVAILABLE
+        backend.answer = answer_everything
+        wait_for_state(proxy, backend, "up")
+        assert client.ask(ber.search)[-1].result_code == ber.SUCCESS
 
 
 def test_a_slow_backend_serves_only_if_nothing_better_is_left(start_proxy, start_backend):
