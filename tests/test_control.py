@@ -459,7 +459,8 @@ def test_pools_that_share_an_address_are_told_apart(proxy, pair, command):
     assert command("drain", shared)[0] == 0
     proxy.config_file.write_text(with_another_listener(small, pool="branch", backends=[shared]))
     reloaded(proxy, command)
-    assert states(command) == {in_branch: "up", str(pair[0]): "up", in_directory: "draining"}
+    expected = {in_branch: "up", str(pair[0]): "up", in_directory: "draining"}
+    eventually(lambda: states(command) == expected, "the new pool's backend has passed its first probe")
     assert not proxy.metrics().get(durations, backend=shared)
 
     assert command("enable", in_directory)[0] == 0 and command("drain", str(pair[0]))[0] == 0
