@@ -117,6 +117,27 @@ password_file = "{secret('not the password')}"
     proxy.wait_for("ldaps_proxy_probe_account_refused", 0)
 
 
+def test_a_refused_probe_account_that_is_taken_out_is_refused_no_more(start_proxy, start_backend, secret):
+    """A regression test: the probe that would have taken the alarm back was gone."""
+    def refuse(connection, pdu):
+        if pdu.tag == ber.BIND_REQUEST:
+            connection.send(ber.result(pdu.message_id, ber.BIND_RESPONSE, ber.INVALID_CREDENTIALS))
+        else:
+            answer_everything(connection, pdu)
+
+    deep = f"""
+[pools.directory.health.deep]
+probe = "bind"
+bind_name = "cn=probe"
+password_file = "{secret('wrong')}"
+"""
+    proxy = start_proxy([start_backend(refuse)], pool=deep)
+    proxy.wait_for("ldaps_proxy_probe_account_refused", 1)
+    proxy.config_file.write_text(proxy.config_file.read_text().replace(deep, ""))
+    proxy.reload()
+    proxy.wait_for("ldaps_proxy_probe_account_refused", 0)
+
+
 def test_a_dc_that_asks_for_stronger_auth_is_found_and_named(start_proxy, strict_dc, dc, secret):
     """Samba as it comes: anonymous probes pass, and nobody can log in. Users are sent to the other DC."""
     strict = f"{strict_dc.address}:{samba.LDAP}"

@@ -24,6 +24,7 @@ pub use judgement::{Depth, Failure, Judgement, Outcome, Verdict};
 pub use outlier::{Ejection, Suspicion, Troubles};
 pub use streak::Streak;
 
+use crate::config::{Probe, ProbeKind};
 use crate::pool::{Backend, Backends, Duty, Event, EventKind, Health, Pool, Standing};
 use account::ServiceAccount;
 use check::{Report, check};
@@ -132,6 +133,10 @@ impl Drop for Patient {
 impl<F: Fn(&Change)> Watcher<F> {
     fn new(pool: Arc<Pool>, reports: mpsc::Sender<Report>, on_change: F) -> Self {
         let health = &pool.settings().health;
+        if ![Some(&health.cheap), health.deep.as_ref()].into_iter().flatten().any(has_account) {
+            // The one that was refused has been taken out of the configuration: no probe is left to say so.
+            pool.metrics().probe_account_refused(false);
+        }
         let account = |probe| Arc::new(ServiceAccount::new(&pool.settings().name, probe, pool.metrics().clone()));
         let accounts = Accounts { cheap: account(&health.cheap), deep: health.deep.as_ref().map(account) };
         Self { pool, accounts, patients: Vec::new(), checkers: JoinSet::new(), reports, on_change }
@@ -283,4 +288,9 @@ impl<F: Fn(&Change)> Watcher<F> {
     fn find(&self, backend: &Arc<Backend>) -> Option<usize> {
         self.patients.iter().position(|patient| patient.backend.is(backend))
     }
+}
+
+/// Whether a probe logs in.
+fn has_account(probe: &Probe) -> bool {
+    matches!(probe.kind, ProbeKind::Bind | ProbeKind::Search) && probe.bind_name.is_some()
 }

@@ -15,7 +15,7 @@ use tokio_util::bytes::BytesMut;
 use tokio_util::codec::Encoder as _;
 
 use super::*;
-use crate::config::{self, BackendAddress, BackendSource, ProbeKind};
+use crate::config::{self, BackendAddress, BackendSource};
 use crate::embedded::{Directory, Server};
 use crate::ldap::{OperationKind, ResultCode, reply};
 use crate::metrics::Metrics;
@@ -378,6 +378,29 @@ async fn a_refused_account_stops_its_probe_and_changes_no_state() {
     std::fs::write(secrets.path().join("password"), "corrected").unwrap();
     dc.until(|_| binds(&dc) >= 3).await;
     assert!(watched.metrics.render().contains("ldaps_proxy_probe_account_refused{pool=\"p\"} 0"));
+}
+
+/// A reload that takes the account out makes the pool anew, and the gauge is the same.
+#[tokio::test]
+async fn a_refusal_is_over_when_no_probe_has_an_account() {
+    let secrets = tempfile::tempdir().unwrap();
+    let deep = |probe| config::Health { deep: Some(probe), ..cheap(often(ProbeKind::RootDse)) };
+    for (health, expected) in [
+        (cheap(often(ProbeKind::RootDse)), 0),
+        (cheap(often(ProbeKind::Search)), 0),
+        (deep(often(ProbeKind::Search)), 0),
+        (deep(as_account(often(ProbeKind::RootDse), &secrets)), 0),
+        (deep(as_account(often(ProbeKind::Search), &secrets)), 1),
+        (cheap(as_account(often(ProbeKind::Bind), &secrets)), 1),
+    ] {
+        // Nothing is awaited: the pool isn't watched yet.
+        let watched = Watched::start(health.clone(), &[]);
+        watched.pool.metrics().probe_account_refused(true);
+        let (reports, _reported) = mpsc::channel(1);
+        let _watcher = Watcher::new(Arc::clone(&watched.pool), reports, |_: &Change| {});
+        let series = format!("ldaps_proxy_probe_account_refused{{pool=\"p\"}} {expected}\n");
+        assert!(watched.metrics.render().contains(&series), "{health:?}");
+    }
 }
 
 fn client(last: u8) -> IpAddr {
