@@ -14,7 +14,7 @@ from support.clients import SECONDS, RawClient
 from support.dns import NameServer
 from support.net import closed_port
 from support.process import Process, run
-from support.proxy import BINARY
+from support.proxy import BINARY, config
 from support.waiting import eventually
 
 TOKEN = "a-token-of-this-test"
@@ -550,6 +550,22 @@ def test_a_drain_that_comes_during_a_reload_is_kept(proxy, pair, command, socket
             reload.close()
     assert "connect_timeout" in reload.stdout()
     assert states(command)[str(pair[0])] == "draining"
+
+
+def test_a_process_without_admin_stays_without(certificate, start_backend, tmp_path):
+    """A regression test: the next reload took up the addresses of the process beside it, or was refused since they are in use."""
+    file = tmp_path / "ldaps-proxy.toml"
+    file.write_text(config(certificate, [start_backend()], extra='[health]\naddress = "127.0.0.1:0"'))
+    process = Process([BINARY, "run", "--config", file, "--without-admin"], directory=tmp_path)
+    try:
+        eventually(lambda: "listening" in process.stderr(), "it runs")
+        process.signal(signal.SIGHUP)
+        eventually(lambda: "reloaded" in process.stderr(), "it has read the file again")
+        assert "admin listening" not in process.stderr() and "health listening" not in process.stderr()
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 0
+    finally:
+        process.close()
 
 
 def test_over_tcp_changes_need_the_token(start_proxy, pair, token, command):

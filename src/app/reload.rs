@@ -99,9 +99,12 @@ impl Proxy {
 
     /// The configuration file as it is now; none for the demo.
     fn read_configuration(&self) -> Result<Option<Loaded>, Vec<String>> {
-        let file = self.state().loaded.as_ref().map(|loaded| loaded.file().to_owned());
-        let Some(file) = file else { return Ok(None) };
+        let known = self.state().loaded.as_ref().map(|loaded| (loaded.file().to_owned(), loaded.is_without_admin()));
+        let Some((file, without_admin)) = known else { return Ok(None) };
         let mut loaded = config::load(&file).map_err(|found| lines(&found))?;
+        if without_admin {
+            loaded.leave_out_admin();
+        }
         fit_descriptors(&mut loaded.config.limits);
         Ok(Some(loaded))
     }

@@ -32,8 +32,7 @@ pub fn run(file: &Path, without_admin: bool) -> ExitCode {
         return ExitCode::FAILURE;
     }
     if without_admin {
-        loaded.config.admin = config::Admin::default();
-        loaded.config.health_address = None;
+        loaded.leave_out_admin();
     }
     let log = match log::start(&loaded.config.log) {
         Ok(log) => log,

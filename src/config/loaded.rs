@@ -19,6 +19,7 @@ pub struct Loaded {
     source: Source,
     places: Places,
     settings: BTreeMap<String, Json>,
+    without_admin: bool,
 }
 
 impl Loaded {
@@ -29,12 +30,24 @@ impl Loaded {
         places: Places,
         settings: BTreeMap<String, Json>,
     ) -> Self {
-        Self { config, warnings, source, places, settings }
+        Self { config, warnings, source, places, settings, without_admin: false }
     }
 
     /// The file, as it was named to us.
     pub fn file(&self) -> &Path {
         &self.source.file
+    }
+
+    /// Leaves `[admin]` and `[health]` to another process that runs from the same file.
+    pub fn leave_out_admin(&mut self) {
+        self.without_admin = true;
+        (self.config.admin, self.config.health_address) = Default::default();
+        self.settings.retain(|key, _| !key.starts_with("admin.") && !key.starts_with("health."));
+    }
+
+    /// Whether they were left out, which holds for every later reading of the file.
+    pub fn is_without_admin(&self) -> bool {
+        self.without_admin
     }
 
     /// A finding about the key at a path such as `tls.certificate` or `listener[1].tls.private_key` (counted from 0); where
@@ -227,6 +240,18 @@ backends = ["10.0.1.10"]
                 "listener \"second\".tls.certificate: \"own.pem\" -> \"new.pem\"",
             ]
         );
+    }
+
+    #[test]
+    fn what_is_left_to_another_process_has_not_changed() {
+        let address = |table, port| format!("[{table}]\naddress = \"127.0.0.1:{port}\"\n");
+        let text = |port| format!("{TWO}{}{}", address("admin", port), address("health", port + 1));
+        let [mut old, mut new] = [1, 3].map(|port| loaded(&text(port)));
+        assert_eq!(changes(&old, &new).len(), 2);
+        old.leave_out_admin();
+        new.leave_out_admin();
+        assert_eq!(changes(&old, &new), <[String; 0]>::default());
+        assert_eq!(new.config, loaded(TWO).config);
     }
 
     #[test]
