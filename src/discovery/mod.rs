@@ -16,9 +16,9 @@ use tokio::time::{Instant, sleep_until};
 
 pub use answers::{Answer, Answers, Question, Service};
 
-use crate::config::{self, BackendAddress};
+use crate::config;
 use crate::pool::{Endpoint, Pool};
-use resolver::Resolver;
+use resolver::NameServers;
 
 /// A name could not be resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,20 +55,15 @@ pub struct Memory(Arc<Mutex<Answers>>);
 pub struct Discovery {
     sources: Vec<config::BackendSource>,
     memory: Memory,
-    resolver: Result<Arc<Resolver>, String>,
+    name_servers: NameServers,
 }
 
 impl Discovery {
     /// Nothing is known yet: [`Discovery::refresh`] asks.
     pub fn new(pool: &config::Pool) -> Self {
         let sources = pool.backends.clone();
-        let has_names = sources.iter().any(|source| !matches!(source.address, BackendAddress::Socket(_)));
-        let resolver = if has_names {
-            Resolver::new(&pool.discovery.name_servers).map(Arc::new)
-        } else {
-            Err("no names are configured".to_owned())
-        };
-        Self { sources, memory: Memory(Arc::new(Mutex::new(Answers::new(&pool.discovery)))), resolver }
+        let name_servers = NameServers::new(&pool.discovery.name_servers);
+        Self { sources, memory: Memory(Arc::new(Mutex::new(Answers::new(&pool.discovery)))), name_servers }
     }
 
     /// What it knows, now and later.
@@ -127,12 +122,15 @@ impl Discovery {
     }
 
     async fn ask(&mut self, questions: Vec<Question>) -> Vec<LookupFailure> {
+        if questions.is_empty() {
+            return Vec::new();
+        }
         let mut lookups = JoinSet::new();
         let mut results = Vec::with_capacity(questions.len());
-        match &self.resolver {
+        match self.name_servers.resolver() {
             Ok(resolver) => {
                 for question in questions {
-                    let resolver = Arc::clone(resolver);
+                    let resolver = Arc::clone(&resolver);
                     lookups.spawn(async move { (resolver.ask(&question).await, question) });
                 }
             }

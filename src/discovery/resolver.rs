@@ -1,13 +1,17 @@
 //! Asking DNS, by hickory: a static binary has no getaddrinfo, and SRV records are beyond it anyway.
 
+use std::fmt::Display;
 use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{NameServerConfig, ResolverConfig};
+use hickory_resolver::config::{NameServerConfig, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
+use hickory_resolver::system_conf::parse_resolv_conf;
 
 use super::answers::{Answer, Question, Service};
 
@@ -15,29 +19,82 @@ use super::answers::{Answer, Question, Service};
 const PATIENCE: Duration = Duration::from_secs(2);
 const ATTEMPTS: usize = 2;
 
+/// Where the system names its name servers.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// The name servers to ask: those of the configuration, or the system's as it names them at the moment.
+pub(super) struct NameServers {
+    configured: Vec<SocketAddr>,
+    resolv_conf: PathBuf,
+    /// What asks them, and what the file held when it was made.
+    current: Option<(Arc<Resolver>, Vec<u8>)>,
+}
+
+impl NameServers {
+    /// These, or the system's where there are none.
+    pub(super) fn new(configured: &[SocketAddr]) -> Self {
+        Self { configured: configured.to_vec(), resolv_conf: RESOLV_CONF.into(), current: None }
+    }
+
+    /// The system's, if it named them in this file.
+    #[cfg(test)]
+    pub(super) fn named_in(resolv_conf: PathBuf) -> Self {
+        Self { configured: Vec::new(), resolv_conf, current: None }
+    }
+
+    /// What asks them now. The system may know its own late, at a boot, and get others with another network. A file that names
+    /// none any more is one that is being written.
+    ///
+    /// # Errors
+    /// The system has named no name servers so far.
+    pub(super) fn resolver(&mut self) -> Result<Arc<Resolver>, String> {
+        let made = match (self.read(), &self.current) {
+            (Ok(now), Some((resolver, known))) if now == *known => return Ok(Arc::clone(resolver)),
+            (Ok(now), _) => self.make(&now).map(|resolver| (Arc::new(resolver), now)),
+            (Err(error), _) => Err(error),
+        };
+        match (made, &self.current) {
+            (Ok(made), former) => {
+                if former.is_some() {
+                    tracing::info!(file = %self.resolv_conf.display(), "the system's name servers were read again");
+                }
+                Ok(Arc::clone(&self.current.insert(made).0))
+            }
+            (Err(_), Some((resolver, _))) => Ok(Arc::clone(resolver)),
+            (Err(error), None) => Err(error),
+        }
+    }
+
+    /// The system's file; nothing where the configuration names them.
+    fn read(&self) -> Result<Vec<u8>, String> {
+        if self.configured.is_empty() { std::fs::read(&self.resolv_conf).map_err(none_named) } else { Ok(Vec::new()) }
+    }
+
+    fn make(&self, resolv_conf: &[u8]) -> Result<Resolver, String> {
+        if self.configured.is_empty() {
+            let (config, options) = parse_resolv_conf(resolv_conf).map_err(none_named)?;
+            return Resolver::new(config, options);
+        }
+        let servers = self.configured.iter().map(name_server).collect();
+        Resolver::new(ResolverConfig::from_parts(None, Vec::new(), servers), ResolverOpts::default())
+    }
+}
+
+fn none_named(error: impl Display) -> String {
+    format!("this system names no name servers: {error}; set discovery.name_servers")
+}
+
 /// A resolver that remembers nothing: [`super::Answers`] does, with the pool's own bounds.
 pub(super) struct Resolver(TokioResolver);
 
 impl Resolver {
-    /// Asks these name servers, or the system's where there are none.
-    ///
-    /// # Errors
-    /// The system names no name servers.
-    pub(super) fn new(name_servers: &[SocketAddr]) -> Result<Self, String> {
-        let mut builder = if name_servers.is_empty() {
-            TokioResolver::builder_tokio()
-                .map_err(|error| format!("this system names no name servers: {error}; set discovery.name_servers"))?
-        } else {
-            let servers = name_servers.iter().map(name_server).collect();
-            let config = ResolverConfig::from_parts(None, Vec::new(), servers);
-            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
-        };
-        let options = builder.options_mut();
+    fn new(config: ResolverConfig, mut options: ResolverOpts) -> Result<Self, String> {
         options.timeout = PATIENCE;
         options.attempts = ATTEMPTS;
         options.cache_size = 0;
         options.try_tcp_on_error = true;
-        builder.build().map(Self).map_err(|error| error.to_string())
+        let builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+        builder.with_options(options).build().map(Self).map_err(|error| error.to_string())
     }
 
     /// An answer and how long it holds.

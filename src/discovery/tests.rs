@@ -15,7 +15,7 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use super::*;
-use crate::config::{BackendSource, Pool as Settings};
+use crate::config::{BackendAddress, BackendSource, Pool as Settings};
 use crate::metrics::Metrics;
 use crate::pool::{Backends, Health, Standing};
 use crate::upstream::Connector;
@@ -229,6 +229,49 @@ async fn answers_outlive_a_reload() {
     assert_eq!(after.refresh().await.len(), 2, "asked again all the same");
     assert_eq!(after.endpoints(), before.endpoints());
     assert_eq!(after.endpoints().len(), 1);
+}
+
+/// A regression test: resolv.conf was read once. A proxy that had started before the network was up asked nobody, for ever, and one
+/// whose network had changed asked those who were gone.
+#[tokio::test]
+async fn the_systems_name_servers_may_come_late_and_change() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("resolv.conf");
+    let write = |text: &str| std::fs::write(&file, text).unwrap();
+    let mut servers = NameServers::named_in(file.clone());
+    let unnamed =
+        |servers: &mut NameServers| servers.resolver().is_err_and(|why| why.contains("names no name servers"));
+    assert!(unnamed(&mut servers), "there is no file");
+    write("# written by the network once it is up\n");
+    assert!(unnamed(&mut servers));
+    write("nameserver 127.0.0.1\n");
+    let first = servers.resolver().unwrap();
+    assert!(Arc::ptr_eq(&first, &servers.resolver().unwrap()), "nothing has changed");
+    write("nameserver 127.0.0.2\n");
+    let second = servers.resolver().unwrap();
+    assert!(!Arc::ptr_eq(&first, &second));
+    write("");
+    assert!(Arc::ptr_eq(&second, &servers.resolver().unwrap()), "the last good ones stay");
+    std::fs::remove_file(&file).unwrap();
+    assert!(Arc::ptr_eq(&second, &servers.resolver().unwrap()));
+    write("nameserver 127.0.0.1\n");
+    assert!(!Arc::ptr_eq(&second, &servers.resolver().unwrap()));
+}
+
+#[tokio::test]
+async fn a_pool_asks_whom_the_system_names_by_then() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("resolv.conf");
+    // RFC 6761 §6.3: it is resolved without asking anybody, once there is somebody to ask.
+    let source = BackendSource { address: named("localhost"), weight: 1, tier: 0, max_sessions: 0 };
+    let mut discovery = Discovery::new(&Settings::new("corp", vec![source]));
+    discovery.name_servers = NameServers::named_in(file.clone());
+    let [failure] = &discovery.refresh().await[..] else { panic!("one failure") };
+    assert!(failure.reason.contains("names no name servers"), "{failure:?}");
+    std::fs::write(&file, "nameserver 127.0.0.1\n").unwrap();
+    assert_eq!(discovery.ask(vec![Question::Host("localhost".into())]).await, []);
+    assert!(discovery.endpoints().iter().all(|endpoint| endpoint.address.ip().is_loopback()));
+    assert!(!discovery.endpoints().is_empty());
 }
 
 #[tokio::test]
