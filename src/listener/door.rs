@@ -251,13 +251,14 @@ impl Door {
         let made = timeout(patience, async {
             let greeted = ServerTls::greeted(tcp).await?;
             // A turn lasts as long as we compute: a client that stalls, before its hello or after ours, takes none away.
-            let patience = patience.saturating_sub(started.elapsed());
-            let Some(turn) = self.house.admission.handshake(client.ip(), patience).await else {
-                return Ok(None);
+            let admission = &self.house.admission;
+            let turn = || async move {
+                let turn = admission.handshake(client.ip(), patience.saturating_sub(started.elapsed())).await?;
+                // Others that are ready go first, so that no more than `handshakes` stand between a session and its turn.
+                tokio::task::yield_now().await;
+                Some(turn)
             };
-            // Others that are ready go first, so that no more than `handshakes` stand between a session and its turn.
-            tokio::task::yield_now().await;
-            greeted.answer(tls, turn).await.map(Some)
+            greeted.answer(tls, turn).await
         })
         .await;
         let (outcome, failure) = match made {

@@ -12,6 +12,7 @@ mod client_auth;
 mod failure;
 mod finding;
 mod handshake;
+mod hello;
 mod import;
 mod lint;
 mod pem;

@@ -1,6 +1,6 @@
 //! The server side: a `[tls]` table turned into what handshakes need, and swapped as a whole when its files change.
 
-use std::future::poll_fn;
+use std::future::{poll_fn, ready};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,6 +19,7 @@ use zeroize::Zeroizing;
 
 use super::certificate::{CertificateInfo, names};
 use super::handshake::Handshake;
+use super::hello::Hello;
 use super::import::{Import, Key, parsed};
 use super::lint::{expiry, judge_files, loose_mode};
 use super::pem::PemFile;
@@ -99,7 +100,8 @@ impl ServerTls {
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        Self::greeted(io).await?.answer(self, ()).await
+        let made = Self::greeted(io).await?.answer(self, || ready(Some(()))).await?;
+        Ok(made.expect("there is always a turn"))
     }
 
     /// Waits for the client's hello, which costs next to nothing. Put a timeout around it: it has none.
@@ -107,19 +109,8 @@ impl ServerTls {
     /// # Errors
     /// As [`Self::accept`].
     pub async fn greeted<IO: AsyncRead + AsyncWrite + Unpin>(mut io: IO) -> io::Result<Greeted<IO>> {
-        let mut received = Inbox::default();
-        while !is_whole_record(received.unread()) {
-            let filled = poll_fn(|cx| {
-                let filled = received.poll_fill(cx, &mut io);
-                if filled.is_pending() {
-                    received.settle();
-                }
-                filled
-            });
-            if filled.await? == 0 {
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the client closed the connection"));
-            }
-        }
+        let (mut received, mut hello) = (Inbox::default(), Hello::default());
+        poll_fn(|cx| hello.poll_receive(cx, &mut received, &mut io)).await?;
         Ok(Greeted { io, received })
     }
 
@@ -165,52 +156,56 @@ pub struct Greeted<IO> {
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static> Greeted<IO> {
-    /// Makes the handshake with what `tls` has now. Nearly all of the work is done when `turn` is dropped; from there it
-    /// waits for the client. Put a timeout around it: it has none.
+    /// Makes the handshake with what `tls` has when it gets its turn. Nearly all of the work is done while it holds one, and
+    /// then it waits for the client; after a HelloRetryRequest it takes another. `None` where it got no turn. Put a timeout
+    /// around it: it has none.
     ///
     /// # Errors
     /// As [`ServerTls::accept`].
-    pub async fn answer<Turn>(self, tls: &ServerTls, turn: Turn) -> io::Result<(ServerStream<IO>, Handshake)> {
+    pub async fn answer<Turn, Wait: Future<Output = Option<Turn>>>(
+        self,
+        tls: &ServerTls,
+        turn: impl Fn() -> Wait,
+    ) -> io::Result<Option<(ServerStream<IO>, Handshake)>> {
+        let Some(first) = turn().await else { return Ok(None) };
         let state = tls.current.load_full();
         match &state.threads {
-            None => self.answer_with(&state, turn).await,
+            None => self.answer_with(&state, first, turn).await,
             Some(threads) => {
                 // A slow token holds up its own handshakes only: its threads are what bounds them.
-                drop(turn);
+                drop(first);
                 let state = Arc::clone(&state);
-                threads.run(async move { self.answer_with(&state, ()).await }).await
+                threads.run(async move { self.answer_with(&state, (), || ready(Some(()))).await }).await
             }
         }
     }
 
-    async fn answer_with<Turn>(self, state: &State, turn: Turn) -> io::Result<(ServerStream<IO>, Handshake)> {
+    async fn answer_with<Turn, Wait: Future<Output = Option<Turn>>>(
+        self,
+        state: &State,
+        mut held: Turn,
+        turn: impl Fn() -> Wait,
+    ) -> io::Result<Option<(ServerStream<IO>, Handshake)>> {
         let config = match &state.without_tickets {
             Some(without_tickets) if is_gnutls(self.received.unread()) => without_tickets,
             _ => &state.config,
         };
         let mut stream = ServerStream::new(Arc::clone(config), self.io, self.received)?;
-        stream.answer_hello()?;
-        drop(turn);
-        let mut server_name = resolver::take_asked();
-        poll_fn(|cx| {
-            let polled = stream.poll_handshake(cx);
-            // After a HelloRetryRequest the client says hello again.
-            server_name = resolver::take_asked().or(server_name.take());
-            polled
-        })
-        .await?;
+        let mut server_name = None;
+        loop {
+            stream.answer_hello()?;
+            drop(held);
+            server_name = resolver::take_asked().or(server_name);
+            if !stream.awaits_hello() {
+                break;
+            }
+            stream.next_hello().await?;
+            let Some(another) = turn().await else { return Ok(None) };
+            held = another;
+        }
+        poll_fn(|cx| stream.poll_handshake(cx)).await?;
         let handshake = Handshake::new(stream.connection(), server_name.flatten());
-        Ok((stream, handshake))
-    }
-}
-
-/// Whether the first TLS record has arrived; clients put their hello into one. What isn't TLS is a failed handshake's to tell.
-fn is_whole_record(octets: &[u8]) -> bool {
-    const HANDSHAKE: u8 = 22;
-    match octets {
-        [HANDSHAKE, _, _, high, low, record @ ..] => record.len() >= usize::from(u16::from_be_bytes([*high, *low])),
-        [HANDSHAKE, ..] | [] => false,
-        _ => true,
+        Ok(Some((stream, handshake)))
     }
 }
 

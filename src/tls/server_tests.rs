@@ -1,12 +1,22 @@
 //! Whole handshakes against [`ServerTls`].
 
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+
 use rcgen::{
     CertificateRevocationListParams, ExtendedKeyUsagePurpose, KeyIdMethod, RevokedCertParams, SerialNumber,
     date_time_ymd,
 };
+use rustls::NamedGroup;
+use rustls::crypto::aws_lc_rs::kx_group::X25519;
+use rustls::crypto::{ActiveKeyExchange, SharedSecret, SupportedKxGroup};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tempfile::TempDir;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_rustls::TlsConnector;
 
 use super::testing::*;
 use super::*;
@@ -336,6 +346,96 @@ async fn a_client_that_distrusts_us_is_told_apart() {
     let failure = HandshakeFailure::from(&handshake(&server, &stranger, NAME).await.unwrap_err());
     assert_eq!(failure.reason, HandshakeFailureReason::ClientDistrustsUs);
     assert!(failure.explanation.contains("unknown_ca"), "{failure}");
+}
+
+/// A client's side that puts every handshake message into records of one octet each.
+struct InPieces(tokio::io::DuplexStream);
+
+impl AsyncWrite for InPieces {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, octets: &[u8]) -> Poll<io::Result<usize>> {
+        const HANDSHAKE: u8 = 22;
+        let (mut rest, mut sent) = (octets, Vec::new());
+        while let [kind, major, minor, high, low, ..] = *rest {
+            let (record, next) = rest.split_at(5 + usize::from(u16::from_be_bytes([high, low])));
+            match kind {
+                HANDSHAKE => sent.extend(record[5..].iter().flat_map(|octet| [kind, major, minor, 0, 1, *octet])),
+                _ => sent.extend(record),
+            }
+            rest = next;
+        }
+        let written = ready!(Pin::new(&mut self.0).poll_write(cx, &sent))?;
+        assert_eq!(written, sent.len(), "the transport has room");
+        Poll::Ready(Ok(octets.len()))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+impl AsyncRead for InPieces {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, room: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, room)
+    }
+}
+
+/// A group that no server has: a client that begins with a share of it has to say hello again.
+#[derive(Debug)]
+struct Unknown;
+
+impl SupportedKxGroup for Unknown {
+    fn start(&self) -> Result<Box<dyn ActiveKeyExchange>, rustls::Error> {
+        Ok(Box::new(Unknown))
+    }
+
+    fn name(&self) -> NamedGroup {
+        NamedGroup::X448
+    }
+}
+
+impl ActiveKeyExchange for Unknown {
+    fn complete(self: Box<Self>, _: &[u8]) -> Result<SharedSecret, rustls::Error> {
+        unreachable!("no server takes its share")
+    }
+
+    fn pub_key(&self) -> &[u8] {
+        &[7; 56]
+    }
+
+    fn group(&self) -> NamedGroup {
+        NamedGroup::X448
+    }
+}
+
+/// A turn is taken for each hello, once all of it is there, and for nothing else.
+#[tokio::test]
+async fn nothing_is_computed_for_a_hello_without_a_turn() {
+    let (_directory, settings, root) = good();
+    let server = load(&settings);
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    provider.kx_groups = vec![&Unknown, X25519];
+    let retrying = client_of(provider, &root, ONLY_13, None);
+    for (client, turns) in [(client(&root, ONLY_13, None), 1), (retrying, 2)] {
+        let (near, far) = tokio::io::duplex(1 << 20);
+        let taken = AtomicUsize::new(0);
+        let connect = TlsConnector::from(client).connect(NAME.try_into().unwrap(), InPieces(near));
+        let serve = async {
+            let greeted = ServerTls::greeted(far).await?;
+            greeted.answer(&server, || std::future::ready(Some(taken.fetch_add(1, Ordering::Relaxed)))).await
+        };
+        let (connected, served) = tokio::join!(connect, serve);
+        connected.unwrap();
+        let (_, agreed) = served.unwrap().expect("it had its turns");
+        assert_eq!(
+            (agreed.sni.as_deref(), agreed.group),
+            (Some(NAME), if turns == 1 { "X25519MLKEM768" } else { "X25519" })
+        );
+        assert_eq!(taken.into_inner(), turns);
+    }
 }
 
 /// What clients that aren't ours send first.

@@ -5,6 +5,7 @@
 //! neither (what that is worth: bench/README.md).
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,9 +13,10 @@ use std::task::{Context, Poll, Waker, ready};
 
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncryptError, UnbufferedStatus};
-use rustls::{ProtocolVersion, ServerConfig};
+use rustls::{HandshakeKind, ProtocolVersion, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::hello::Hello;
 use crate::buffer::{Inbox, Outbox};
 
 /// Octets sealed at once: two records.
@@ -75,6 +77,30 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> ServerStream<IO> {
     /// Where the handshake has failed.
     pub(super) fn answer_hello(&mut self) -> io::Result<()> {
         self.open(&mut ReadBuf::new(&mut []))
+    }
+
+    /// Whether the answer to a hello is what is to be computed next, to the second one after a HelloRetryRequest.
+    pub(super) fn awaits_hello(&self) -> bool {
+        match self.tls.handshake_kind() {
+            None => true,
+            Some(HandshakeKind::FullWithHelloRetryRequest) => self.tls.negotiated_key_exchange_group().is_none(),
+            Some(HandshakeKind::Full | HandshakeKind::Resumed) => false,
+        }
+    }
+
+    /// Sends what there is to send and waits for another hello, for [`Self::answer_hello`].
+    ///
+    /// # Errors
+    /// Where the client has gone, or sends it in too many pieces.
+    pub(super) async fn next_hello(&mut self) -> io::Result<()> {
+        let mut hello = Hello::after(self.incoming.unread());
+        poll_fn(|cx| {
+            ready!(self.sealed.poll_flush(cx, &mut self.io))?;
+            hello.poll_receive(cx, &mut self.incoming, &mut self.io)
+        })
+        .await?;
+        self.fresh = true;
+        Ok(())
     }
 
     /// Makes the handshake. The tickets of TLS 1.3 leave later, with the first data or when there is nothing to read.

@@ -8,6 +8,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, RsaKeySize, date_time_ymd,
 };
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::version::{TLS12, TLS13};
@@ -108,10 +109,19 @@ pub(super) fn load(settings: &Tls) -> ServerTls {
 
 /// A client that trusts `authority` and speaks these versions, with a certificate of its own or without.
 pub(super) fn client(authority: &Authority, versions: Versions, own: Option<&Issued>) -> Arc<ClientConfig> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    client_of(rustls::crypto::aws_lc_rs::default_provider(), authority, versions, own)
+}
+
+/// The same with suites and groups of its own.
+pub(super) fn client_of(
+    provider: CryptoProvider,
+    authority: &Authority,
+    versions: Versions,
+    own: Option<&Issued>,
+) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(authority.pem.as_bytes()).unwrap()).unwrap();
-    let builder = ClientConfig::builder_with_provider(provider).with_protocol_versions(versions).unwrap();
+    let builder = ClientConfig::builder_with_provider(Arc::new(provider)).with_protocol_versions(versions).unwrap();
     let builder = builder.with_root_certificates(roots);
     Arc::new(match own {
         None => builder.with_no_client_auth(),
