@@ -4,11 +4,11 @@ use std::fmt;
 use std::io::Read;
 use std::path::Path;
 
+use pkcs8::EncryptedPrivateKeyInfoRef;
 use pkcs8::pkcs5::EncryptionScheme;
 use pkcs8::pkcs5::pbes2::Kdf;
-use pkcs8::{EncryptedPrivateKeyInfoRef, SecretDocument};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 use zeroize::{Zeroize, Zeroizing};
@@ -132,13 +132,8 @@ impl<'a> PemFile<'a> {
 
     fn decrypt(&self, passphrase: &[u8]) -> Result<PrivateKey, Finding> {
         let damaged = || self.error("the encrypted private key is damaged", AGAIN);
-        let text = std::str::from_utf8(&self.bytes).map_err(|_| damaged())?;
-        let block = text.find(ENCRYPTED_BEGIN).and_then(|begin| {
-            let end = text[begin..].find(ENCRYPTED_END)?;
-            Some(&text[begin..begin + end + ENCRYPTED_END.len()])
-        });
-        let (_, document) = SecretDocument::from_pem(block.ok_or_else(damaged)?).map_err(|_| damaged())?;
-        let encrypted = EncryptedPrivateKeyInfoRef::try_from(document.as_bytes())
+        let section = self.encrypted_section().ok_or_else(damaged)?;
+        let encrypted = EncryptedPrivateKeyInfoRef::try_from(section.secret_pkcs8_der())
             .map_err(|error| self.unsupported_encryption(&error))?;
         if !is_affordable(&encrypted.encryption_algorithm) {
             return Err(self.unsupported_encryption(&"no passphrase can be tried at that cost"));
@@ -155,6 +150,16 @@ impl<'a> PemFile<'a> {
             }
             Err(error) => Err(self.unsupported_encryption(&error)),
         }
+    }
+
+    /// What stands in the encrypted key's section. The reader of all other sections leaves out labels that it doesn't know, so
+    /// it is given this one under another.
+    fn encrypted_section(&self) -> Option<PrivatePkcs8KeyDer<'static>> {
+        let find = |octets: &[u8], wanted: &[u8]| octets.windows(wanted.len()).position(|window| window == wanted);
+        let begun = &self.bytes[find(&self.bytes, ENCRYPTED_BEGIN)? + ENCRYPTED_BEGIN.len()..];
+        let content = &begun[..find(begun, ENCRYPTED_END)?];
+        let section = [b"-----BEGIN PRIVATE KEY", content, b"-----END PRIVATE KEY-----\n"].concat();
+        PrivatePkcs8KeyDer::from_pem_slice(&section).ok()
     }
 
     fn unsupported_encryption(&self, found: &dyn fmt::Display) -> Finding {
@@ -254,8 +259,8 @@ fn is_affordable(scheme: &EncryptionScheme) -> bool {
 /// Bytes; revocation lists are the largest files met.
 const MAX_SIZE: u64 = 16 << 20;
 const PROC_TYPE: &[u8] = b"Proc-Type:";
-const ENCRYPTED_BEGIN: &str = "-----BEGIN ENCRYPTED PRIVATE KEY-----";
-const ENCRYPTED_END: &str = "-----END ENCRYPTED PRIVATE KEY-----";
+const ENCRYPTED_BEGIN: &[u8] = b"-----BEGIN ENCRYPTED PRIVATE KEY";
+const ENCRYPTED_END: &[u8] = b"-----END ENCRYPTED PRIVATE KEY";
 const AGAIN: &str = "export it again as PEM: lines from -----BEGIN …----- to -----END …-----";
 
 #[cfg(test)]
@@ -264,7 +269,7 @@ mod tests {
     use pkcs8::der::pem::encode_string;
     use proptest::prelude::*;
 
-    use super::super::testing::{Authority, ecdsa};
+    use super::super::testing::{Authority, NAMES, ecdsa};
     use super::*;
 
     fn file(text: impl AsRef<[u8]>) -> Result<PemFile<'static>, Finding> {
@@ -351,6 +356,36 @@ mod tests {
             let text = encode_string("ENCRYPTED PRIVATE KEY", LineEnding::LF, &key.to_der().unwrap()).unwrap();
             let error = file(text).unwrap().private_key(Some(b"secret")).unwrap_err();
             assert!(error.message.contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_encrypted_key_is_read_as_leniently_as_a_plain_one() {
+        use pkcs8::der::Encode as _;
+        let plain = file(Authority::root("root").issue(NAMES).key).unwrap().private_key(None).unwrap();
+        let parameters =
+            pkcs8::pkcs5::pbes2::Parameters::generate_pbkdf2_sha256_aes256cbc(1, b"12345678", [0; 16]).unwrap();
+        let encrypted_data = parameters.encrypt(b"secret", plain.der().secret_der()).unwrap();
+        let key = EncryptedPrivateKeyInfoRef {
+            encryption_algorithm: EncryptionScheme::Pbes2(parameters),
+            encrypted_data: pkcs8::der::asn1::OctetStringRef::new(&encrypted_data).unwrap(),
+        };
+        let text = encode_string("ENCRYPTED PRIVATE KEY", LineEnding::LF, &key.to_der().unwrap()).unwrap();
+        let [begin, content @ .., end] = &text.lines().collect::<Vec<_>>()[..] else { unreachable!() };
+        let content = content.concat();
+        for text in [
+            text.clone().into_bytes(),
+            [b"Bag Attributes\n    friendlyName: Schl\xfcssel\n", text.as_bytes()].concat(),
+            format!("{begin}\n{content}\n{end}").into(),
+            format!("{begin}  \r\n{}\r\n{}\r\n{end}\r\n", &content[..76], &content[76..]).into(),
+            text.replace('\n', "\r").into(),
+        ] {
+            let key = file(&text).unwrap().private_key(Some(b"secret"));
+            assert_eq!(key.unwrap().der(), plain.der(), "{}", String::from_utf8_lossy(&text));
+        }
+        for (whole, damaged) in [(end.to_owned(), ""), (&content[..4], "!!!!")] {
+            let error = file(text.replace(whole, damaged)).unwrap().private_key(Some(b"secret")).unwrap_err();
+            assert!(error.message.contains("the encrypted private key is damaged"), "{error}");
         }
     }
 

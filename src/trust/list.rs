@@ -50,14 +50,15 @@ impl fmt::Display for NetworkError {
     }
 }
 
-/// Reads a list file: one network or address a line; `#` starts a comment; blank lines don't count.
+/// Reads a list file: one network or address a line; `#` starts a comment; blank lines don't count, nor does the byte order
+/// mark with which Notepad begins.
 ///
 /// # Errors
 /// Every line that is no network.
 pub fn parse_list(text: &str) -> Result<Vec<IpNet>, Vec<LineError>> {
     let mut networks = Vec::new();
     let mut errors = Vec::new();
-    for (index, line) in text.lines().enumerate() {
+    for (index, line) in text.strip_prefix('\u{feff}').unwrap_or(text).lines().enumerate() {
         let found = line.split('#').next().unwrap_or_default().trim();
         if found.is_empty() {
             continue;
@@ -95,6 +96,7 @@ mod tests {
         let networks: Vec<String> = parse_list(text).unwrap().iter().map(ToString::to_string).collect();
         assert_eq!(networks, ["10.0.0.0/16", "2001:db8::/32", "10.0.1.10/32"]);
         assert_eq!(parse_list("# none\n\n").unwrap(), []);
+        assert_eq!(parse_list("\u{feff}10.0.1.10\r\n").unwrap().len(), 1);
     }
 
     #[test]
