@@ -3,6 +3,7 @@
 Nothing here runs in a cloud or a cluster. What `check` says goes for this binary, so a renamed key can't survive in a template.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -119,18 +120,43 @@ def test_configurations_are_right(where, text, certificate, authority, tmp_path)
     assert "error" not in found.stderr
 
 
-@pytest.mark.parametrize("template", [path for path in AWS if "UserData" in path.read_text()], ids=lambda path: path.stem)
-def test_boot_scripts_are_shell(template):
-    """The script and the script in it are what shellcheck would write."""
+def boot_script(template):
+    """The script that an instance begins with, and the one in it that fetches the certificate."""
     text = substituted(template.read_text())
     script = re.search(r"Fn::Base64: !Sub \|\n(.*?)\n\n?  \w", text + "\n  End", re.DOTALL)[1]
     margin = re.match(" +", script)[0]
     script = "\n".join(line.removeprefix(margin) for line in script.split("\n"))
-    inner = re.search(r"<<'SCRIPT'\n(.*?)\nSCRIPT\n", script, re.DOTALL)[1]
+    return script, re.search(r"<<'SCRIPT'\n(.*?)\nSCRIPT\n", script, re.DOTALL)[1]
+
+
+BOOTING = pytest.mark.parametrize("template", [path for path in AWS if "UserData" in path.read_text()], ids=lambda path: path.stem)
+
+
+@BOOTING
+def test_boot_scripts_are_shell(template):
+    """The script and the script in it are what shellcheck would write."""
+    script, inner = boot_script(template)
     for part in (script, inner):
         found = subprocess.run(["shellcheck", "--severity=warning", "-"], input=part, text=True, capture_output=True)
         assert (found.returncode, found.stdout) == (0, ""), found.stdout
     assert "${" not in script, "every parameter is substituted"
+
+
+@BOOTING
+def test_a_key_out_of_acm_is_opened(template, certificate, tmp_path):
+    """ACM takes every octet of the file for the passphrase, and OpenSSL its first line without the line end."""
+    part = re.search(r"acm:\* \]\]; then\n(.*?)\n *else\n", boot_script(template)[1], re.DOTALL)[1]
+    aws = tmp_path / "aws"
+    aws.write_text(f"""#!/bin/bash
+        set -euo pipefail
+        file=${{6#fileb://}}
+        [[ $(tr -d '[:xdigit:]' < "$file" | wc -c) == 0 ]]
+        openssl pkcs8 -topk8 -in {certificate.private_key} -passout "file:$file" | jq -Rs '{{PrivateKey: .}}'
+    """)
+    aws.chmod(0o755)
+    script = 'set -euo pipefail; export PATH=$new:$PATH; arn=arn:aws:acm:eu-west-1:1:certificate/c\n' + part
+    run(["bash", "-c", script], env={**os.environ, "new": str(tmp_path)})
+    assert "BEGIN PRIVATE KEY" in (tmp_path / "private_key.pem").read_text()
 
 
 def test_our_own_scripts_are_shell():
