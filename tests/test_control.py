@@ -235,6 +235,7 @@ def test_a_bad_reload_says_what_is_wrong_and_changes_nothing(proxy, command):
     proxy.config_file.write_text(good + "\n[limits]\nmax_conections = 5\n")
     code, _, error = command("reload")
     assert code == 1 and "max_conections" in error and "max_connections" in error
+    assert "\\n" not in error and len(error.splitlines()) > 2, "as `check` shows it"
     metrics = proxy.metrics()
     assert metrics.sum("ldaps_proxy_reloads_total", result="rejected") == 1
     assert metrics.sum("ldaps_proxy_last_reload_successful") == 0

@@ -106,10 +106,13 @@ def test_a_changed_ca_file_is_read_at_a_reload(start_proxy, start_backend, autho
     assert near.metrics().sum("ldaps_proxy_last_reload_successful") == 0, "which mends no file of a pool"
 
 
-def test_a_ca_file_that_cannot_be_used_is_told_by_check(tmp_path, certificate):
+def test_a_ca_file_that_cannot_be_used_is_told_by_check_and_run(tmp_path, certificate):
     file = tmp_path / "ldaps-proxy.toml"
     (tmp_path / "empty.pem").write_text("")
     file.write_text(config(certificate, ["127.0.0.1:636"], pool='protocol = "ldaps"\nca_file = "empty.pem"'))
     done = check(file)
     assert done.returncode == 1
     assert "empty.pem is empty" in done.stderr and 'ca_file = "empty.pem"' in done.stderr
+    started = run([BINARY, "run", "--config", file], check=False)
+    assert started.returncode == 1
+    assert [*started.stderr.splitlines(), f"{file}: 1 error(s), 0 warning(s)"] == done.stderr.splitlines()

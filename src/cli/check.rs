@@ -66,7 +66,7 @@ pub(super) fn files(loaded: &Loaded) -> (Served, Vec<Diagnostic>) {
 }
 
 /// What is wrong with the files that pools name for TLS to their backends.
-fn pool_files(loaded: &Loaded) -> impl Iterator<Item = Diagnostic> {
+pub(super) fn pool_files(loaded: &Loaded) -> impl Iterator<Item = Diagnostic> {
     loaded.config.pools.iter().filter_map(|(name, settings)| {
         let finding = Connector::new(settings).err()?;
         Some(loaded.report(&format!("pools.{name}.{}", finding.key), Severity::Error, finding.message, finding.help))

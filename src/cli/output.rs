@@ -11,7 +11,7 @@ pub(super) fn print(text: &str) -> ExitCode {
 
 /// Says what is wrong on standard error, and failure.
 pub(super) fn fail(error: &str) -> ExitCode {
-    eprintln!("ldaps-proxy: {}", printable(error));
+    eprintln!("ldaps-proxy: {}", printable_lines(error));
     ExitCode::FAILURE
 }
 
@@ -38,6 +38,11 @@ pub(super) fn printable(text: &str) -> String {
     text.chars().map(escape).collect()
 }
 
+/// The same, line by line.
+fn printable_lines(text: &str) -> String {
+    text.lines().map(printable).collect::<Vec<_>>().join("\n")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -51,5 +56,6 @@ mod tests {
     #[test]
     fn a_client_cannot_steer_the_terminal() {
         assert_eq!(printable("cn=\u{1b}[2Jx\r\ny"), r"cn=\u{1b}[2Jx\r\ny");
+        assert_eq!(printable_lines("cn=\u{1b}[2Jx\r\u{8}\ny"), "cn=\\u{1b}[2Jx\\r\\u{8}\ny");
     }
 }

@@ -26,6 +26,7 @@ pub fn run(file: &Path, without_admin: bool) -> ExitCode {
         }
     };
     let (tls, found) = check::files(&loaded);
+    let found = found.into_iter().chain(check::pool_files(&loaded));
     let found: config::Diagnostics = loaded.warnings.clone().into_iter().chain(found).collect();
     eprint!("{found}");
     if found.has_errors() {
