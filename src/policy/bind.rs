@@ -67,10 +67,9 @@ impl Policy {
     /// A name that can't be told from a denied one is denied: GUIDs, SIDs, DNs that not everybody reads alike, and
     /// principals with escapes.
     fn judge_name(&self, name: &LoginName) -> Result<(), Refused> {
-        let any = |patterns: &[super::Pattern]| patterns.iter().any(|pattern| pattern.matches(name));
-        let allowed = self.bind_names.as_deref().is_none_or(any);
+        let allowed = self.bind_names.as_ref().is_none_or(|patterns| patterns.iter().any(|one| one.matches(name)));
         let unclear = name.account().is_none() && !self.denied_bind_names.is_empty();
-        if allowed && !unclear && !any(&self.denied_bind_names) {
+        if allowed && !unclear && !self.denied_bind_names.iter().any(|one| one.may_match(name)) {
             return Ok(());
         }
         Err(unwilling(Refusal::BindName, "this listener does not let that name bind"))

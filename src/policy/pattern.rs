@@ -24,6 +24,15 @@ impl Pattern {
             Self::Name(pattern) => whole(name).is_some_and(|name| glob(pattern, &name)),
         }
     }
+
+    /// Whether a backend may read a name in it that matches.
+    pub(super) fn may_match(&self, name: &LoginName) -> bool {
+        let unclear = match self {
+            Self::Account(_) => name.account().is_none(),
+            Self::Name(_) => whole(name).is_none(),
+        };
+        unclear || self.matches(name)
+    }
 }
 
 /// The whole name in a form to compare; `None` where a backend may read it otherwise than we do.

@@ -367,6 +367,21 @@ fn tokens_that_not_every_server_reads_alike() {
     );
 }
 
+/// Patterns for whole names, too, refuse what may be one of them to a backend: Samba reads names up to the first NUL.
+#[test]
+fn denied_whole_names() {
+    let refused = Some((53, Refusal::BindName));
+    check(
+        &policy(|settings| settings.denied_bind_names = strings(&["corp\\svc-*"])),
+        BOUND,
+        &[
+            (simple("CORP\\svc-app", "secret"), refused),
+            (simple("CORP\\svc-app\0x", "secret"), refused),
+            (simple("CORP\\ann", "secret"), None),
+        ],
+    );
+}
+
 #[test]
 fn security_layers() {
     assert!(!policy(|settings| settings.sasl_layer = SaslLayer::Refuse).allows_tunnels());
