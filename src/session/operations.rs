@@ -165,7 +165,7 @@ const LOST_MID_RESULT: &str =
     "backend lost mid-result: the entries received are not the whole result; repeat the search";
 const OUTCOME_UNKNOWN: &str =
     "outcome unknown: the backend was lost before it answered; read the entry to see whether the change was made";
-const BACKEND_LOST: &str = "the backend was lost and the operation could not be sent to another; repeat it";
+pub(super) const BACKEND_LOST: &str = "the backend was lost and the operation could not be sent to another; repeat it";
 
 /// A session's operations in flight, oldest first. What every request asks of them is counted, not looked for.
 #[derive(Debug, Default)]
@@ -239,6 +239,12 @@ impl Operations {
         let operation = self.end(id, Operation::take_record)?;
         self.abandoned.insert(id);
         Some(operation)
+    }
+
+    /// Keeps no request to be sent again any more; returns the octets that were kept.
+    pub fn forget_requests(&mut self) -> usize {
+        let kept = self.in_flight.iter_mut().filter_map(|operation| operation.kept.take());
+        kept.map(|request| request.pdu().len()).sum()
     }
 
     /// Whether a write the upstream may have taken is unanswered: reads after it must not be repeated elsewhere.

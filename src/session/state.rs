@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::bind::{BindState, Identity, Method};
-use super::operations::{Fate, KeptRequest, Operation, Operations};
+use super::operations::{BACKEND_LOST, Fate, KeptRequest, Operation, Operations};
 use super::pins::{Pin, Pins};
 use super::verdict::{Answer, Ending, Loss, RequestVerdict, ResponseVerdict, Settled};
 use crate::access_log::RequestPart;
@@ -278,6 +278,10 @@ impl State {
             let record = operation.described.is_some().then(|| Box::new(operation.take_record()));
             Settled { kind: operation.kind, started: operation.started, code, bind_name, record }
         });
+        if settled.as_ref().is_some_and(|settled| settled.kind == OperationKind::Bind) {
+            // What was asked before it was asked by somebody else.
+            self.kept_octets -= self.operations.forget_requests();
+        }
         settled.map_or(ResponseVerdict::Ignore, |settled| ResponseVerdict::Forward(Some(settled)))
     }
 
@@ -304,7 +308,12 @@ impl State {
         let pin = self.pin(now);
         let in_session = self.failover.mode == FailoverMode::Session && self.layer != Layer::Opaque;
         let bind_lost = self.bind.awaiting();
-        for (mut operation, fate) in self.operations.lose(taken) {
+        let lost = self.operations.lose(taken);
+        let fails =
+            |(operation, fate): &(Operation, Fate)| Some(operation.id) == bind_lost && matches!(fate, Fate::Fail(..));
+        let had_a_name = matches!(self.bind.earlier(), Identity::Simple(_) | Identity::Stateful);
+        let nameless = had_a_name && lost.iter().any(fails);
+        for (mut operation, fate) in lost {
             self.kept_octets -= operation.kept_octets();
             match fate {
                 Fate::Fail(kind, reason, diagnostic) => {
@@ -313,6 +322,10 @@ impl State {
                 _ if pin.is_some() || !in_session => {
                     let reason = if pin.is_some() { Refusal::Pinned } else { Refusal::BackendLost };
                     loss.fail(operation, FailoverKind::Pinned, reason, SESSION_LOST);
+                }
+                // Whose it was ends with the bind that fails.
+                Fate::Requeue | Fate::Resend(_) if nameless => {
+                    loss.fail(operation, FailoverKind::Exhausted, Refusal::BackendLost, BACKEND_LOST);
                 }
                 Fate::Requeue | Fate::Resend(_) => {
                     if let Fate::Resend(kind) = fate {
@@ -415,15 +428,19 @@ impl State {
 
     /// Why the session can't move to another backend now, if it can't.
     pub fn pin(&self, now: Instant) -> Option<Pin> {
-        let replayable = match self.served() {
-            Identity::Simple(credential) => now < credential.since + self.failover.replay_max_age,
-            Identity::Anonymous | Identity::Unauthenticated => true,
-            Identity::Stateful => false,
-        };
-        if self.bind.is_stateful() || !replayable {
+        if self.bind.is_stateful() || self.has_lost_its_identity(now) {
             return Some(Pin::Bind);
         }
         self.pins.pin(now, self.failover.write_affinity)
+    }
+
+    /// Whether the session is somebody whom no other connection to a backend can be told of any more.
+    pub fn has_lost_its_identity(&self, now: Instant) -> bool {
+        match self.served() {
+            Identity::Simple(credential) => now >= credential.since + self.failover.replay_max_age,
+            Identity::Stateful => true,
+            Identity::Anonymous | Identity::Unauthenticated => false,
+        }
     }
 
     /// The BindRequest another backend must answer before it may serve this session.
@@ -515,7 +532,7 @@ fn simple_name(bind: &BindRequest<'_>) -> Option<Box<str>> {
     matches!(bind.authentication, Authentication::Simple(_)).then(|| String::from_utf8_lossy(bind.name).into())
 }
 
-const SESSION_LOST: &str = "the backend that held this session's state was lost: reconnect, bind and repeat";
+pub(super) const SESSION_LOST: &str = "the backend that held this session's state was lost: reconnect, bind and repeat";
 
 fn malformed(text: &'static str) -> Option<RequestVerdict> {
     Some(RequestVerdict::End(Ending::told(EndReason::ProtocolError, ResultCode::PROTOCOL_ERROR, text)))

@@ -180,6 +180,8 @@ struct Client {
     open: BTreeMap<u32, Kind>,
     entries: BTreeMap<u32, u8>,
     abandoned: BTreeSet<u32>,
+    /// The last result.
+    code: Option<ldap::ResultCode>,
     told: bool,
     ended: bool,
 }
@@ -196,6 +198,7 @@ impl Client {
             open: BTreeMap::new(),
             entries: BTreeMap::new(),
             abandoned: BTreeSet::new(),
+            code: None,
             told: false,
             ended: false,
         }
@@ -314,6 +317,7 @@ impl Client {
                     Kind::Abandon => unreachable!("an abandon is never open"),
                 };
                 assert_eq!(answered, asked);
+                self.code = response.result().map(|result| result.code);
                 self.open.remove(&id);
             }
             other => panic!("{}: nobody asked for {other:?}", self.name),

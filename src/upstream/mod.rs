@@ -27,16 +27,23 @@ pub struct Upstream {
     pub queued: Duration,
     seat: Seat,
     opening: Option<Opening>,
+    answered: bool,
 }
 
 impl Upstream {
     pub(crate) fn new(stream: Stream, seat: Seat, opening: Option<Opening>) -> Self {
-        Self { stream, queued: Duration::ZERO, seat, opening }
+        Self { stream, queued: Duration::ZERO, seat, opening, answered: false }
     }
 
     /// The backend has answered, so it has accepted the connection: the next one may be opened.
     pub(crate) fn heard(&mut self) {
         self.opening = None;
+        self.answered = true;
+    }
+
+    /// Whether it has.
+    pub(crate) fn has_answered(&self) -> bool {
+        self.answered
     }
 
     /// The backend at the other end.

@@ -73,6 +73,9 @@ impl<T> Run<T> {
                 self.record(answer.reason, self.entry.client.ip(), detail);
             }
             self.count(answer.kind, answer.code);
+            if answer.kind == OperationKind::Bind {
+                self.entry.set_facts(|facts| facts.bind_name = None);
+            }
             // A login that no directory has judged costs its name nothing. One that timed out may have been judged.
             if answer.kind == OperationKind::Bind
                 && let Some(attempt) = self.attempt.take()

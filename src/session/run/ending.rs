@@ -15,7 +15,7 @@ use crate::failure::{EndReason, FailoverKind, Refusal, Trouble};
 use crate::ldap::{MessageId, OperationKind, ResultCode, reply};
 use crate::pool::{Duty, EventKind, Health};
 use crate::session::registry::Command;
-use crate::session::state::Layer;
+use crate::session::state::{Layer, SESSION_LOST};
 use crate::session::verdict::Ending;
 
 /// A tunnel that is drained ends once this long has passed without a byte: its operations can't be seen.
@@ -122,6 +122,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
 
     /// Leaves the backend, if the session was told to and another can take over.
     fn leave_for_another(&mut self, now: Instant) -> Moved {
+        // What was abandoned may have its answer half delivered, or be half sent.
+        if self.is_inside_a_response() || !self.to_upstream.is_empty() {
+            return Moved::No;
+        }
         let outweighed = self.entry.is_told(Command::Rebalance);
         self.entry.fulfil(Command::Rebalance);
         let Link::Up(up) = &self.link else { return Moved::No };
@@ -160,6 +164,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             self.answer_all(answers, now);
             self.end(Ending::told(EndReason::Policy, ResultCode::UNWILLING_TO_PERFORM, BIND_TOO_EARLY));
         }
+    }
+
+    /// Ends a session whose name can't be told to another backend, and whose connection to one is gone.
+    pub(super) fn lose_identity(&mut self, now: Instant) {
+        self.to_upstream.restart(Vec::new());
+        self.settings.metrics.failovers.count(FailoverKind::Pinned);
+        let answers = self.state.fail_all(ResultCode::UNAVAILABLE, Refusal::Pinned, SESSION_LOST);
+        self.answer_all(answers, now);
+        self.end(Ending::told(EndReason::Pinned, ResultCode::UNAVAILABLE, SESSION_LOST));
     }
 
     fn end_now(&mut self, reason: EndReason, text: &'static str) -> Moved {

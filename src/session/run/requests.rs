@@ -25,6 +25,7 @@ const MOST_WAITING: usize = 64 * 1024;
 
 const NO_BACKEND: &str = "no directory server can be reached; retry later";
 const NO_SEAT: &str = "every directory server has as many sessions as it may (max_sessions); retry later";
+const START_TLS_IN_A_RESPONSE: &str = "StartTLS must wait until the response on its way has arrived";
 const REPLAY_REFUSED: &str = "your bind is no longer accepted by the directory: reconnect and bind again";
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
@@ -226,6 +227,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
                 }
             }
             RequestVerdict::End(ending) => self.end(ending),
+            RequestVerdict::StartTls if self.is_inside_a_response() => {
+                let (code, reason) = (ResultCode::OPERATIONS_ERROR, Refusal::StartTls);
+                self.answer(Answer::to(request, code, reason, START_TLS_IN_A_RESPONSE.into(), now), request, now);
+            }
             RequestVerdict::StartTls => self.begin_start_tls(request, now),
             RequestVerdict::Unbind => {
                 self.unanswerable(request, now);
@@ -281,6 +286,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
     /// Opens the upstream once there is something to send.
     pub(super) fn open(&mut self, cx: &mut Context<'_>, now: Instant) -> Moved {
         if matches!(self.link, Link::Down) && !self.to_upstream.is_empty() {
+            if self.state.has_lost_its_identity(now) {
+                self.lose_identity(now);
+                return Moved::Yes;
+            }
             let establish = Establish {
                 pool: Arc::clone(&self.settings.pool),
                 guard: Arc::clone(&self.settings.replay_guard),
@@ -303,6 +312,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
                 }
                 let backend = Arc::clone(upstream.backend());
                 let in_flight = backend.metrics().operations_in_flight();
+                let heard = upstream.has_answered();
                 backend.metrics().sent(self.to_upstream.len());
                 self.state.upstream_awaited(since, upstream.queued, now);
                 self.entry.set_facts(|facts| {
@@ -319,7 +329,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
                     passing: Passing::Nothing,
                     in_flight,
                     opened: now,
-                    heard: false,
+                    heard,
                     stuck: None,
                 };
                 self.link = Link::Up(Box::new(up));

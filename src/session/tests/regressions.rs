@@ -45,6 +45,13 @@ impl Stage {
         upstream
     }
 
+    /// Ends it, after no more connections than were accepted.
+    fn nobody_comes(self) {
+        let another = self.listener.into_std().expect("a socket").accept();
+        assert_eq!(another.expect_err("nothing more to send").kind(), std::io::ErrorKind::WouldBlock);
+        self.session.abort();
+    }
+
     /// The session's upstream, once its client has bound.
     async fn bound(&mut self) -> TcpStream {
         self.client.send(Send { kind: Kind::Bind, ..SEARCH }).await;
@@ -415,12 +422,7 @@ async fn what_is_kept_of_requests_counts_as_buffers() {
 #[tokio::test]
 async fn a_name_is_known_while_it_is_the_sessions() {
     let mut stage = Stage::set(512, |settings| {
-        let mut changed = config::Pool::new("p", Vec::new());
-        changed.failover.replay_bind = false;
-        let connector = Connector::new(&changed).expect("cleartext needs nothing");
-        let pool = Pool::new(Arc::new(changed), connector, Metrics::new(), mpsc::channel(64).0);
-        pool.set_backends(settings.pool.backends().to_vec());
-        settings.pool = Arc::new(pool);
+        change_failover(settings, |failover| failover.replay_bind = false);
     })
     .await;
     let handle = Arc::clone(&stage.registry.sessions()[0]);
@@ -433,6 +435,139 @@ async fn a_name_is_known_while_it_is_the_sessions() {
     stage.client.read_answers().await;
     assert_eq!(handle.facts().bind_name, None);
     stage.session.abort();
+}
+
+/// An abandoned search's entry was on its way in pieces when its session was told to move: the rest never came, and the next
+/// response was taken for it.
+#[tokio::test]
+async fn nobody_moves_in_the_middle_of_a_response() {
+    let second = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let mut other = None;
+    let mut stage = Stage::set(1 << 20, |settings| {
+        let endpoint = |address: SocketAddr, tier| {
+            let host = address.ip().to_string();
+            Endpoint { address, host, weight: 1, tier, max_sessions: 0 }
+        };
+        let first = settings.pool.backends()[0].address();
+        settings.pool.admit(&[endpoint(first, 0), endpoint(second.local_addr().expect("bound"), 1)]);
+        other = Some(Arc::clone(&settings.pool.backends()[1]));
+    })
+    .await;
+    let handle = Arc::clone(&stage.registry.sessions()[0]);
+    stage.client.send(SEARCH).await;
+    let mut upstream = stage.asked().await;
+    let mut entry_pdu = BytesMut::new();
+    let message = LdapMsg { msgid: 1, op: entry("1,client", 0, 60_000), ctrl: Vec::new() };
+    LdapCodec::default().encode(message, &mut entry_pdu).expect("memory");
+    let (begun, rest) = entry_pdu.split_at(50_000);
+    upstream.write_all(begun).await.expect("a socket");
+    stage.client.read_some().await;
+    stage.client.send(Send { kind: Kind::Abandon, ..SEARCH }).await;
+    arrives(&mut upstream).await;
+    other.expect("there are two").set_health(Health::Up, "answers");
+    stage.backend.set_duty(crate::pool::Duty::Draining);
+    handle.command(Command::Move);
+    upstream.write_all(rest).await.expect("the session is there");
+    let whole = timeout(Duration::from_secs(20), async {
+        while !stage.client.received.is_empty() || handle.sent.load(Ordering::Relaxed) < entry_pdu.len() as u64 {
+            stage.client.read_some().await;
+        }
+    });
+    whole.await.expect("all of the entry arrives");
+    while handle.is_told(Command::Move) {
+        tokio::task::yield_now().await;
+    }
+    stage.client.send(SEARCH).await;
+    timeout(Duration::from_secs(20), second.accept()).await.expect("then it moves").expect("a socket");
+    stage.session.abort();
+}
+
+/// A search was repeated as nobody when the bind behind it couldn't be.
+#[tokio::test]
+async fn nothing_is_asked_again_for_whom_nobody_can_tell() {
+    let mut stage = Stage::set(512, |_| {}).await;
+    let mut upstream = stage.bound().await;
+    for (kind, tag) in [(Kind::Search, SEARCH_REQUEST), (Kind::Modify, 0x66), (Kind::Bind, BIND_REQUEST)] {
+        stage.client.send(Send { kind, ..SEARCH }).await;
+        assert_eq!(tags(&arrives(&mut upstream).await), [tag]);
+    }
+    drop(upstream);
+    stage.client.read_answers().await;
+    assert_eq!((stage.client.open.len(), stage.client.code), (0, Some(ldap::ResultCode::UNAVAILABLE)));
+    stage.nobody_comes();
+}
+
+/// One was repeated under the name that the client had taken meanwhile.
+#[tokio::test]
+async fn nothing_is_asked_again_under_another_name() {
+    let mut stage = Stage::set(512, |_| {}).await;
+    let mut upstream = stage.bound().await;
+    stage.client.send(SEARCH).await;
+    arrives(&mut upstream).await;
+    stage.client.send(Send { kind: Kind::Bind, ..SEARCH }).await;
+    arrives(&mut upstream).await;
+    let success = ldap::reply::result(OperationKind::Bind, 3, ldap::ResultCode::SUCCESS, "");
+    upstream.write_all(&success).await.expect("a socket");
+    while stage.client.open.len() > 1 {
+        stage.client.read_some().await;
+    }
+    drop(upstream);
+    stage.client.read_answers().await;
+    assert_eq!((stage.client.open.len(), stage.client.code), (0, Some(ldap::ResultCode::UNAVAILABLE)));
+    stage.nobody_comes();
+}
+
+/// One that was bound again at a backend which is down, and answered that, waits for what it asks as elsewhere.
+#[tokio::test]
+async fn a_backend_that_is_down_and_has_answered_is_waited_for() {
+    let mut stage = Stage::set(512, |_| {}).await;
+    drop(stage.bound().await);
+    stage.backend.set_health(Health::Down, "busy");
+    stage.client.send(SEARCH).await;
+    let mut upstream = stage.asked_again().await;
+    arrives(&mut upstream).await;
+    tokio::time::pause();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    tokio::time::resume();
+    let done = ldap::reply::result(OperationKind::Search, 2, ldap::ResultCode::SUCCESS, "");
+    upstream.write_all(&done).await.expect("a socket");
+    stage.client.read_answers().await;
+    assert_eq!(stage.client.code, Some(ldap::ResultCode::SUCCESS));
+    stage.nobody_comes();
+}
+
+/// A session whose password had been wiped went on as nobody once its backend had closed the connection.
+#[tokio::test]
+async fn who_can_not_be_told_any_more_does_not_go_on_as_nobody() {
+    let mut stage = Stage::set(512, |settings| {
+        change_failover(settings, |failover| failover.replay_max_age = Duration::from_secs(60));
+    })
+    .await;
+    let handle = Arc::clone(&stage.registry.sessions()[0]);
+    drop(stage.bound().await);
+    while handle.facts().backend.is_some() {
+        tokio::task::yield_now().await;
+    }
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(120)).await;
+    tokio::time::resume();
+    stage.client.send(SEARCH).await;
+    stage.client.read_answers().await;
+    while !stage.client.ended {
+        stage.client.read_some().await;
+    }
+    assert!(stage.client.told && stage.client.open.is_empty());
+    stage.nobody_comes();
+}
+
+/// The same pool with other rules of failover.
+fn change_failover(settings: &mut Settings, change: impl FnOnce(&mut config::Failover)) {
+    let mut changed = config::Pool::new("p", Vec::new());
+    change(&mut changed.failover);
+    let connector = Connector::new(&changed).expect("cleartext needs nothing");
+    let pool = Pool::new(Arc::new(changed), connector, Metrics::new(), mpsc::channel(64).0);
+    pool.set_backends(settings.pool.backends().to_vec());
+    settings.pool = Arc::new(pool);
 }
 
 fn search_with_filter_of(octets: u16, id: u8) -> Vec<u8> {
