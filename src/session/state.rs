@@ -490,11 +490,9 @@ impl State {
                 Refusal::StartTls,
                 "StartTLS is not offered here: use the ldaps:// address of this service",
             ),
-            StartTls::Offered if !self.operations.is_empty() || self.bind.is_continuing() => answer(
-                ResultCode::OPERATIONS_ERROR,
-                Refusal::StartTls,
-                "StartTLS must wait until no operation and no SASL bind is in progress",
-            ),
+            StartTls::Offered if !self.operations.is_empty() || self.bind.is_continuing() => {
+                answer(ResultCode::OPERATIONS_ERROR, Refusal::StartTls, START_TLS_TOO_EARLY)
+            }
             StartTls::Offered => Some(RequestVerdict::StartTls),
         }
     }
@@ -532,6 +530,7 @@ fn simple_name(bind: &BindRequest<'_>) -> Option<Box<str>> {
     matches!(bind.authentication, Authentication::Simple(_)).then(|| String::from_utf8_lossy(bind.name).into())
 }
 
+pub(super) const START_TLS_TOO_EARLY: &str = "StartTLS must wait until no operation and no SASL bind is in progress";
 pub(super) const SESSION_LOST: &str = "the backend that held this session's state was lost: reconnect, bind and repeat";
 
 fn malformed(text: &'static str) -> Option<RequestVerdict> {

@@ -16,7 +16,7 @@ use crate::policy::{Refused, Standing};
 use crate::pool::{Duty, Shortage};
 use crate::session::establish::{Establish, EstablishError};
 use crate::session::registry::Command;
-use crate::session::state::Layer;
+use crate::session::state::{Layer, START_TLS_TOO_EARLY};
 use crate::session::verdict::{Answer, Ending, RequestVerdict};
 use crate::throttle::BindName;
 
@@ -25,7 +25,6 @@ const MOST_WAITING: usize = 64 * 1024;
 
 const NO_BACKEND: &str = "no directory server can be reached; retry later";
 const NO_SEAT: &str = "every directory server has as many sessions as it may (max_sessions); retry later";
-const START_TLS_IN_A_RESPONSE: &str = "StartTLS must wait until the response on its way has arrived";
 const REPLAY_REFUSED: &str = "your bind is no longer accepted by the directory: reconnect and bind again";
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
@@ -229,7 +228,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             RequestVerdict::End(ending) => self.end(ending),
             RequestVerdict::StartTls if self.is_inside_a_response() => {
                 let (code, reason) = (ResultCode::OPERATIONS_ERROR, Refusal::StartTls);
-                self.answer(Answer::to(request, code, reason, START_TLS_IN_A_RESPONSE.into(), now), request, now);
+                self.answer(Answer::to(request, code, reason, START_TLS_TOO_EARLY.into(), now), request, now);
             }
             RequestVerdict::StartTls => self.begin_start_tls(request, now),
             RequestVerdict::Unbind => {
