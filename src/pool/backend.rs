@@ -153,31 +153,8 @@ impl Backend {
         Self::with(endpoint, name, metrics, Arc::new(life))
     }
 
-    /// The same server as `before` in a pool that was made anew.
+    /// A server that goes on living, in a pool that was made anew or that DNS names it to again.
     pub(super) fn successor(
-        endpoint: &Endpoint,
-        name: String,
-        metrics: BackendMetrics,
-        events: mpsc::Sender<Event>,
-        before: &Self,
-    ) -> Self {
-        Self::go_on(endpoint, name, metrics, events, Arc::clone(&before.life))
-    }
-
-    /// One that its pool has had before, and that begins anew in all but the sessions it still has.
-    pub(super) fn returned(
-        endpoint: &Endpoint,
-        name: String,
-        metrics: BackendMetrics,
-        events: mpsc::Sender<Event>,
-        life: Arc<Life>,
-    ) -> Self {
-        life.ledger.begin_anew(SystemTime::now());
-        life.health.store(Health::Unknown as u8, Ordering::Relaxed);
-        Self::go_on(endpoint, name, metrics, events, life)
-    }
-
-    fn go_on(
         endpoint: &Endpoint,
         name: String,
         metrics: BackendMetrics,
@@ -390,6 +367,12 @@ impl Backend {
 }
 
 impl Life {
+    /// As if nothing had been known, but for the sessions it still has.
+    pub(super) fn begin_anew(&self) {
+        self.ledger.begin_anew(SystemTime::now());
+        self.health.store(Health::Unknown as u8, Ordering::Relaxed);
+    }
+
     /// Shows how many sessions there are now.
     fn show(&self) {
         let mut shown = self.shown();

@@ -167,10 +167,13 @@ impl Pool {
             let events = self.events.clone();
             let ancestor = ancestors.iter().find(|ancestor| ancestor.address() == endpoint.address);
             let former_life = self.lives().get(&endpoint.address).and_then(Weak::upgrade);
-            let backend = match (ancestor, former_life) {
-                (Some(ancestor), _) => Backend::successor(endpoint, name.clone(), metrics, events, ancestor),
-                (None, Some(life)) => Backend::returned(endpoint, name.clone(), metrics, events, life),
-                (None, None) => Backend::new(endpoint, name.clone(), metrics, events),
+            let life = match ancestor {
+                Some(ancestor) => Some(Arc::clone(ancestor.life())),
+                None => former_life.inspect(|life| life.begin_anew()),
+            };
+            let backend = match life {
+                Some(life) => Backend::successor(endpoint, name.clone(), metrics, events, life),
+                None => Backend::new(endpoint, name.clone(), metrics, events),
             };
             if !before.is_empty() {
                 backend.make_newcomer();
