@@ -214,13 +214,16 @@ impl State {
     /// Ends the operation that an Abandon names (§4.11), if there is one. A late answer is legal, but there may be none:
     /// nothing waits for it.
     pub fn abandon(&mut self, request: &Request<'_>, now: Instant) -> Option<Operation> {
-        let operation = self.abandoned(request)?;
-        let (id, writes) = (operation.id, operation.writes);
-        self.kept_octets -= operation.kept_octets();
-        if writes {
+        let operation = self.give_up(self.abandoned(request)?.id)?;
+        if operation.writes {
             // It may have happened all the same.
             self.pins.wrote(now);
         }
+        Some(operation)
+    }
+
+    fn give_up(&mut self, id: MessageId) -> Option<Operation> {
+        self.kept_octets -= self.operations.find(id)?.kept_octets();
         self.operations.abandon(id)
     }
 
@@ -398,8 +401,7 @@ impl State {
     /// answer, the backend an Abandon of its messageID.
     pub fn time_out(&mut self, timeout: Duration, now: Instant) -> Option<(Operation, Answer)> {
         let overdue = self.operations.oldest().filter(|oldest| now >= oldest.started + timeout)?;
-        self.kept_octets -= overdue.kept_octets();
-        let operation = self.operations.abandon(overdue.id)?;
+        let operation = self.give_up(overdue.id)?;
         if operation.kind == OperationKind::Bind {
             self.bind.fail();
         }

@@ -75,13 +75,12 @@ impl<T> Run<T> {
             self.count(answer.kind, answer.code);
             if answer.kind == OperationKind::Bind {
                 self.entry.set_facts(|facts| facts.bind_name = None);
-            }
-            // A login that no directory has judged costs its name nothing. One that timed out may have been judged.
-            if answer.kind == OperationKind::Bind
-                && let Some(attempt) = self.attempt.take()
-                && answer.reason != Refusal::OperationTimeout
-            {
-                self.settings.throttle.settle(attempt, answer.code, now.into_std());
+                // A login that no directory has judged costs its name nothing. One that timed out may have been judged.
+                if let Some(attempt) = self.attempt.take()
+                    && answer.reason != Refusal::OperationTimeout
+                {
+                    self.settings.throttle.settle(attempt, answer.code, now.into_std());
+                }
             }
             let pdu = answer.pdu();
             operation.delivered_octets += pdu.len() as u64;

@@ -38,13 +38,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         let in_flight = self.state.operations().awaited();
         backend.report(self.entry.client.ip(), EventKind::Lost { in_flight });
         let cut = matches!(up.passing, Passing::ToClient(_));
-        self.link = Link::Down;
+        self.hang_up();
         let loss = self.state.lose(self.to_upstream.taken(), self.to_upstream.waiting(), now);
         self.to_upstream.restart(loss.resend);
         for kind in loss.kinds {
             self.settings.metrics.failovers.count(kind);
         }
-        self.entry.set_facts(|facts| facts.backend = None);
         if in_flight > 0 {
             let detail = format_args!("operations in flight: {in_flight}, of {}", self.entry.client.ip());
             self.record(Trouble::UpstreamLost, backend.name(), detail);
@@ -142,9 +141,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         self.entry.fulfil(Command::Move);
         self.lost = Some(backend);
         self.moving = Some(if drained { FailoverKind::Drain } else { FailoverKind::Rebalance });
+        self.hang_up();
+        Moved::Yes
+    }
+
+    fn hang_up(&mut self) {
         self.link = Link::Down;
         self.entry.set_facts(|facts| facts.backend = None);
-        Moved::Yes
     }
 
     /// Leaves the identity that a refused bind has ended, and the upstream with it, so that nothing that follows is done
@@ -156,8 +159,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         if self.is_inside_a_response() {
             return self.end(Ending::silent(EndReason::Policy));
         }
-        self.link = Link::Down;
-        self.entry.set_facts(|facts| (facts.backend, facts.bind_name) = (None, None));
+        self.hang_up();
+        self.entry.set_facts(|facts| facts.bind_name = None);
         let answers = self.state.stop(self.to_upstream.taken(), Refusal::ProtocolError, BIND_TOO_EARLY);
         self.to_upstream.restart(Vec::new());
         if !answers.is_empty() {
@@ -285,7 +288,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
     /// Since when a backend that is down, and was tried because no other is left, has not answered at all. That it takes
     /// connections says little: the kernel of a machine that hangs does.
     fn silent_since(&self, up: &Up) -> Option<Instant> {
-        let doubtful = !up.heard && up.upstream.backend().health() == Health::Down;
+        let doubtful = !up.upstream.has_answered() && up.upstream.backend().health() == Health::Down;
         let oldest = self.state.operations().oldest().filter(|_| doubtful)?;
         Some(oldest.started.max(up.opened))
     }

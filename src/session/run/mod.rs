@@ -125,8 +125,6 @@ struct Up {
     passing: Passing,
     in_flight: Share,
     opened: Instant,
-    /// Whether it has said anything.
-    heard: bool,
     /// Since when octets wait for it without one being taken.
     stuck: Option<Instant>,
 }

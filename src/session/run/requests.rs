@@ -311,7 +311,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
                 }
                 let backend = Arc::clone(upstream.backend());
                 let in_flight = backend.metrics().operations_in_flight();
-                let heard = upstream.has_answered();
                 backend.metrics().sent(self.to_upstream.len());
                 self.state.upstream_awaited(since, upstream.queued, now);
                 self.entry.set_facts(|facts| {
@@ -328,7 +327,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
                     passing: Passing::Nothing,
                     in_flight,
                     opened: now,
-                    heard,
                     stuck: None,
                 };
                 self.link = Link::Up(Box::new(up));

@@ -33,7 +33,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             Poll::Ready(Ok(count)) if count > 0 => {
                 self.responses_left = self.responses_left.saturating_sub(count);
                 up.upstream.heard();
-                up.heard = true;
                 up.upstream.backend().metrics().received(count);
                 if self.state.layer() == Layer::Opaque {
                     self.clock.active = now;
