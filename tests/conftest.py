@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support import reconcile, samba
+from support import ledger, reconcile, samba
 from support.backend import FakeBackend
 from support.certs import Authority
 from support.faults import Figures
@@ -135,6 +135,13 @@ def slapd(tmp_path_factory):
         yield server.start()
     finally:
         server.close()
+
+
+@pytest.fixture(autouse=True)
+def own_answers():
+    """What scripted backends answered is compared within one test: the next server with such a port may be none of them."""
+    yield
+    ledger.answers.clear()
 
 
 @pytest.fixture

@@ -115,3 +115,8 @@ def test_what_is_no_request_must_be_meant(told):
     slip.note_sent(b"\x30\x80")
     with pytest.raises(AssertionError, match="malformed=True"):
         told.check()
+
+
+def test_what_a_backend_answered_is_forgotten_with_its_test():
+    """Those before this one had backends. A server of another kind with the port of one was taken for it."""
+    assert not ledger.answers
