@@ -117,6 +117,8 @@ def known_peers(root, built=False, others=()):
         Peer("nginx", "nginx", nginx, lambda: first_line(["nginx", "-v"])),
         Peer("stunnel", "stunnel4", stunnel, lambda: first_line(["stunnel4", "-version"], "stunnel ")),
         Peer("haproxy-plain", "haproxy", lambda setup: haproxy(setup, tls=False), haproxy_version, tls=False),
+        Peer("terminator", str(root / "target/release/bench"), lambda setup: terminator(root, setup),
+             lambda: "TLS by the same libraries as ours, without any LDAP", debian=False),
         Peer("direct", None, None, lambda: "the generator on the sink, without a proxy or TLS", tls=False),
     ]
     return {peer.name: peer for peer in peers}
@@ -158,6 +160,13 @@ private_key = "{setup.key}"
     if logs:
         config += f'\n[access_log]\noutput = "file"\npath = "{setup.directory / ACCESS_LOG}"\n'
     return [str(binary), "run", "--config", write(setup.directory / "ldaps-proxy.toml", config)]
+
+
+def terminator(root, setup):
+    command = [root / "target/release/bench", "terminator", f"--listen=127.0.0.1:{setup.port}"]
+    command += [f"--backend={address}" for address in setup.backends]
+    command += [f"--certificate={setup.certificate}", f"--key={setup.key}"]
+    return [*map(str, command), *["--tickets"] * setup.tickets]
 
 
 def haproxy(setup, tls):

@@ -56,7 +56,7 @@ def row(by_peer, workload, peers, ours, figure, value, less_is_better):
 
 
 def variants(results, workloads, peers, ours):
-    """What the access log costs in CPU, and other builds of ours."""
+    """What the access log costs in CPU, other builds of ours, and what ours would be without any LDAP."""
     cpu = FIGURES["cpu"][1]
     others = [peer.name for peer in peers if not peer.debian and peer.name != ours]
     rows = []
@@ -66,7 +66,7 @@ def variants(results, workloads, peers, ours):
         if "cpu" in workloads[name].figures and set(ratios) != {"–"}:
             rows.append([workloads[name].title, *ratios])
     head = ["workload", *(f"{other} ÷ {ours}" for other in others)]
-    return [table("Variants of ours: CPU ratio (min–max)", head, rows)] if others and rows else []
+    return [table("Beside ours: CPU ratio (min–max)", head, rows)] if others and rows else []
 
 
 def spread(mine, theirs):

@@ -10,7 +10,8 @@ use std::{
 
 use clap::{Args, value_parser};
 use rustls::{
-    ClientConnection, ServerConfig, ServerConnection, SupportedProtocolVersion, server::NoServerSessionStorage,
+    ClientConnection, ServerConfig, ServerConnection, SupportedProtocolVersion, crypto::CryptoProvider,
+    server::NoServerSessionStorage,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
 use serde::Serialize;
@@ -20,14 +21,21 @@ use crate::client::{client_config, one_suite_provider};
 /// Octets of a bind request, a bind response, a search request and its answer of one entry, as the load has them.
 const EXCHANGE: [(Side, usize); 4] = [(Side::Client, 50), (Side::Server, 14), (Side::Client, 110), (Side::Server, 520)];
 
+/// What a server shows of itself.
 #[derive(Args)]
-pub struct Floor {
+pub struct Identity {
     /// PEM chain.
     #[arg(long)]
     certificate: PathBuf,
     /// PEM key.
     #[arg(long)]
     key: PathBuf,
+}
+
+#[derive(Args)]
+pub struct Floor {
+    #[command(flatten)]
+    identity: Identity,
     /// Cycles measured.
     #[arg(long, default_value_t = 4000, value_parser = value_parser!(u32).range(10..=100_000))]
     cycles: u32,
@@ -64,7 +72,8 @@ impl Floor {
 
     fn median(&self, version: &'static SupportedProtocolVersion, resume: bool) -> io::Result<f64> {
         let client = Arc::new(client_config(version, resume));
-        let server = Arc::new(self.server_config(version, resume)?);
+        let provider = Arc::new(one_suite_provider(version));
+        let server = Arc::new(server_config(provider, &[version], &self.identity, resume)?);
         let mut times = Vec::new();
         for n in 0..=self.cycles {
             let (time, resumed) = cycle(&client, &server)?;
@@ -79,23 +88,29 @@ impl Floor {
         times.sort_unstable();
         Ok(times[times.len() / 2].as_nanos() as f64 / 1000.0)
     }
+}
 
-    fn server_config(&self, version: &'static SupportedProtocolVersion, resume: bool) -> io::Result<ServerConfig> {
-        let chain = CertificateDer::pem_file_iter(&self.certificate)
-            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-            .map_err(io::Error::other)?;
-        let key = PrivateKeyDer::from_pem_file(&self.key).map_err(io::Error::other)?;
-        let mut config = ServerConfig::builder_with_provider(Arc::new(one_suite_provider(version)))
-            .with_protocol_versions(&[version])
-            .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
-            .map_err(io::Error::other)?;
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = usize::from(resume);
-        if resume {
-            config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(io::Error::other)?;
-        }
-        Ok(config)
+/// A server's side of TLS, with one ticket a session or none.
+pub fn server_config(
+    provider: Arc<CryptoProvider>,
+    versions: &[&'static SupportedProtocolVersion],
+    identity: &Identity,
+    tickets: bool,
+) -> io::Result<ServerConfig> {
+    let chain = CertificateDer::pem_file_iter(&identity.certificate)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(io::Error::other)?;
+    let key = PrivateKeyDer::from_pem_file(&identity.key).map_err(io::Error::other)?;
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(versions)
+        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
+        .map_err(io::Error::other)?;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = usize::from(tickets);
+    if tickets {
+        config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(io::Error::other)?;
     }
+    Ok(config)
 }
 
 /// One connection: handshake, bind, search, close. Returns the server's time and whether it resumed.

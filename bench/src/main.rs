@@ -3,7 +3,8 @@
 //! `bench sink` is the directory behind the proxies ([`sink`]); `bench load` is the client in front of them, in three
 //! shapes: [`steady`] sessions, connection [`churn`], and [`idle`] sessions. Both speak LDAP by prebuilt [`pdu`]s and
 //! minimal framing, on one thread each, so that on a small machine the proxy stays the dearest process. [`meter`] reads what the proxy
-//! costs from the kernel's own accounting. `bench floor` ([`floor`]) times the TLS library alone.
+//! costs from the kernel's own accounting. `bench floor` ([`floor`]) times the TLS library alone, `bench
+//! terminator` ([`terminator`]) is what a proxy without any LDAP would be.
 //! `bench/run` drives it all.
 
 mod churn;
@@ -14,6 +15,7 @@ mod meter;
 mod pdu;
 mod sink;
 mod steady;
+mod terminator;
 mod window;
 
 use std::{io, net::SocketAddr, process::ExitCode, time::Duration};
@@ -35,6 +37,8 @@ enum Command {
     Load(Load),
     /// Time the server's share of the TLS library alone, per churn cycle, and print one line of JSON.
     Floor(floor::Floor),
+    /// Terminate TLS and copy octets to a backend and back, without any LDAP: what the libraries alone cost.
+    Terminator(terminator::Terminator),
 }
 
 #[derive(Args)]
@@ -90,6 +94,7 @@ fn main() -> ExitCode {
                 Command::Sink { listen } => sink::run(&listen).await,
                 Command::Load(load) => run_load(load).await,
                 Command::Floor(floor) => floor.run(),
+                Command::Terminator(terminator) => terminator.run().await,
             }
         })
     });

@@ -1,0 +1,64 @@
+//! A TLS terminator of the libraries the proxy is made of, which knows no LDAP: it copies octets both ways and does
+//! nothing else. What it costs is what those libraries and the sockets cost; the rest of what the proxy costs is its own.
+
+use std::{io, net::SocketAddr, sync::Arc};
+
+use clap::Args;
+use rustls::crypto::aws_lc_rs;
+use tokio::{
+    io::copy_bidirectional_with_sizes,
+    net::{TcpListener, TcpStream},
+};
+use tokio_rustls::TlsAcceptor;
+
+use crate::{
+    client::require_loopback,
+    floor::{Identity, server_config},
+};
+
+/// Octets of a session's buffer each way, as the proxy reads them.
+const BUFFER: usize = 32 * 1024;
+
+#[derive(Args)]
+pub struct Terminator {
+    /// Loopback address to listen on.
+    #[arg(long)]
+    listen: SocketAddr,
+    /// Backends, taken in turn.
+    #[arg(long, required = true)]
+    backend: Vec<SocketAddr>,
+    #[command(flatten)]
+    identity: Identity,
+    /// Send a session ticket and take it back.
+    #[arg(long)]
+    tickets: bool,
+}
+
+impl Terminator {
+    /// Serves until it is ended.
+    pub async fn run(self) -> io::Result<()> {
+        require_loopback(self.listen)?;
+        let listener = TcpListener::bind(self.listen).await?;
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let config = server_config(provider, rustls::DEFAULT_VERSIONS, &self.identity, self.tickets)?;
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        for &backend in self.backend.iter().cycle() {
+            let (client, _) = listener.accept().await?;
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                // A client that leaves without a word is nothing to tell of.
+                let _ = serve(&acceptor, client, backend).await;
+            });
+        }
+        Ok(())
+    }
+}
+
+async fn serve(acceptor: &TlsAcceptor, client: TcpStream, backend: SocketAddr) -> io::Result<()> {
+    client.set_nodelay(true)?;
+    let mut client = acceptor.accept(client).await?;
+    let mut upstream = TcpStream::connect(backend).await?;
+    upstream.set_nodelay(true)?;
+    copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER).await?;
+    Ok(())
+}
