@@ -112,14 +112,12 @@ impl<'a> Reader<'a> {
 /// The content octets of an INTEGER or ENUMERATED as a number in 0..2³¹.
 #[inline]
 pub fn unsigned(content: &[u8]) -> Option<u32> {
-    let value = match *content {
-        [a @ 0..=0x7F] => [0, 0, 0, a],
-        [a @ 0..=0x7F, b] => [0, 0, a, b],
-        [a @ 0..=0x7F, b, c] => [0, a, b, c],
-        [a @ 0..=0x7F, b, c, d] => [a, b, c, d],
-        _ => return None,
-    };
-    Some(u32::from_be_bytes(value))
+    match content {
+        [0..=0x7F, ..] if content.len() <= 4 => {
+            Some(content.iter().fold(0, |value, octet| value << 8 | u32::from(*octet)))
+        }
+        _ => None,
+    }
 }
 
 #[cfg(test)]

@@ -113,7 +113,7 @@ struct Span {
 
 impl Message<'_> {
     /// The element at `at`, whose content need not have arrived but must end inside the message.
-    #[inline]
+    #[inline(always)]
     fn element(&self, at: usize) -> Result<Option<Span>, FrameError> {
         let header = ber::header(self.arrived.get(at..).unwrap_or_default()).map_err(FrameError::Length)?;
         let Some(ber::Header { tag, octets, length }) = header else {

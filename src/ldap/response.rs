@@ -89,6 +89,11 @@ impl<'a> Response<'a> {
         self.kind
     }
 
+    /// The result code, of a final response in which it can be read, whatever follows.
+    pub fn code(&self) -> Option<ResultCode> {
+        if self.kind.is_final() { self.content().unsigned(ber::ENUMERATED).map(ResultCode) } else { None }
+    }
+
     /// The result, of a final response that can be read.
     pub fn result(&self) -> Option<LdapResult<'a>> {
         if !self.kind.is_final() {
@@ -160,11 +165,14 @@ mod tests {
         let expected = LdapResult { code: ResultCode::NO_SUCH_OBJECT, matched_dn: b"x", diagnostic: b"y" };
         assert_eq!(done.result(), Some(expected));
         assert!(done.kind().is_final() && !done.is_notice_of_disconnection() && done.paging_cookie().is_none());
+        assert_eq!(done.code(), Some(ResultCode::NO_SUCH_OBJECT));
+        let cut_short = response(b"\x30\x0e\x02\x01\x02\x65\x09\x0a\x01\x20\x04\x01x\x04\x05y");
+        assert_eq!((cut_short.result(), cut_short.code()), (None, Some(ResultCode::NO_SUCH_OBJECT)));
         // A code of two octets, as e-syncRefreshRequired has.
         let done = response(b"\x30\x0d\x02\x01\x02\x65\x08\x0a\x02\x10\x00\x04\x00\x04\x00");
         assert_eq!(done.result().map(|result| result.code), Some(ResultCode(4096)));
         let entry = response(b"\x30\x09\x02\x01\x02\x64\x04\x04\x00\x30\x00");
-        assert!(!entry.kind().is_final() && entry.result().is_none());
+        assert!(!entry.kind().is_final() && entry.result().is_none() && entry.code().is_none());
     }
 
     #[test]

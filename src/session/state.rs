@@ -250,15 +250,18 @@ impl State {
         if !response.kind().is_final() {
             return self.part(id, response.kind(), response.pdu().len());
         }
-        let code = response.result().map(|result| result.code);
-        let success = code == Some(ResultCode::SUCCESS);
         let settled = self.operations.end(id, |operation| {
             self.kept_octets -= operation.kept_octets();
             operation.delivered_octets += response.pdu().len() as u64;
+            let code = match operation.kind {
+                // A success of which not everything can be read is none.
+                OperationKind::Bind => response.result().map(|result| result.code),
+                _ => response.code(),
+            };
+            let success = code == Some(ResultCode::SUCCESS);
             let mut bind_name = None;
             match operation.kind {
                 OperationKind::Bind => {
-                    // An unreadable result is not a success.
                     let code = code.unwrap_or(ResultCode::OPERATIONS_ERROR);
                     let kept = operation.kept.take().filter(|_| self.failover.replay_bind);
                     let bound = self.bind.response(code, kept, now);
