@@ -10,7 +10,8 @@ use std::{
 
 use clap::{Args, value_parser};
 use rustls::{
-    ClientConnection, ServerConfig, ServerConnection, SupportedProtocolVersion, crypto::CryptoProvider,
+    ClientConnection, ServerConfig, ServerConnection, SupportedProtocolVersion,
+    crypto::{CryptoProvider, aws_lc_rs::Ticketer},
     server::NoServerSessionStorage,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
@@ -73,7 +74,12 @@ impl Floor {
     fn median(&self, version: &'static SupportedProtocolVersion, resume: bool) -> io::Result<f64> {
         let client = Arc::new(client_config(version, resume));
         let provider = Arc::new(one_suite_provider(version));
-        let server = Arc::new(server_config(provider, &[version], &self.identity, resume)?);
+        let mut server = server_config(provider, &[version], &self.identity)?;
+        if resume {
+            server.ticketer = Ticketer::new().map_err(io::Error::other)?;
+            server.send_tls13_tickets = 1;
+        }
+        let server = Arc::new(server);
         let mut times = Vec::new();
         for n in 0..=self.cycles {
             let (time, resumed) = cycle(&client, &server)?;
@@ -90,12 +96,11 @@ impl Floor {
     }
 }
 
-/// A server's side of TLS, with one ticket a session or none.
+/// A server's side of TLS, without tickets.
 pub fn server_config(
     provider: Arc<CryptoProvider>,
     versions: &[&'static SupportedProtocolVersion],
     identity: &Identity,
-    tickets: bool,
 ) -> io::Result<ServerConfig> {
     let chain = CertificateDer::pem_file_iter(&identity.certificate)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
@@ -106,10 +111,7 @@ pub fn server_config(
         .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
         .map_err(io::Error::other)?;
     config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = usize::from(tickets);
-    if tickets {
-        config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(io::Error::other)?;
-    }
+    config.send_tls13_tickets = 0;
     Ok(config)
 }
 

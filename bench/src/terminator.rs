@@ -29,7 +29,7 @@ pub struct Terminator {
     backend: Vec<SocketAddr>,
     #[command(flatten)]
     identity: Identity,
-    /// Send a session ticket and take it back.
+    /// Send a session ticket in TLS 1.3 too.
     #[arg(long)]
     tickets: bool,
 }
@@ -40,7 +40,9 @@ impl Terminator {
         require_loopback(self.listen)?;
         let listener = TcpListener::bind(self.listen).await?;
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let config = server_config(provider, rustls::DEFAULT_VERSIONS, &self.identity, self.tickets)?;
+        let mut config = server_config(provider, rustls::DEFAULT_VERSIONS, &self.identity)?;
+        config.ticketer = aws_lc_rs::Ticketer::new().map_err(io::Error::other)?;
+        config.send_tls13_tickets = usize::from(self.tickets);
         let acceptor = TlsAcceptor::from(Arc::new(config));
         for &backend in self.backend.iter().cycle() {
             let (client, _) = listener.accept().await?;
