@@ -17,6 +17,8 @@ use tokio_util::io::poll_read_buf;
 const READ: usize = 32 * 1024;
 /// An inbox that holds no more than this between two reads gives its large buffer back.
 const KEPT: usize = 4 * 1024;
+/// What [`Inbox::poll_top_up`] reads at least where more is there.
+pub const FULL_READ: usize = READ - KEPT;
 
 /// Spare buffers a worker keeps: a session reads into one for TLS and one for each of its two sides at a time.
 const SPARES: usize = 3;
@@ -124,8 +126,24 @@ impl Inbox {
         debug_assert!(self.start <= self.buffer.len());
     }
 
-    /// Reads what is there, up to [`READ`] octets with the few that are left: `Ok(0)` is the end of the stream.
+    /// Reads what is there, up to [`READ`] octets more: `Ok(0)` is the end of the stream.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>, io: &mut (impl AsyncRead + Unpin)) -> Poll<io::Result<usize>> {
+        self.poll_read(cx, io, READ)
+    }
+
+    /// The same, up to [`READ`] octets with the few that are left: on their way to a client they fit two records and one write.
+    /// With a few octets more, half of all writes had a third record and a segment of their own (measured, bench/README.md).
+    pub fn poll_top_up(&mut self, cx: &mut Context<'_>, io: &mut (impl AsyncRead + Unpin)) -> Poll<io::Result<usize>> {
+        let left = self.unread().len();
+        self.poll_read(cx, io, if left > KEPT { READ } else { READ - left })
+    }
+
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        io: &mut (impl AsyncRead + Unpin),
+        most: usize,
+    ) -> Poll<io::Result<usize>> {
         if self.buffer.capacity() < READ {
             let mut spare = SPARE.with(Spares::lend).unwrap_or_default();
             spare.extend_from_slice(self.unread());
@@ -134,13 +152,9 @@ impl Inbox {
             self.buffer.drain(..self.start);
             self.start = 0;
         }
-        let left = self.buffer.len();
-        if left + READ > MOST_SPARE && self.buffer.capacity() <= MOST_SPARE {
+        if self.buffer.len() + READ > MOST_SPARE && self.buffer.capacity() <= MOST_SPARE {
             self.lengthen(&LONG_SPARE);
         }
-        // Together they leave with one write of two records; a few octets more, and half of all writes would have a third
-        // record and a segment of their own (measured, bench/README.md).
-        let most = if left > KEPT { READ } else { READ - left };
         self.buffer.reserve(most);
         let mut room = (&mut self.buffer).limit(most);
         poll_read_buf(Pin::new(io), cx, &mut room)
@@ -353,10 +367,16 @@ mod tests {
     fn what_little_is_left_and_what_is_read_fit_one_buffer() {
         let mut cx = Context::from_waker(Waker::noop());
         let octets = vec![b'x'; 10 * READ];
-        for (left, read) in [(0, READ), (1, READ - 1), (KEPT, READ - KEPT), (KEPT + 1, READ)] {
+        for (left, read) in [(0, READ), (1, READ - 1), (KEPT, FULL_READ), (KEPT + 1, READ)] {
+            give_back(Vec::with_capacity(READ));
             let (mut inbox, mut io) = (Inbox { buffer: vec![b'y'; left], start: 0 }, &octets[..]);
-            assert!(matches!(inbox.poll_fill(&mut cx, &mut io), Poll::Ready(Ok(count)) if count == read), "{left}");
-            assert_eq!(inbox.unread().iter().filter(|octet| **octet == b'y').count(), left);
+            let spare = SPARE.with(|spare| spare.here.borrow().last().map(|spare| spare.as_ptr()));
+            assert!(matches!(inbox.poll_top_up(&mut cx, &mut io), Poll::Ready(Ok(count)) if count == read), "{left}");
+            assert!(inbox.unread() == [vec![b'y'; left], vec![b'x'; read]].concat(), "{left}");
+            assert!(left > KEPT || Some(inbox.unread().as_ptr()) == spare, "{left}: in a buffer of the worker's");
+            let more = inbox.unread().len();
+            assert!(matches!(inbox.poll_fill(&mut cx, &mut io), Poll::Ready(Ok(READ))), "{left}");
+            assert_eq!(inbox.unread().len(), more + READ);
         }
     }
 

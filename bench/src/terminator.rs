@@ -1,5 +1,6 @@
 //! A TLS terminator of the libraries the proxy is made of, which knows no LDAP: it copies octets both ways and does
-//! nothing else. What it costs is what those libraries and the sockets cost; the rest of what the proxy costs is its own.
+//! nothing else, in the plainest way: rustls's buffered API, two buffers a session. What the proxy costs beyond it is the
+//! price of what the proxy does.
 
 use std::{io, net::SocketAddr, sync::Arc};
 
@@ -16,7 +17,7 @@ use crate::{
     floor::{Identity, server_config},
 };
 
-/// Octets of a session's buffer each way, as the proxy reads them.
+/// Octets of a session's buffer each way: as many as the proxy reads at a time.
 const BUFFER: usize = 32 * 1024;
 
 #[derive(Args)]

@@ -566,3 +566,32 @@ fn is_known(oid: &[u8]) -> bool {
     ];
     REPEATABLE.iter().any(|known| known.as_bytes() == oid)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ldap::envelope;
+
+    /// Octets and the envelope in them, which must be whole.
+    fn framed(pdu: &[u8]) -> (&[u8], Envelope) {
+        (pdu, envelope(pdu, usize::MAX).expect("well-formed").expect("whole"))
+    }
+
+    /// A diagnostic that is longer than the result around it: who can't read it hasn't bound.
+    #[test]
+    fn a_bind_whose_success_cannot_be_read_whole_binds_nobody() {
+        let now = Instant::now();
+        for (response, binds) in [
+            (b"\x30\x0c\x02\x01\x01\x61\x07\x0a\x01\x00\x04\x00\x04\x00", true),
+            (b"\x30\x0c\x02\x01\x01\x61\x07\x0a\x01\x00\x04\x00\x04\x05", false),
+        ] {
+            let mut state = State::new(Failover::default(), StartTls::Established);
+            let (bind, envelope) = framed(b"\x30\x0f\x02\x01\x01\x60\x0a\x02\x01\x03\x04\x02cn\x80\x01p");
+            state.begin(&Request::new(bind, envelope).expect("a bind"), 0, None, now);
+            let (pdu, envelope) = framed(response);
+            let verdict = state.response(&Response::new(pdu, envelope).expect("a response"), now);
+            assert!(matches!(verdict, ResponseVerdict::Forward(Some(_))), "the client is to judge for itself");
+            assert_eq!(state.bind().is_authenticated(), binds);
+        }
+    }
+}

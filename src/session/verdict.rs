@@ -106,7 +106,7 @@ pub struct Settled {
     pub kind: OperationKind,
     /// When its last octet arrived.
     pub started: Instant,
-    /// Its result code; `None` where the backend's result can't be read.
+    /// Its result code; `None` where that can't be read, or of a bind's result not everything.
     pub code: Option<ResultCode>,
     /// Who the session is now bound as, or who was refused, where a simple bind said so.
     pub bind_name: Option<Box<str>>,

@@ -22,7 +22,7 @@ use super::establish::EstablishError;
 use super::memory::Part;
 use super::registry::Entry;
 use super::state::State;
-use crate::buffer::{Inbox, Outbox};
+use crate::buffer::{FULL_READ, Inbox, Outbox};
 use crate::failure::{EndReason, FailoverKind};
 use crate::metrics::Share;
 use crate::pool::Backend;
@@ -35,9 +35,9 @@ const TURNS: usize = 8;
 /// Requests dealt with before other sessions get their turn: one read may bring 800. What has arrived from the backend is
 /// dealt with all the same, and the other way round.
 const REQUESTS: usize = 64;
-/// Octets of responses dealt with before other sessions get their turn, which is after two full reads. Eight had twenty sessions
-/// with long results keep an answer for 6 ms.
-const RESPONSES: usize = 60 * 1024;
+/// Octets of responses dealt with before other sessions get their turn: two full reads. Eight had twenty sessions with long
+/// results keep an answer for 6 ms.
+const RESPONSES: usize = 2 * FULL_READ;
 /// What a request that the proxy answers itself counts for: it costs as much as so many that are forwarded, and whoever
 /// floods us sends those.
 const OWN_ANSWER: usize = 8;

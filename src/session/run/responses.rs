@@ -24,7 +24,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         if self.dry.upstream || !self.to_client.is_empty() || self.responses_left == 0 {
             return Moved::No;
         }
-        match up.inbox.poll_fill(cx, &mut up.upstream.stream) {
+        match up.inbox.poll_top_up(cx, &mut up.upstream.stream) {
             Poll::Pending => {
                 self.dry.upstream = true;
                 up.inbox.settle();
