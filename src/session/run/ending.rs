@@ -209,6 +209,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             match self.phase {
                 Phase::Serving => return Poll::Pending,
                 Phase::Unbinding => {
+                    // A backend that takes nothing must not cut short what the client was told before it said goodbye.
+                    let _ = self.to_client.poll_flush(cx, &mut self.client);
                     let moved = [self.open(cx, now), self.flush_upstream(cx, now)];
                     if !self.to_upstream.is_empty() {
                         if moved.contains(&Moved::Yes) {
