@@ -43,10 +43,11 @@ def directory():
 def test_honest_clients_go_on(start_proxy, directory, name):
     attacks.allow_many_sockets()
     limits = LIMITS.replace("6000", "100") if name == "connection flood" else LIMITS
-    proxy = start_proxy([directory], pool=TCP, trusted=["127.0.0.0/8"], extra=limits)
+    proxy = start_proxy([directory], pool=TCP, trusted=["127.0.0.0/8"], listener=attacks.LISTENER.get(name, ""),
+                        extra=limits + attacks.EXTRA.get(name, ""))
     with Honest(proxy.endpoint()) as honest:
         quiet, before = honest.rounds(20), resident(proxy)
-        with attacks.ATTACKS[name](proxy.endpoint()) as flood:
+        with attacks.against(proxy, name) as flood:
             attacked = honest.rounds(40)
             if flood:
                 eventually(lambda: flood.count >= 20, "the attack was one")
@@ -131,22 +132,13 @@ def test_renegotiation_is_refused(start_proxy, start_backend):
         assert client.ask(ber.search)[-1].result_code == ber.SUCCESS
 
 
-def v1(source):
-    return f"PROXY TCP4 {source} 127.0.0.1 40000 636\r\n".encode()
-
-
-def v2(source):
-    address = socket.inet_aton(source) + socket.inet_aton("127.0.0.1") + b"\x9c\x40\x02\x7c"
-    return b"\r\n\r\n\0\r\nQUIT\n\x21\x11" + len(address).to_bytes(2, "big") + address
-
-
 SPOOFED = {
-    "from a peer that may send none, v1": ("127.0.0.1", v1("198.51.100.7")),
-    "from a peer that may send none, v2": ("127.0.0.1", v2("198.51.100.7")),
-    "by an untrusted client of its own": ("127.0.0.2", v2("203.0.113.9")),
-    "v1 by an untrusted client": ("127.0.0.2", v1("203.0.113.9")),
-    "two headers, the second one trusted": ("127.0.0.2", v2("203.0.113.9") + v2("198.51.100.7")),
-    "two headers, the first one trusted": ("127.0.0.2", v2("198.51.100.7") + v2("198.51.100.7")),
+    "from a peer that may send none, v1": ("127.0.0.1", attacks.proxy_v1("198.51.100.7")),
+    "from a peer that may send none, v2": ("127.0.0.1", attacks.proxy_v2("198.51.100.7")),
+    "by an untrusted client of its own": ("127.0.0.2", attacks.proxy_v2("203.0.113.9")),
+    "v1 by an untrusted client": ("127.0.0.2", attacks.proxy_v1("203.0.113.9")),
+    "two headers, the second one trusted": ("127.0.0.2", attacks.proxy_v2("203.0.113.9") + attacks.proxy_v2("198.51.100.7")),
+    "two headers, the first one trusted": ("127.0.0.2", attacks.proxy_v2("198.51.100.7") + attacks.proxy_v2("198.51.100.7")),
     "LOCAL, of a balancer that isn't trusted itself": ("127.0.0.2", b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"),
     "a name for an address": ("127.0.0.2", b"PROXY TCP4 localhost 127.0.0.1 1 2\r\n"),
     "v1 without an end": ("127.0.0.2", b"PROXY TCP4 " + b"1" * 200),

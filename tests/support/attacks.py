@@ -5,13 +5,15 @@ An attacker comes from 127.0.0.66 where addresses matter; honest clients from 12
 import resource
 import socket
 import ssl
+import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 from . import ber
 
 ATTACKER = "127.0.0.66"
+ANOTHER_ATTACKER = "127.0.0.67"
 BIG = "ou=64x1000000,dc=x"
 """The base for which the directory has 64 MB of entries."""
 
@@ -126,6 +128,55 @@ def cut_off(endpoint, lanes=2):
     return over_and_over(one, lanes)
 
 
+def renegotiation(endpoint, lanes=8):
+    """TLS 1.2 clients that ask for a new handshake; nobody tells them no before they go."""
+    command = ["openssl", "s_client", "-connect", f"{endpoint.host}:{endpoint.port}", "-bind", ATTACKER, "-tls1_2"]
+
+    def one():
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as client:
+            client.stdin.write(b"R\n")
+            client.stdin.flush()
+            while (line := client.stderr.readline()) and b"RENEGOTIATING" not in line:
+                pass
+            try:
+                client.wait(0.05)
+            except subprocess.TimeoutExpired:
+                client.kill()
+
+    return over_and_over(one, lanes)
+
+
+def proxy_spoofing(endpoint, lanes=4):
+    """Headers that name somebody else: from a peer that may send some, for a client that isn't trusted, and from one that
+    may send none."""
+    hello = client_hello()
+    lies = [(source, header("203.0.113.9")) for source in (ATTACKER, ANOTHER_ATTACKER) for header in (proxy_v1, proxy_v2)]
+
+    def one():
+        for source, header in lies:
+            with tcp(endpoint, source) as client, suppress(ConnectionError):
+                client.sendall(header + hello)
+                client.recv(1)
+
+    return over_and_over(one, lanes)
+
+
+def start_tls_injection(endpoint, lanes=4):
+    """A delete in cleartext behind StartTLS, to be carried out once TLS is up."""
+    context = trusting()
+    injected = ber.extended(1, ber.START_TLS) + ber.delete(2, "cn=victim,dc=x")
+
+    def one():
+        plain = tcp(endpoint)
+        plain.sendall(injected)
+        plain.recv(100)
+        with over_tls(plain, context) as client:
+            client.sendall(ber.search(3))
+            client.recv(100)
+
+    return over_and_over(one, lanes)
+
+
 @contextmanager
 def over_and_over(attack, lanes):
     """`attack` again and again until the context is left; the proxy may refuse or reset at any point."""
@@ -159,18 +210,54 @@ ATTACKS = {
     "pipelined flood": pipelined_flood,
     "malformed flood": malformed_flood,
     "TLS truncation": cut_off,
+    "renegotiation": renegotiation,
+    "PROXY spoofing": proxy_spoofing,
+    "StartTLS injection": start_tls_injection,
 }
+LISTENER = {"PROXY spoofing": f'proxy_protocol_from = ["{ATTACKER}/32"]'}
+"""What an attack needs in the listener's table."""
+EXTRA = {
+    "StartTLS injection": """
+[[listener]]
+name = "starttls"
+address = "127.0.0.1:0"
+protocol = "ldap"
+trusted_networks = ["127.0.0.0/8"]
+pool = "directory"
+"""
+}
+"""What an attack needs beside it."""
 
 
-def tcp(endpoint):
-    return socket.create_connection((endpoint.host, endpoint.port), 10, source_address=(ATTACKER, 0))
+def against(proxy, name):
+    """The attack of this name on a proxy that was configured for it."""
+    return ATTACKS[name](proxy.endpoint("starttls" if name in EXTRA else "ldaps"))
+
+
+def tcp(endpoint, source=ATTACKER):
+    return socket.create_connection((endpoint.host, endpoint.port), 10, source_address=(source, 0))
 
 
 def tls(endpoint, context):
     """A TLS 1.2 session, resumed where possible: it must be cheap for the attacker."""
-    client = context.wrap_socket(tcp(endpoint), session=getattr(context, "resumable", None))
+    return over_tls(tcp(endpoint), context)
+
+
+def over_tls(connection, context):
+    client = context.wrap_socket(connection, session=getattr(context, "resumable", None))
     context.resumable = client.session
     return client
+
+
+def proxy_v1(source):
+    """A header of the PROXY protocol that names `source` as the client."""
+    return f"PROXY TCP4 {source} 127.0.0.1 40000 636\r\n".encode()
+
+
+def proxy_v2(source):
+    """The same in its binary form."""
+    address = socket.inet_aton(source) + socket.inet_aton("127.0.0.1") + b"\x9c\x40\x02\x7c"
+    return b"\r\n\r\n\0\r\nQUIT\n\x21\x11" + len(address).to_bytes(2, "big") + address
 
 
 def trusting():
