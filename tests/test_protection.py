@@ -2,11 +2,10 @@
 
 import socket
 import ssl
-import struct
 
 import pytest
 
-from support import ber
+from support import attacks, ber
 from support.backend import answer_nothing
 from support.clients import RawClient
 from support.waiting import eventually
@@ -94,16 +93,11 @@ def test_failed_logins_are_throttled(start_proxy, start_backend):
     assert len(binds) == 4, "the directory saw no guess beyond the limit"
 
 
-def proxy_v2(source):
-    address = socket.inet_aton(source) + socket.inet_aton("127.0.0.1") + struct.pack("!HH", 40000, 636)
-    return b"\r\n\r\n\0\r\nQUIT\n\x21\x11" + struct.pack("!H", len(address)) + address
-
-
 def announced(proxy, source):
     """A TLS session whose PROXY header names `source`."""
     listener = proxy.endpoint()
     tcp = socket.create_connection((listener.host, listener.port), 10)
-    tcp.sendall(proxy_v2(source))
+    tcp.sendall(attacks.proxy_v2(source))
     context = ssl.create_default_context(cafile=str(proxy.ca))
     context.check_hostname = False
     return context.wrap_socket(tcp)
