@@ -9,7 +9,8 @@ use std::pin::Pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, Interest};
+use tokio::net::TcpStream;
 use tokio_util::bytes::BufMut as _;
 use tokio_util::io::poll_read_buf;
 
@@ -92,6 +93,38 @@ pub fn shrink_after_crowd<K: Eq + Hash, V>(map: &mut HashMap<K, V>) {
     }
 }
 
+/// What an [`Inbox`] is filled from. Where it can tell that there is nothing to read, no buffer has to be lent to find out,
+/// which is most of what such a read costs.
+pub trait Source: AsyncRead {
+    /// Whether a read would wait, as far as that is known. Whoever was made to wait by [`Source::poll_readable`], and is told so,
+    /// still waits: its task is going to be woken.
+    fn is_dry(&self) -> bool {
+        false
+    }
+
+    /// Pending where a read would be, and ready where it may have something, be it an end or an error.
+    fn poll_readable(&mut self, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
+}
+
+impl Source for TcpStream {
+    fn is_dry(&self) -> bool {
+        self.try_io(Interest::READABLE, || Ok(())).is_err()
+    }
+
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        // An error shows again when it is read.
+        self.poll_read_ready(cx).map(|_| ())
+    }
+}
+
+#[cfg(any(test, fuzzing))]
+impl Source for tokio::io::DuplexStream {}
+
+#[cfg(test)]
+impl Source for &[u8] {}
+
 /// Octets received and not yet dealt with.
 #[derive(Debug, Default)]
 pub struct Inbox {
@@ -127,13 +160,13 @@ impl Inbox {
     }
 
     /// Reads what is there, up to [`READ`] octets more: `Ok(0)` is the end of the stream.
-    pub fn poll_fill(&mut self, cx: &mut Context<'_>, io: &mut (impl AsyncRead + Unpin)) -> Poll<io::Result<usize>> {
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>, io: &mut (impl Source + Unpin)) -> Poll<io::Result<usize>> {
         self.poll_read(cx, io, READ)
     }
 
     /// The same, up to [`READ`] octets with the few that are left: on their way to a client they fit two records and one write.
     /// With a few octets more, half of all writes had a third record and a segment of their own (measured, bench/README.md).
-    pub fn poll_top_up(&mut self, cx: &mut Context<'_>, io: &mut (impl AsyncRead + Unpin)) -> Poll<io::Result<usize>> {
+    pub fn poll_top_up(&mut self, cx: &mut Context<'_>, io: &mut (impl Source + Unpin)) -> Poll<io::Result<usize>> {
         let left = self.unread().len();
         self.poll_read(cx, io, if left > KEPT { READ } else { READ - left })
     }
@@ -141,9 +174,12 @@ impl Inbox {
     fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
-        io: &mut (impl AsyncRead + Unpin),
+        io: &mut (impl Source + Unpin),
         most: usize,
     ) -> Poll<io::Result<usize>> {
+        if io.is_dry() {
+            ready!(io.poll_readable(cx));
+        }
         if self.buffer.capacity() < READ {
             let mut spare = SPARE.with(Spares::lend).unwrap_or_default();
             spare.extend_from_slice(self.unread());
@@ -277,6 +313,11 @@ impl Outbox {
         self.len() == 0
     }
 
+    /// Whether all that was sent has left this process.
+    pub fn is_flushed(&self) -> bool {
+        self.is_empty() && !self.unflushed
+    }
+
     /// What waits.
     pub fn waiting(&self) -> &[u8] {
         &self.buffer[self.start..]
@@ -312,6 +353,9 @@ impl Outbox {
             octets = &octets[count..];
         }
         self.queue(octets);
+        if self.is_empty() {
+            self.unflushed &= !matches!(Pin::new(io).poll_flush(cx), Poll::Ready(Ok(())));
+        }
     }
 
     /// Sends what waits; ready once all of it has left this process.

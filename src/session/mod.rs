@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::AsyncWrite;
 use tokio::time::Instant;
 
 pub use memory::Memory;
@@ -31,6 +31,7 @@ pub use replay::ReplayGuard;
 pub use state::StartTls;
 
 use crate::access_log::AccessLog;
+use crate::buffer::Source;
 use crate::config::Limits;
 use crate::failure::EndReason;
 use crate::metrics::{ListenerMetrics, Metrics};
@@ -140,7 +141,7 @@ impl Session<()> {
     }
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
+impl<T: Source + AsyncWrite + Unpin> Session<T> {
     /// Serves the client until it, the proxy or an operator ends the session, or the client starts TLS.
     pub fn serve(self) -> Serving<T> {
         Serving { run: Some(Run::new(self.settings, self.parts)) }
@@ -153,7 +154,7 @@ pub struct Serving<T> {
     run: Option<Run<T>>,
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> Future for Serving<T> {
+impl<T: Source + AsyncWrite + Unpin> Future for Serving<T> {
     type Output = Served<T>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Served<T>> {

@@ -140,12 +140,14 @@ impl Handle {
         self.commands.fetch_and(!(command as u8), Ordering::Release);
     }
 
-    /// Makes commands wake the task that is being polled.
-    pub(super) fn wake_by(&self, waker: &Waker) {
+    /// Makes commands wake the task that is being polled. Returns whether it is another than the last time.
+    pub(super) fn wake_by(&self, waker: &Waker) -> bool {
         let mut slot = lock(&self.waker);
-        if !slot.as_ref().is_some_and(|known| known.will_wake(waker)) {
+        let is_another = !slot.as_ref().is_some_and(|known| known.will_wake(waker));
+        if is_another {
             *slot = Some(waker.clone());
         }
+        is_another
     }
 }
 

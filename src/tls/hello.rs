@@ -3,9 +3,7 @@
 use std::io;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::AsyncRead;
-
-use crate::buffer::Inbox;
+use crate::buffer::{Inbox, Source};
 
 /// Octets of the longest message that rustls takes.
 const MOST: usize = 0xFFFF;
@@ -38,7 +36,7 @@ impl Hello {
         &mut self,
         cx: &mut Context<'_>,
         inbox: &mut Inbox,
-        io: &mut (impl AsyncRead + Unpin),
+        io: &mut (impl Source + Unpin),
     ) -> Poll<io::Result<()>> {
         while !self.is_whole(inbox.unread()) {
             if inbox.unread().len() > MOST_RECEIVED {

@@ -14,7 +14,7 @@ use rustls::server::{Acceptor, NoServerSessionStorage, ProducesTickets};
 use rustls::sign::CertifiedKey;
 use rustls::{CipherSuite, ServerConfig};
 use rustls_pki_types::UnixTime;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::AsyncWrite;
 use zeroize::Zeroizing;
 
 use super::certificate::{CertificateInfo, names};
@@ -27,7 +27,7 @@ use super::resolver::{self, Certificates, Entry};
 use super::stream::ServerStream;
 use super::tickets::TicketKeys;
 use super::{Finding, client_auth, pkcs11, policy};
-use crate::buffer::Inbox;
+use crate::buffer::{Inbox, Source};
 use crate::config::{CertificateFiles, ClientCertificates, PrivateKeySource, SessionTickets, Tls, TlsPolicy};
 use crate::metrics::Metrics;
 
@@ -98,7 +98,7 @@ impl ServerTls {
     /// [`super::HandshakeFailure`] explains them.
     pub async fn accept<IO>(&self, io: IO) -> io::Result<(ServerStream<IO>, Handshake)>
     where
-        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        IO: Source + AsyncWrite + Unpin + Send + 'static,
     {
         let made = Self::greeted(io).await?.answer(self, || ready(Some(()))).await?;
         Ok(made.expect("there is always a turn"))
@@ -108,7 +108,7 @@ impl ServerTls {
     ///
     /// # Errors
     /// As [`Self::accept`].
-    pub async fn greeted<IO: AsyncRead + AsyncWrite + Unpin>(mut io: IO) -> io::Result<Greeted<IO>> {
+    pub async fn greeted<IO: Source + AsyncWrite + Unpin>(mut io: IO) -> io::Result<Greeted<IO>> {
         let (mut received, mut hello) = (Inbox::default(), Hello::default());
         poll_fn(|cx| hello.poll_receive(cx, &mut received, &mut io)).await?;
         Ok(Greeted { io, received })
@@ -155,7 +155,7 @@ pub struct Greeted<IO> {
     received: Inbox,
 }
 
-impl<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static> Greeted<IO> {
+impl<IO: Source + AsyncWrite + Unpin + Send + 'static> Greeted<IO> {
     /// Makes the handshake with what `tls` has when it gets its turn. Nearly all of the work is done while it holds one, and
     /// then it waits for the client; after a HelloRetryRequest it takes another. `None` where it got no turn. Put a timeout
     /// around it: it has none.

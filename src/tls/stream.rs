@@ -17,7 +17,7 @@ use rustls::{HandshakeKind, ProtocolVersion, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::hello::Hello;
-use crate::buffer::{Inbox, Outbox};
+use crate::buffer::{Inbox, Outbox, Source};
 
 /// Octets sealed at once: two records.
 const MOST_SEALED: usize = 32 * 1024;
@@ -48,7 +48,7 @@ pub struct ServerStream<IO> {
     closed: bool,
 }
 
-impl<IO: AsyncRead + AsyncWrite + Unpin> ServerStream<IO> {
+impl<IO: Source + AsyncWrite + Unpin> ServerStream<IO> {
     /// A connection that begins with these octets of the client's.
     ///
     /// # Errors
@@ -225,7 +225,7 @@ type EncodeTlsData<'a> = rustls::unbuffered::EncodeTlsData<'a, rustls::server::S
 type WriteTraffic<'a> = rustls::unbuffered::WriteTraffic<'a, rustls::server::ServerConnectionData>;
 type Sealed = Result<usize, EncryptError>;
 
-impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for ServerStream<IO> {
+impl<IO: Source + AsyncWrite + Unpin> AsyncRead for ServerStream<IO> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, room: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = room.filled().len();
@@ -245,7 +245,18 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for ServerStream<IO> {
     }
 }
 
-impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ServerStream<IO> {
+impl<IO: Source + AsyncWrite + Unpin> Source for ServerStream<IO> {
+    fn is_dry(&self) -> bool {
+        let waits_for_records = self.opened.is_empty() && !self.fresh && !self.client_closed;
+        waits_for_records && self.sealed.is_empty() && self.io.is_dry()
+    }
+
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.io.poll_readable(cx)
+    }
+}
+
+impl<IO: Source + AsyncWrite + Unpin> AsyncWrite for ServerStream<IO> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, octets: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         if this.closed {
@@ -287,6 +298,10 @@ impl Opened {
         let (now, later) = octets.split_at(octets.len().min(room.remaining()));
         room.put_slice(now);
         self.octets.extend_from_slice(later);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.start == self.octets.len()
     }
 
     fn take(&mut self, room: &mut ReadBuf<'_>) {

@@ -8,6 +8,8 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::buffer::Source;
+
 /// The transport to a backend.
 #[derive(Debug)]
 pub enum Stream {
@@ -46,6 +48,19 @@ impl AsyncRead for Stream {
             Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
             #[cfg(fuzzing)]
             Self::Memory(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl Source for Stream {
+    fn is_dry(&self) -> bool {
+        matches!(self, Self::Plain(stream) if stream.is_dry())
+    }
+
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::Plain(stream) => stream.poll_readable(cx),
+            _ => Poll::Ready(()),
         }
     }
 }

@@ -6,11 +6,11 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::AsyncWrite;
 use tokio::time::Instant;
 
 use super::{Link, Moved, Outcome, Passing, Phase, Run, Up};
-use crate::buffer::Inbox;
+use crate::buffer::{Inbox, Source};
 use crate::failure::{EndReason, FailoverKind, Refusal, Trouble};
 use crate::ldap::{MessageId, OperationKind, ResultCode, reply};
 use crate::pool::{Duty, EventKind, Health};
@@ -31,7 +31,7 @@ const BIND_TOO_EARLY: &str =
     "a refused bind ended the session's identity before this was answered: await results, then bind";
 const DRAINING: &str = "the proxy is shutting down: reconnect";
 
-impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
+impl<T: Source + AsyncWrite + Unpin> Run<T> {
     pub(super) fn lose(&mut self, now: Instant) {
         let Link::Up(up) = &self.link else { return };
         let backend = Arc::clone(up.upstream.backend());

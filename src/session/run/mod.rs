@@ -14,7 +14,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::AsyncWrite;
+use tokio::task::coop;
 use tokio::time::{Instant, Sleep};
 
 use super::Settings;
@@ -22,7 +23,7 @@ use super::establish::EstablishError;
 use super::memory::Part;
 use super::registry::Entry;
 use super::state::State;
-use crate::buffer::{FULL_READ, Inbox, Outbox};
+use crate::buffer::{FULL_READ, Inbox, Outbox, Source};
 use crate::failure::{EndReason, FailoverKind};
 use crate::metrics::Share;
 use crate::pool::Backend;
@@ -107,6 +108,8 @@ pub(super) struct Run<T> {
     dry: Dry,
     clock: Clock,
     timer: Pin<Box<Sleep>>,
+    /// Whether the timer will wake this task.
+    timer_set: bool,
 }
 
 /// The way to a backend.
@@ -180,7 +183,7 @@ struct Clock {
     closing: Option<Instant>,
 }
 
-/// The sides that had nothing to read when asked: they wake the session when they have, and aren't asked again before.
+/// The sides that have nothing to read and wake the session once they have: they aren't asked before.
 #[derive(Default)]
 struct Dry {
     client: bool,
@@ -194,7 +197,7 @@ enum Moved {
     No,
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
+impl<T: Source + AsyncWrite + Unpin> Run<T> {
     pub(super) fn new(settings: Arc<Settings>, parts: Parts<T>) -> Self {
         let now = Instant::now();
         let memory = settings.memory.part();
@@ -234,6 +237,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
                 closing: None,
             },
             timer,
+            timer_set: false,
         }
     }
 
@@ -268,7 +272,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
                 }
             }
             // Other commands come last, so that what the client has already sent is served before a drain ends the session.
-            if self.phase == Phase::Serving && !moved && self.obey(now) == Moved::No {
+            let done = !moved || self.is_done();
+            if self.phase == Phase::Serving && done && self.obey(now) == Moved::No {
                 if self.requests_left == 0 || self.responses_left == 0 {
                     break;
                 }
@@ -278,6 +283,19 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         give_way(cx);
         Poll::Pending
     }
+
+    /// Whether another turn would find nothing to do: all that has come was dealt with, and both sides are waited for.
+    fn is_done(&self) -> bool {
+        let waited_for = self.dry.client && self.dry.upstream && matches!(self.link, Link::Up(_));
+        let moved_on = self.from_client.is_empty() && self.to_upstream.is_flushed() && self.to_client.is_flushed();
+        waited_for && moved_on && self.requests_left > 0 && self.responses_left > 0
+    }
+}
+
+/// Whether `source` has nothing to read and this task is woken once it has.
+fn is_waited_for(source: &mut impl Source, cx: &mut Context<'_>) -> bool {
+    // Without budget a source that is pending waits for nothing but another poll.
+    source.is_dry() && source.poll_readable(cx).is_pending() && coop::has_budget_remaining()
 }
 
 /// Has this task polled again once all others that are ready had their turn, those included whose sockets have become
@@ -287,13 +305,15 @@ fn give_way(cx: &mut Context<'_>) {
     let _ = yielded.poll(cx);
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> Future for Run<T> {
+impl<T: Source + AsyncWrite + Unpin> Future for Run<T> {
     type Output = Outcome;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
         let this = self.get_mut();
-        this.entry.wake_by(cx.waker());
-        this.dry = Dry::default();
+        let is_another_task = this.entry.wake_by(cx.waker());
+        this.timer_set &= !is_another_task;
+        this.dry.client &= !is_another_task && this.client.is_dry();
+        this.dry.upstream &= !is_another_task && matches!(&this.link, Link::Up(up) if up.upstream.stream.is_dry());
         (this.requests_left, this.responses_left) = (REQUESTS, RESPONSES);
         loop {
             let now = Instant::now();
@@ -310,10 +330,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Future for Run<T> {
             // Deadlines mostly move away: the timer is set anew only when it has fired or would fire too late.
             if next < this.timer.deadline() || this.timer.is_elapsed() {
                 this.timer.as_mut().reset(next);
+                this.timer_set = false;
             }
-            if this.timer.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
+            if !this.timer_set && this.timer.as_mut().poll(cx).is_ready() {
+                continue;
             }
+            this.timer_set = coop::has_budget_remaining();
+            return Poll::Pending;
         }
     }
 }

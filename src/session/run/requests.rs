@@ -5,11 +5,12 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::AsyncWrite;
+use tokio::task::coop;
 use tokio::time::Instant;
 
-use super::{Link, Moved, OWN_ANSWER, Passing, Phase, Run, Up};
-use crate::buffer::Inbox;
+use super::{Link, Moved, OWN_ANSWER, Passing, Phase, Run, Up, is_waited_for};
+use crate::buffer::{Inbox, Source};
 use crate::failure::{EndReason, FailoverKind, Refusal};
 use crate::ldap::{self, FrameError, OperationKind, Request, ResultCode, reply};
 use crate::policy::{Refused, Standing};
@@ -27,7 +28,7 @@ const NO_BACKEND: &str = "no directory server can be reached; retry later";
 const NO_SEAT: &str = "every directory server has as many sessions as it may (max_sessions); retry later";
 const REPLAY_REFUSED: &str = "your bind is no longer accepted by the directory: reconnect and bind again";
 
-impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
+impl<T: Source + AsyncWrite + Unpin> Run<T> {
     pub(super) fn read_client(&mut self, cx: &mut Context<'_>, now: Instant) -> Moved {
         // What the backend has said may wait for a client that sends before it reads; what we say ourselves may not pile up.
         if self.to_upstream.len() >= MOST_WAITING || self.own_words >= MOST_WAITING || self.requests_left == 0 {
@@ -59,7 +60,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
                     return Moved::Yes;
                 }
                 Poll::Pending => {
-                    self.dry.client = true;
+                    self.dry.client = coop::has_budget_remaining();
                     self.from_client.settle();
                     return Moved::No;
                 }
@@ -75,6 +76,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
             }
             return Moved::No;
         }
+        self.dry.client = is_waited_for(&mut self.client, cx);
         Moved::Yes
     }
 

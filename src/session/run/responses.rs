@@ -2,10 +2,12 @@
 
 use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::AsyncWrite;
+use tokio::task::coop;
 use tokio::time::Instant;
 
-use super::{Link, Moved, Passing, Run};
+use super::{Link, Moved, Passing, Run, is_waited_for};
+use crate::buffer::Source;
 use crate::failure::EndReason;
 use crate::ldap::{self, Response, ResponseKind};
 use crate::referral::{Outcome, Referrals};
@@ -18,7 +20,7 @@ const PASS_FROM: usize = 32 * 1024;
 /// Octets a final response may have: it is read whole.
 const MOST_FINAL: usize = 16 * 1024 * 1024;
 
-impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
+impl<T: Source + AsyncWrite + Unpin> Run<T> {
     pub(super) fn read_upstream(&mut self, cx: &mut Context<'_>, now: Instant) -> Moved {
         let Link::Up(up) = &mut self.link else { return Moved::No };
         if self.dry.upstream || !self.to_client.is_empty() || self.responses_left == 0 {
@@ -26,7 +28,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
         }
         match up.inbox.poll_top_up(cx, &mut up.upstream.stream) {
             Poll::Pending => {
-                self.dry.upstream = true;
+                self.dry.upstream = coop::has_budget_remaining();
                 up.inbox.settle();
                 Moved::No
             }
@@ -38,6 +40,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Run<T> {
                     self.clock.active = now;
                 }
                 self.take_responses(cx, now);
+                if let Link::Up(up) = &mut self.link {
+                    self.dry.upstream = is_waited_for(&mut up.upstream.stream, cx);
+                }
                 Moved::Yes
             }
             Poll::Ready(_) => {
