@@ -32,7 +32,7 @@ pub struct Header {
 }
 
 /// Reads the header of the element that `bytes` begin with; `None` while it is incomplete.
-#[inline]
+#[inline(always)]
 pub fn header(bytes: &[u8]) -> Result<Option<Header>, LengthError> {
     let (tag, octets, length) = match *bytes {
         [tag, short @ 0..=0x7F, ..] => (tag, 2, u32::from(short)),

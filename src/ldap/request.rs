@@ -26,13 +26,23 @@ struct SearchFields<'a> {
 
 impl<'a> SearchFields<'a> {
     /// `None` where the elements up to the filter can't be told apart.
+    #[inline(always)]
     fn of(content: &'a [u8]) -> Option<Self> {
         const BEFORE_FILTER: [u8; 5] = [ber::ENUMERATED, ber::ENUMERATED, ber::INTEGER, ber::INTEGER, ber::BOOLEAN];
         let mut fields = Reader::new(content);
         let mut typed = fields.element()?.tag == ber::OCTET_STRING;
         let after_base = fields.rest();
-        for tag in BEFORE_FILTER {
-            typed &= fields.element()?.tag == tag;
+        match *after_base {
+            // As most searches have it: no limit above 127.
+            [
+                ber::ENUMERATED, 1, _, ber::ENUMERATED, 1, _, ber::INTEGER, 1, _, ber::INTEGER, 1, _, ber::BOOLEAN, 1, _,
+                ref rest @ ..,
+            ] => fields = Reader::new(rest),
+            _ => {
+                for tag in BEFORE_FILTER {
+                    typed &= fields.element()?.tag == tag;
+                }
+            }
         }
         let filter = fields.element()?.whole;
         typed &= fields.take(ber::SEQUENCE).is_some();
@@ -42,6 +52,7 @@ impl<'a> SearchFields<'a> {
 
 impl<'a> Request<'a> {
     /// Sees `pdu`, one whole PDU, as a request; `None` if its protocolOp is not one.
+    #[inline(always)]
     pub fn new(pdu: &'a [u8], envelope: Envelope) -> Option<Self> {
         debug_assert_eq!(pdu.len(), envelope.length);
         let kind = OperationKind::from_request_tag(envelope.tag)?;
@@ -135,8 +146,10 @@ impl<'a> Request<'a> {
 
     /// Whether a search's filter nests and, or, not deeper than `limit`; `None` where that can't be told from octets that
     /// a backend may read all the same: Samba takes lengths that LDAP forbids.
+    #[inline]
     pub fn filter_is_deeper_than(&self, limit: usize) -> Option<bool> {
-        depth_exceeds(self.search?.filter, limit)
+        let filter = self.search?.filter;
+        if nests(*filter.first()?) { depth_exceeds(filter, limit) } else { Some(false) }
     }
 
     /// A search's content without its base: names of attributes stand here, in the filter and in the list. Empty where that
@@ -239,14 +252,15 @@ impl<'a> SearchRequest<'a> {
     }
 }
 
-fn depth_exceeds(filter: &[u8], limit: usize) -> Option<bool> {
+/// Whether a filter's choice of this tag has filters in it.
+const fn nests(tag: u8) -> bool {
     const AND: u8 = 0xA0;
     const OR: u8 = 0xA1;
     const NOT: u8 = 0xA2;
-    let nests = |tag| matches!(tag, AND | OR | NOT);
-    if !filter.first().is_some_and(|tag| nests(*tag)) {
-        return Some(false);
-    }
+    matches!(tag, AND | OR | NOT)
+}
+
+fn depth_exceeds(filter: &[u8], limit: usize) -> Option<bool> {
     let mut open = vec![Reader::new(filter)];
     while let Some(level) = open.last_mut() {
         if level.is_empty() {
@@ -296,6 +310,7 @@ pub struct Controls<'a> {
 
 impl<'a> Controls<'a> {
     /// The controls that follow the protocolOp of `pdu`.
+    #[inline]
     pub(super) fn after(pdu: &'a [u8], envelope: &Envelope) -> Self {
         let mut trailing = Reader::new(&pdu[envelope.content_end..]);
         Self { rest: Reader::new(trailing.take(0xA0).unwrap_or_default()) }
@@ -305,6 +320,7 @@ impl<'a> Controls<'a> {
 impl<'a> Iterator for Controls<'a> {
     type Item = Control<'a>;
 
+    #[inline]
     fn next(&mut self) -> Option<Control<'a>> {
         let mut fields = Reader::new(self.rest.take(ber::SEQUENCE)?);
         Some(Control {

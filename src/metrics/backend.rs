@@ -8,7 +8,7 @@ use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, I
 
 use super::families::{
     DURATION_BUCKETS, Held, Share, add, counter_of, counters, forget, gauge_of, gauges, histogram_of, histograms,
-    observe, samples,
+    observe, observe_each, samples,
 };
 use super::names;
 use super::operations::has_response;
@@ -62,10 +62,10 @@ impl BackendMetrics {
         usize::try_from(self.in_flight.get()).unwrap_or(0)
     }
 
-    /// Records how long an operation took, from its request's last byte to its final response's last byte.
-    pub fn operation(&self, kind: OperationKind, duration: Duration) {
+    /// Records how long each of some operations took, from its request's last byte to its final response's last byte.
+    pub fn operations(&self, kind: OperationKind, duration: Duration, count: usize) {
         if let Some(histogram) = &self.durations[kind as usize] {
-            observe(histogram, duration);
+            observe_each(histogram, duration, count);
         }
     }
 

@@ -83,6 +83,20 @@ pub(super) fn observe(histogram: &Histogram, duration: Duration) {
     }
 }
 
+/// Records `count` samples of the same duration.
+pub(super) fn observe_each(histogram: &Histogram, duration: Duration, count: usize) {
+    /// From so many on, adding them up here first costs less than the five locked additions of each.
+    const MANY: usize = 4;
+    if count < MANY {
+        return (0..count).for_each(|_| observe(histogram, duration));
+    }
+    if COUNTS {
+        let (local, seconds) = (histogram.local(), duration.as_secs_f64());
+        (0..count).for_each(|_| local.observe(seconds));
+        local.flush();
+    }
+}
+
 /// All samples of a family now.
 pub(super) fn samples(family: &impl Collector) -> Vec<prometheus::proto::Metric> {
     family.collect().iter_mut().flat_map(|family| family.take_metric()).collect()

@@ -301,9 +301,10 @@ mod tests {
     fn durations_fall_into_buckets_of_seconds() {
         let metrics = Metrics::new();
         let backend = metrics.backend("p", "b");
-        backend.operation(OperationKind::Search, Duration::from_micros(80));
-        backend.operation(OperationKind::Search, Duration::from_millis(3));
-        backend.operation(OperationKind::Unbind, Duration::from_millis(3));
+        backend.operations(OperationKind::Search, Duration::from_micros(80), 1);
+        backend.operations(OperationKind::Search, Duration::from_millis(3), 1);
+        backend.operations(OperationKind::Search, Duration::from_millis(40), 100);
+        backend.operations(OperationKind::Unbind, Duration::from_millis(3), 1);
         let text = metrics.render();
         let bucket = |le: &str| {
             let series = "ldaps_proxy_operation_duration_seconds_bucket";
@@ -312,7 +313,10 @@ mod tests {
         assert_eq!(bucket("0.00005"), Some(0.0));
         assert_eq!(bucket("0.0001"), Some(1.0));
         assert_eq!(bucket("0.005"), Some(2.0));
-        assert_eq!(bucket("30"), Some(2.0));
+        assert_eq!(bucket("0.025"), Some(2.0));
+        assert_eq!(bucket("30"), Some(102.0));
+        let sum = value(&text, r#"ldaps_proxy_operation_duration_seconds_sum{backend="b",operation="search"}"#);
+        assert!(sum.is_some_and(|sum| (sum - 4.00308).abs() < 1e-9), "{sum:?}");
         assert!(!text.contains(r#"operation="unbind",le"#));
     }
 

@@ -23,10 +23,10 @@ impl Operations {
         Self { table: OperationKind::ALL.into_iter().map(row).collect() }
     }
 
-    /// Counts an operation that ended with this LDAP result code; unbind and abandon, which have none, end with 0.
-    pub fn record(&self, kind: OperationKind, result: u32) {
+    /// Counts operations that ended with this LDAP result code; unbind and abandon, which have none, end with 0.
+    pub fn record(&self, kind: OperationKind, result: u32, count: usize) {
         let row = &self.table[kind as usize];
-        add(&row[position(result).min(row.len() - 1)], 1);
+        add(&row[position(result).min(row.len() - 1)], count as u64);
     }
 
     /// How many operations of this kind ended with this result code (codes without a name count together).
@@ -76,11 +76,11 @@ mod tests {
     #[test]
     fn an_operation_is_counted_under_its_kind_and_result() {
         let operations = Operations::new(&families::counters(&Registry::new(), names::OPERATIONS));
-        operations.record(OperationKind::Search, 0);
-        operations.record(OperationKind::Search, 52);
-        operations.record(OperationKind::Search, 52);
-        operations.record(OperationKind::Bind, 7777);
-        operations.record(OperationKind::Unbind, 0);
+        operations.record(OperationKind::Search, 0, 1);
+        operations.record(OperationKind::Search, 52, 1);
+        operations.record(OperationKind::Search, 52, 1);
+        operations.record(OperationKind::Bind, 7777, 1);
+        operations.record(OperationKind::Unbind, 0, 1);
         assert_eq!(operations.total(OperationKind::Search, 0), 1);
         assert_eq!(operations.total(OperationKind::Search, 52), 2);
         assert_eq!(operations.total(OperationKind::Bind, 0), 0);

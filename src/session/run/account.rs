@@ -17,6 +17,17 @@ use crate::session::operations::Operation;
 use crate::session::registry::{Entry, Facts};
 use crate::session::verdict::{Answer, Settled};
 
+/// Answered operations that differ in nothing the metrics tell, which are counted together: those of one read mostly are.
+#[derive(Default)]
+pub(super) struct Tally(Option<Alike>);
+
+struct Alike {
+    kind: OperationKind,
+    code: ResultCode,
+    started: Instant,
+    count: usize,
+}
+
 /// How an operation ended, for its record.
 #[derive(Default)]
 struct End<'a> {
@@ -27,13 +38,47 @@ struct End<'a> {
 }
 
 impl<T> Run<T> {
-    /// Counts and logs an operation that the backend has answered.
-    pub(super) fn settle(&mut self, settled: Settled, response: &Response<'_>, backend: &Arc<Backend>, now: Instant) {
-        let Settled { kind, started, code, bind_name, record } = settled;
-        let code = code.unwrap_or(ResultCode::OTHER);
+    /// Counts and logs an operation that the backend has answered. What is in the tally must be counted in the end.
+    #[inline]
+    pub(super) fn settle(
+        &mut self,
+        settled: Settled,
+        response: &Response<'_>,
+        backend: &Arc<Backend>,
+        tally: &mut Tally,
+        now: Instant,
+    ) {
+        let (kind, started, code) = (settled.kind, settled.started, settled.code.unwrap_or(ResultCode::OTHER));
+        match &mut tally.0 {
+            Some(alike) if alike.kind == kind && alike.code == code && alike.started == started => alike.count += 1,
+            _ => {
+                self.count_tally(std::mem::take(tally), backend, now);
+                tally.0 = Some(Alike { kind, code, started, count: 1 });
+            }
+        }
+        if kind == OperationKind::Bind || settled.record.is_some() {
+            self.tell(settled, code, response, backend, now);
+        }
+    }
+
+    /// Counts operations that the backend has answered.
+    pub(super) fn count_tally(&mut self, tally: Tally, backend: &Backend, now: Instant) {
+        let Some(Alike { kind, code, started, count }) = tally.0 else { return };
         self.clock.active = now;
-        self.count(kind, code);
-        backend.metrics().operation(kind, now - started);
+        self.count(kind, code, count);
+        backend.metrics().operations(kind, now - started, count);
+    }
+
+    /// Tells what came of a bind, and the access log of any operation that the backend has answered.
+    fn tell(
+        &mut self,
+        settled: Settled,
+        code: ResultCode,
+        response: &Response<'_>,
+        backend: &Arc<Backend>,
+        now: Instant,
+    ) {
+        let Settled { kind, bind_name, record, .. } = settled;
         let mut sub_code = None;
         if kind == OperationKind::Bind {
             if let Some(attempt) = self.attempt.take() {
@@ -72,7 +117,7 @@ impl<T> Run<T> {
                 let detail = format_args!("{}: {}", answer.kind, answer.diagnostic);
                 self.record(answer.reason, self.entry.client.ip(), detail);
             }
-            self.count(answer.kind, answer.code);
+            self.count(answer.kind, answer.code, 1);
             if answer.kind == OperationKind::Bind {
                 self.entry.set_facts(|facts| facts.bind_name = None);
                 // A login that no directory has judged costs its name nothing. One that timed out may have been judged.
@@ -101,7 +146,7 @@ impl<T> Run<T> {
     pub(super) fn carried_out(&mut self, request: &Request<'_>, response: &[u8], now: Instant) {
         let mut operation = self.record_of(request, now);
         operation.delivered_octets = response.len() as u64;
-        self.count(operation.kind, ResultCode::SUCCESS);
+        self.count(operation.kind, ResultCode::SUCCESS, 1);
         self.count_sent(response.len());
         self.to_client.queue(response);
         self.log_operation(&operation, End { code: Some(ResultCode::SUCCESS), ..End::default() }, now);
@@ -109,7 +154,7 @@ impl<T> Run<T> {
 
     /// Counts and logs a request that has no response: an unbind or an abandon.
     pub(super) fn unanswerable(&mut self, request: &Request<'_>, now: Instant) {
-        self.count(request.kind(), ResultCode::SUCCESS);
+        self.count(request.kind(), ResultCode::SUCCESS, 1);
         self.log_operation(&self.record_of(request, now), End::default(), now);
     }
 
@@ -147,9 +192,9 @@ impl<T> Run<T> {
         self.entry.sent.fetch_add(octets as u64, Ordering::Relaxed);
     }
 
-    fn count(&self, kind: OperationKind, code: ResultCode) {
-        self.entry.operations.fetch_add(1, Ordering::Relaxed);
-        self.settings.metrics.operations.record(kind, code.0);
+    fn count(&self, kind: OperationKind, code: ResultCode, count: usize) {
+        self.entry.operations.fetch_add(count as u64, Ordering::Relaxed);
+        self.settings.metrics.operations.record(kind, code.0, count);
     }
 
     /// Logs what has no result for the metrics: it was abandoned, or its client has gone.

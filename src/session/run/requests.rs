@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::{Link, Moved, OWN_ANSWER, Passing, Phase, Run, Up, is_waited_for};
 use crate::buffer::{Inbox, Source};
 use crate::failure::{EndReason, FailoverKind, Refusal};
-use crate::ldap::{self, FrameError, OperationKind, Request, ResultCode, reply};
+use crate::ldap::{self, Envelope, FrameError, OperationKind, Request, ResultCode, reply};
 use crate::policy::{Refused, Standing};
 use crate::pool::{Duty, Shortage};
 use crate::session::establish::{Establish, EstablishError};
@@ -112,25 +112,23 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
             }
             let rest = &octets[at..];
             let request = match self.frame(rest) {
-                Ok(Some(request)) => request,
-                Ok(None) => {
-                    self.clock.partial.get_or_insert(now);
-                    break;
-                }
+                Ok(Some(envelope)) => rest.get(..envelope.length).and_then(|pdu| Request::new(pdu, envelope)),
+                Ok(None) => None,
                 // Behind a bind it is judged once that is answered: then its client may send more.
                 Err(_) if self.state.bind().awaiting().is_some() => {
                     self.clock.partial = None;
                     break;
                 }
-                Err(ending) => {
+                Err(error) => {
                     self.forward(cx, &octets[run..at]);
                     (run, at) = (octets.len(), octets.len());
-                    if ending.reason == EndReason::RequestSize {
-                        self.settings.metrics.refusals.count(Refusal::RequestSize);
-                    }
-                    self.end(ending);
+                    self.refuse(error);
                     break;
                 }
+            };
+            let Some(request) = request else {
+                self.clock.partial.get_or_insert(now);
+                break;
             };
             self.requests_left -= 1;
             self.clock.partial = None;
@@ -170,22 +168,41 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
         self.show_in_flight();
     }
 
-    /// The request that `octets` begin with, if it is whole.
-    fn frame<'a>(&self, octets: &'a [u8]) -> Result<Option<Request<'a>>, Ending> {
+    /// The envelope of the request that `octets` begin with, as soon as it is there.
+    #[inline]
+    fn frame(&self, octets: &[u8]) -> Result<Option<Envelope>, FrameError> {
         let limits = &self.settings.limits;
-        let Some(envelope) = ldap::envelope(octets, self.state.size_limit(limits)).map_err(bad_request)? else {
-            return Ok(None);
-        };
+        let Some(envelope) = ldap::envelope(octets, self.state.size_limit(limits))? else { return Ok(None) };
         if OperationKind::from_request_tag(envelope.tag).is_none() {
-            let text = format!("0x{:02x} is not the tag of an LDAP request", envelope.tag);
-            return Err(Ending::told(EndReason::ProtocolError, ResultCode::PROTOCOL_ERROR, text));
+            return Err(FrameError::NotARequest(envelope.tag));
         }
-        self.state.oversize(&envelope, limits).map_err(bad_request)?;
-        Ok(octets.get(..envelope.length).and_then(|pdu| Request::new(pdu, envelope)))
+        self.state.oversize(&envelope, limits)?;
+        Ok(Some(envelope))
+    }
+
+    /// Ends a session whose client has sent what is no request, or too large a one.
+    #[cold]
+    fn refuse(&mut self, error: FrameError) {
+        let reason = match error {
+            FrameError::TooLarge { .. } => {
+                self.settings.metrics.refusals.count(Refusal::RequestSize);
+                EndReason::RequestSize
+            }
+            _ => EndReason::ProtocolError,
+        };
+        self.end(Ending::told(reason, ResultCode::PROTOCOL_ERROR, error.to_string()));
     }
 
     /// Asks the listener's policy and the login throttle.
+    #[inline]
     fn judge(&mut self, request: &Request<'_>, now: Instant) -> RequestVerdict {
+        if self.settings.policy.is_open() && request.kind() != OperationKind::Bind {
+            return RequestVerdict::Forward;
+        }
+        self.judge_closely(request, now)
+    }
+
+    fn judge_closely(&mut self, request: &Request<'_>, now: Instant) -> RequestVerdict {
         let standing =
             Standing { anonymous: !self.state.bind().is_authenticated(), encrypted: self.state.is_encrypted() };
         if let Err(Refused { code, reason, diagnostic }) = self.settings.policy.judge(request, standing) {
@@ -393,12 +410,4 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
         self.carried_out(request, &reply::start_tls(request.message_id(), ResultCode::SUCCESS, ""), now);
         self.phase = Phase::StartingTls;
     }
-}
-
-fn bad_request(error: FrameError) -> Ending {
-    let reason = match error {
-        FrameError::TooLarge { .. } => EndReason::RequestSize,
-        _ => EndReason::ProtocolError,
-    };
-    Ending::told(reason, ResultCode::PROTOCOL_ERROR, error.to_string())
 }

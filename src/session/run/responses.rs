@@ -6,6 +6,7 @@ use tokio::io::AsyncWrite;
 use tokio::task::coop;
 use tokio::time::Instant;
 
+use super::account::Tally;
 use super::{Link, Moved, Passing, Run, is_waited_for};
 use crate::buffer::Source;
 use crate::failure::EndReason;
@@ -60,6 +61,7 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
         let mut at = 0;
         let mut lost = false;
         let mut ending = None;
+        let mut tally = Tally::default();
         while at < octets.len() {
             if self.state.layer() == Layer::Opaque {
                 at = octets.len();
@@ -118,7 +120,7 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
                 ResponseVerdict::Forward(settled) => {
                     let treated = response.as_ref().map_or(Outcome::Unchanged, |response| self.treat(response));
                     if let (Some(settled), Some(response)) = (settled, &response) {
-                        self.settle(settled, response, up.upstream.backend(), now);
+                        self.settle(settled, response, up.upstream.backend(), &mut tally, now);
                     }
                     if treated == Outcome::Unchanged {
                         at += envelope.length;
@@ -147,6 +149,7 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
                 }
             }
         }
+        self.count_tally(tally, up.upstream.backend(), now);
         self.deliver(cx, &octets[run..at]);
         up.inbox.consume(at);
         up.inbox.settle();
