@@ -70,8 +70,14 @@ pub struct LdapResult<'a> {
 impl<'a> Response<'a> {
     /// Sees `pdu`, one whole PDU, as a response; `None` if its protocolOp is not one.
     pub fn new(pdu: &'a [u8], envelope: Envelope) -> Option<Self> {
+        ResponseKind::from_tag(envelope.tag).map(|kind| Self::of_kind(kind, pdu, envelope))
+    }
+
+    /// The same where its kind is known.
+    #[inline]
+    pub fn of_kind(kind: ResponseKind, pdu: &'a [u8], envelope: Envelope) -> Self {
         debug_assert_eq!(pdu.len(), envelope.length);
-        ResponseKind::from_tag(envelope.tag).map(|kind| Self { pdu, envelope, kind })
+        Self { pdu, envelope, kind }
     }
 
     /// The octets as they were received.
@@ -90,8 +96,14 @@ impl<'a> Response<'a> {
     }
 
     /// The result code, of a final response in which it can be read, whatever follows.
+    #[inline]
     pub fn code(&self) -> Option<ResultCode> {
-        if self.kind.is_final() { self.content().unsigned(ber::ENUMERATED).map(ResultCode) } else { None }
+        let mut content = self.content();
+        match *content.rest() {
+            _ if !self.kind.is_final() => None,
+            [ber::ENUMERATED, 1, code @ 0..=0x7F, ..] => Some(ResultCode(code.into())),
+            _ => content.unsigned(ber::ENUMERATED).map(ResultCode),
+        }
     }
 
     /// The result, of a final response that can be read.

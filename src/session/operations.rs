@@ -98,6 +98,7 @@ pub enum Fate {
 
 impl Operation {
     /// An operation that ends as it begins, for its record.
+    #[inline(always)]
     pub fn ended(
         id: MessageId,
         kind: OperationKind,
@@ -128,6 +129,11 @@ impl Operation {
     /// What its record is made of, taken from it: all but the copy of the request.
     pub fn take_record(&mut self) -> Self {
         Self { kept: None, described: self.described.take(), ..*self }
+    }
+
+    /// All of it; what stays has neither a copy of the request nor a record.
+    pub fn take(&mut self) -> Self {
+        Self { kept: self.kept.take(), ..self.take_record() }
     }
 
     /// Octets that are kept of its request, and for its record.
@@ -195,7 +201,7 @@ impl Operations {
     }
 
     /// Takes up an operation.
-    #[inline]
+    #[inline(always)]
     pub fn begin(&mut self, operation: Operation) {
         debug_assert!(self.find(operation.id).is_none());
         self.writes += usize::from(operation.writes);

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::bind::{BindState, Identity, Method};
 use super::operations::{BACKEND_LOST, Fate, KeptRequest, Operation, Operations};
 use super::pins::{Pin, Pins};
-use super::verdict::{Answer, Ending, Loss, RequestVerdict, ResponseVerdict, Settled};
+use super::verdict::{Answer, Details, Ending, Loss, RequestVerdict, ResponseVerdict, Settled};
 use crate::access_log::RequestPart;
 use crate::config::{Failover, FailoverMode, Limits};
 use crate::failure::{EndReason, FailoverKind, Refusal};
@@ -192,23 +192,35 @@ impl State {
 
     /// Takes up an operation that is forwarded. `position` is where its first octet will stand in the upstream's stream.
     pub fn begin(&mut self, request: &Request<'_>, position: u64, described: Option<RequestPart>, now: Instant) {
-        let (id, kind) = (request.message_id(), request.kind());
+        let kind = request.kind();
         let page = if kind == OperationKind::Search { self.pins.search(request) } else { None };
         let kept = self.keep(request);
         if kind == OperationKind::Bind {
             let bind = request.bind();
             let method = bind.as_ref().map_or(Method::Other, Method::of);
-            self.bind.request(id, method, bind.as_ref().and_then(simple_name));
+            self.bind.request(request.message_id(), method, bind.as_ref().and_then(simple_name));
         }
-        let operation = Operation {
+        let kept_octets = kept.as_ref().map_or(0, |kept| kept.pdu().len());
+        self.kept_octets += kept_octets + described.as_ref().map_or(0, RequestPart::octets);
+        let (id, length, writes) = (request.message_id(), request.pdu().len(), may_write(request));
+        self.operations.begin(Operation {
+            id,
+            kind,
+            started: now,
             position,
-            writes: may_write(request),
+            length,
+            writes,
             kept,
+            entries: 0,
+            references: 0,
+            intermediates: 0,
+            delivered_octets: 0,
+            resent: false,
             page,
-            ..Operation::ended(id, kind, now, request.pdu().len(), described)
-        };
-        self.kept_octets += operation.kept_octets();
-        self.operations.begin(operation);
+            queue: Duration::ZERO,
+            connect: Duration::ZERO,
+            described,
+        });
     }
 
     /// Ends the operation that an Abandon names (§4.11), if there is one. A late answer is legal, but there may be none:
@@ -242,6 +254,7 @@ impl State {
     }
 
     /// Takes up one whole response.
+    #[inline]
     pub fn response(&mut self, response: &Response<'_>, now: Instant) -> ResponseVerdict {
         let id = response.message_id();
         if id == 0 {
@@ -250,48 +263,61 @@ impl State {
         if !response.kind().is_final() {
             return self.part(id, response.kind(), response.pdu().len());
         }
-        let settled = self.operations.end(id, |operation| {
+        match self.settle(response, now) {
+            Some(settled) => ResponseVerdict::Forward(Some(settled)),
+            None => ResponseVerdict::Ignore,
+        }
+    }
+
+    /// Ends the operation that a final response answers, if there is one.
+    #[inline(always)]
+    fn settle(&mut self, response: &Response<'_>, now: Instant) -> Option<Settled> {
+        let code = response.code();
+        let mut settled = self.operations.end(response.message_id(), |operation| {
             self.kept_octets -= operation.kept_octets();
             operation.delivered_octets += response.pdu().len() as u64;
-            let code = match operation.kind {
-                // A success of which not everything can be read is none.
-                OperationKind::Bind => response.result().map(|result| result.code),
-                _ => response.code(),
-            };
-            let success = code == Some(ResultCode::SUCCESS);
-            let mut bind_name = None;
-            match operation.kind {
-                OperationKind::Bind => {
-                    let code = code.unwrap_or(ResultCode::OPERATIONS_ERROR);
-                    let kept = operation.kept.take().filter(|_| self.failover.replay_bind);
-                    let bound = self.bind.response(code, kept, now);
-                    bind_name = bound.name;
-                    if bound.may_begin_layer {
-                        self.layer = Layer::Undecided;
-                    }
-                    if success {
-                        self.pins.rebound();
-                    }
-                }
-                OperationKind::Search => {
-                    if let Some(page) = operation.page {
-                        self.pins.paged(page, response.paging_cookie());
-                    }
-                }
-                _ if operation.writes && success => self.pins.wrote(now),
-                _ => {}
+            if operation.writes && code == Some(ResultCode::SUCCESS) {
+                self.pins.wrote(now);
             }
-            let record = operation.described.is_some().then(|| Box::new(operation.take_record()));
-            Settled { kind: operation.kind, started: operation.started, code, bind_name, record }
-        });
-        if settled.as_ref().is_some_and(|settled| settled.kind == OperationKind::Bind) {
-            // What was asked before it was asked by somebody else.
-            self.kept_octets -= self.operations.forget_requests();
+            // Of most there is no more to be said than this.
+            let has_details =
+                operation.kind == OperationKind::Bind || operation.page.is_some() || operation.described.is_some();
+            let details = has_details.then(|| Box::new(Details { operation: operation.take(), bind_name: None }));
+            Settled { kind: operation.kind, started: operation.started, code, details }
+        })?;
+        if settled.details.is_some() {
+            self.settle_details(&mut settled, response, now);
         }
-        settled.map_or(ResponseVerdict::Ignore, |settled| ResponseVerdict::Forward(Some(settled)))
+        Some(settled)
+    }
+
+    /// Settles what not every operation has.
+    fn settle_details(&mut self, settled: &mut Settled, response: &Response<'_>, now: Instant) {
+        let Some(details) = &mut settled.details else { return };
+        if let Some(page) = details.operation.page {
+            self.pins.paged(page, response.paging_cookie());
+        }
+        if settled.kind != OperationKind::Bind {
+            return;
+        }
+        // A success of which not everything can be read is none.
+        settled.code = response.result().map(|result| result.code);
+        let code = settled.code.unwrap_or(ResultCode::OPERATIONS_ERROR);
+        let kept = details.operation.kept.take().filter(|_| self.failover.replay_bind);
+        let bound = self.bind.response(code, kept, now);
+        details.bind_name = bound.name;
+        if bound.may_begin_layer {
+            self.layer = Layer::Undecided;
+        }
+        if code == ResultCode::SUCCESS {
+            self.pins.rebound();
+        }
+        // What was asked before it was asked by somebody else.
+        self.kept_octets -= self.operations.forget_requests();
     }
 
     /// Takes up an entry, a reference or an intermediate response, of which the first octets may be all that has arrived.
+    #[inline]
     pub fn part(&mut self, id: MessageId, kind: ResponseKind, length: usize) -> ResponseVerdict {
         debug_assert!(!kind.is_final());
         match self.operations.find_mut(id) {

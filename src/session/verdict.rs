@@ -108,10 +108,17 @@ pub struct Settled {
     pub started: Instant,
     /// Its result code; `None` where that can't be read, or of a bind's result not everything.
     pub code: Option<ResultCode>,
+    /// What more there is to say of a bind, of a page, or to the access log and spans.
+    pub details: Option<Box<Details>>,
+}
+
+/// What not every operation has.
+#[derive(Debug)]
+pub struct Details {
+    /// The operation, as it ended.
+    pub operation: Operation,
     /// Who the session is now bound as, or who was refused, where a simple bind said so.
     pub bind_name: Option<Box<str>>,
-    /// What the access log and spans are told from; `None` if they want nothing.
-    pub record: Option<Box<Operation>>,
 }
 
 /// What becomes of a session whose upstream is lost.

@@ -15,7 +15,7 @@ use crate::pool::Backend;
 use crate::session::Settings;
 use crate::session::operations::Operation;
 use crate::session::registry::{Entry, Facts};
-use crate::session::verdict::{Answer, Settled};
+use crate::session::verdict::{Answer, Details, Settled};
 
 /// Answered operations that differ in nothing the metrics tell, which are counted together: those of one read mostly are.
 #[derive(Default)]
@@ -56,8 +56,8 @@ impl<T> Run<T> {
                 tally.0 = Some(Alike { kind, code, started, count: 1 });
             }
         }
-        if kind == OperationKind::Bind || settled.record.is_some() {
-            self.tell(settled, code, response, backend, now);
+        if let Some(details) = settled.details {
+            self.settle_details(*details, code, response, backend, now);
         }
     }
 
@@ -69,18 +69,18 @@ impl<T> Run<T> {
         backend.metrics().operations(kind, now - started, count);
     }
 
-    /// Tells what came of a bind, and the access log of any operation that the backend has answered.
-    fn tell(
+    /// Settles what not every operation has: says what came of a bind, and writes to the access log.
+    fn settle_details(
         &mut self,
-        settled: Settled,
+        details: Details,
         code: ResultCode,
         response: &Response<'_>,
         backend: &Arc<Backend>,
         now: Instant,
     ) {
-        let Settled { kind, bind_name, record, .. } = settled;
+        let Details { operation, bind_name } = details;
         let mut sub_code = None;
-        if kind == OperationKind::Bind {
+        if operation.kind == OperationKind::Bind {
             if let Some(attempt) = self.attempt.take() {
                 self.settings.throttle.settle(attempt, code, now.into_std());
             }
@@ -97,10 +97,8 @@ impl<T> Run<T> {
             let bound_as = bind_name.filter(|_| code == ResultCode::SUCCESS);
             self.entry.set_facts(|facts| facts.bind_name = bound_as);
         }
-        if let Some(operation) = record {
-            let end = End { backend: Some(backend.name()), code: Some(code), sub_code, refusal: None };
-            self.log_operation(&operation, end, now);
-        }
+        let end = End { backend: Some(backend.name()), code: Some(code), sub_code, refusal: None };
+        self.log_operation(&operation, end, now);
     }
 
     /// Sends, counts and logs a final response by the proxy to a request that never became an operation.

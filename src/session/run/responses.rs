@@ -99,7 +99,7 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
                 lost = true;
                 break;
             };
-            let response = rest.get(..envelope.length).and_then(|pdu| Response::new(pdu, envelope));
+            let response = rest.get(..envelope.length).map(|pdu| Response::of_kind(kind, pdu, envelope));
             let verdict = match &response {
                 Some(response) => self.state.response(response, now),
                 None if envelope.length > PASS_FROM && !kind.is_final() => {
