@@ -360,6 +360,29 @@ mod tests {
         assert!(request.bind().is_none() && request.abandoned_id().is_none());
     }
 
+    /// However the octets before the filter are changed, the short way through them finds what the long one does.
+    #[test]
+    fn search_fields_are_the_same_both_ways() {
+        fn long_way(content: &[u8]) -> Option<(&[u8], bool)> {
+            let mut fields = Reader::new(content);
+            let base = fields.element()?;
+            let before: Vec<_> = (0..5).map(|_| fields.element().map(|field| field.tag)).collect::<Option<_>>()?;
+            let filter = fields.element()?.whole;
+            let typed = base.tag == 4 && before == [0x0A, 0x0A, 2, 2, 1] && fields.take(ber::SEQUENCE).is_some();
+            Some((filter, typed))
+        }
+        let content = &SEARCH[7..40];
+        for at in 0..content.len() {
+            for octet in 0..=0xFF {
+                let mut content = content.to_vec();
+                content[at] = octet;
+                let fields = SearchFields::of(&content).map(|fields| (fields.filter, fields.typed));
+                assert_eq!(fields, long_way(&content), "{content:02x?}");
+            }
+        }
+        assert_eq!(SearchFields::of(content).map(|fields| fields.typed), Some(true));
+    }
+
     #[test]
     fn binds() {
         let simple = request(b"\x30\x0f\x02\x01\x01\x60\x0a\x02\x01\x03\x04\x02cn\x80\x01p").and_then(|r| r.bind());

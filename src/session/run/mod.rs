@@ -340,3 +340,31 @@ impl<T: Source + AsyncWrite + Unpin> Future for Run<T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    /// A session that took a side for waited for, and isn't woken by it, would never go on.
+    #[tokio::test]
+    async fn a_side_is_waited_for_only_if_it_wakes_the_task() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut far, _) = listener.accept().await.unwrap();
+        let waited_for = poll_fn(|cx| {
+            while coop::poll_proceed(cx).map(|progress| progress.made_progress()).is_ready() {}
+            Poll::Ready(is_waited_for(&mut near, cx))
+        });
+        assert!(!waited_for.await, "without budget nothing is");
+        tokio::task::yield_now().await;
+        assert!(poll_fn(|cx| Poll::Ready(is_waited_for(&mut near, cx))).await);
+        far.write_all(b"x").await.unwrap();
+        poll_fn(|cx| if near.is_dry() { near.poll_readable(cx) } else { Poll::Ready(()) }).await;
+        assert!(!poll_fn(|cx| Poll::Ready(is_waited_for(&mut near, cx))).await, "it has something");
+    }
+}
