@@ -95,9 +95,11 @@ pub fn shrink_after_crowd<K: Eq + Hash, V>(map: &mut HashMap<K, V>) {
 
 /// What an [`Inbox`] is filled from. Where it can tell that there is nothing to read, no buffer has to be lent to find out,
 /// which is most of what such a read costs.
+///
+/// A read or [`Source::poll_readable`] that was pending while the task had budget left ([`tokio::task::coop`]) has its task woken
+/// once the source is no longer dry. Whoever was told to wait so and finds it still dry need not ask again.
 pub trait Source: AsyncRead {
-    /// Whether a read would wait, as far as that is known. Whoever was made to wait by [`Source::poll_readable`], and is told so,
-    /// still waits: its task is going to be woken.
+    /// Whether a read would wait, as far as that is known.
     fn is_dry(&self) -> bool {
         false
     }
@@ -119,7 +121,7 @@ impl Source for TcpStream {
     }
 }
 
-#[cfg(any(test, fuzzing))]
+#[cfg(test)]
 impl Source for tokio::io::DuplexStream {}
 
 #[cfg(test)]
@@ -343,8 +345,8 @@ impl Outbox {
         *self = Self { buffer: octets, ..Self::default() };
     }
 
-    /// Sends octets after those that wait; what isn't taken at once waits too. An error shows again, with its consequences,
-    /// when they are flushed.
+    /// Sends octets after those that wait, and flushes; what isn't taken at once waits too. An error shows again, with its
+    /// consequences, when they are flushed.
     pub fn send(&mut self, cx: &mut Context<'_>, io: &mut (impl AsyncWrite + Unpin), mut octets: &[u8]) {
         while self.is_empty() && !octets.is_empty() {
             let Poll::Ready(Ok(count @ 1..)) = Pin::new(&mut *io).poll_write(cx, octets) else { break };

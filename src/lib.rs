@@ -28,6 +28,8 @@ pub mod lifecycle;
 pub mod listener;
 pub mod log;
 pub mod metrics;
+#[cfg(any(test, fuzzing))]
+pub mod pipe;
 pub mod policy;
 pub mod pool;
 pub mod proxy_protocol;

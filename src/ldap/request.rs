@@ -32,12 +32,12 @@ impl<'a> SearchFields<'a> {
         let mut fields = Reader::new(content);
         let mut typed = fields.element()?.tag == ber::OCTET_STRING;
         let after_base = fields.rest();
-        match *after_base {
-            // As most searches have it: no limit above 127.
-            [
-                ber::ENUMERATED, 1, _, ber::ENUMERATED, 1, _, ber::INTEGER, 1, _, ber::INTEGER, 1, _, ber::BOOLEAN, 1, _,
-                ref rest @ ..,
-            ] => fields = Reader::new(rest),
+        // Most have a value of one octet, limits of 0 among them.
+        let are_short = |before: &[u8; 15]| {
+            std::iter::zip(before.chunks_exact(3), BEFORE_FILTER).all(|(field, tag)| field[..2] == [tag, 1])
+        };
+        match after_base.split_first_chunk() {
+            Some((before, rest)) if are_short(before) => fields = Reader::new(rest),
             _ => {
                 for tag in BEFORE_FILTER {
                     typed &= fields.element()?.tag == tag;

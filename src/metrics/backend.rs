@@ -63,7 +63,7 @@ impl BackendMetrics {
     }
 
     /// Records how long each of some operations took, from its request's last byte to its final response's last byte.
-    pub fn operations(&self, kind: OperationKind, duration: Duration, count: usize) {
+    pub fn answered(&self, kind: OperationKind, duration: Duration, count: usize) {
         if let Some(histogram) = &self.durations[kind as usize] {
             observe_each(histogram, duration, count);
         }

@@ -85,7 +85,7 @@ pub(super) fn observe(histogram: &Histogram, duration: Duration) {
 
 /// Records `count` samples of the same duration.
 pub(super) fn observe_each(histogram: &Histogram, duration: Duration, count: usize) {
-    /// From so many on, adding them up here first costs less than the five locked additions of each.
+    /// From so many on, adding them up here first costs less than the locked additions of each.
     const MANY: usize = 4;
     if count < MANY {
         return (0..count).for_each(|_| observe(histogram, duration));

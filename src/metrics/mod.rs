@@ -301,10 +301,10 @@ mod tests {
     fn durations_fall_into_buckets_of_seconds() {
         let metrics = Metrics::new();
         let backend = metrics.backend("p", "b");
-        backend.operations(OperationKind::Search, Duration::from_micros(80), 1);
-        backend.operations(OperationKind::Search, Duration::from_millis(3), 1);
-        backend.operations(OperationKind::Search, Duration::from_millis(40), 100);
-        backend.operations(OperationKind::Unbind, Duration::from_millis(3), 1);
+        backend.answered(OperationKind::Search, Duration::from_micros(80), 1);
+        backend.answered(OperationKind::Search, Duration::from_millis(3), 1);
+        backend.answered(OperationKind::Search, Duration::from_millis(40), 100);
+        backend.answered(OperationKind::Unbind, Duration::from_millis(3), 1);
         let text = metrics.render();
         let bucket = |le: &str| {
             let series = "ldaps_proxy_operation_duration_seconds_bucket";

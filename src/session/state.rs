@@ -200,10 +200,8 @@ impl State {
             let method = bind.as_ref().map_or(Method::Other, Method::of);
             self.bind.request(request.message_id(), method, bind.as_ref().and_then(simple_name));
         }
-        let kept_octets = kept.as_ref().map_or(0, |kept| kept.pdu().len());
-        self.kept_octets += kept_octets + described.as_ref().map_or(0, RequestPart::octets);
         let (id, length, writes) = (request.message_id(), request.pdu().len(), may_write(request));
-        self.operations.begin(Operation {
+        let operation = Operation {
             id,
             kind,
             started: now,
@@ -220,7 +218,9 @@ impl State {
             queue: Duration::ZERO,
             connect: Duration::ZERO,
             described,
-        });
+        };
+        self.kept_octets += operation.kept_octets();
+        self.operations.begin(operation);
     }
 
     /// Ends the operation that an Abandon names (§4.11), if there is one. A late answer is legal, but there may be none:
@@ -263,7 +263,7 @@ impl State {
         if !response.kind().is_final() {
             return self.part(id, response.kind(), response.pdu().len());
         }
-        match self.settle(response, now) {
+        match self.conclude(response, now) {
             Some(settled) => ResponseVerdict::Forward(Some(settled)),
             None => ResponseVerdict::Ignore,
         }
@@ -271,7 +271,7 @@ impl State {
 
     /// Ends the operation that a final response answers, if there is one.
     #[inline(always)]
-    fn settle(&mut self, response: &Response<'_>, now: Instant) -> Option<Settled> {
+    fn conclude(&mut self, response: &Response<'_>, now: Instant) -> Option<Settled> {
         let code = response.code();
         let mut settled = self.operations.end(response.message_id(), |operation| {
             self.kept_octets -= operation.kept_octets();
@@ -286,13 +286,13 @@ impl State {
             Settled { kind: operation.kind, started: operation.started, code, details }
         })?;
         if settled.details.is_some() {
-            self.settle_details(&mut settled, response, now);
+            self.conclude_details(&mut settled, response, now);
         }
         Some(settled)
     }
 
-    /// Settles what not every operation has.
-    fn settle_details(&mut self, settled: &mut Settled, response: &Response<'_>, now: Instant) {
+    /// The same of what not every operation has.
+    fn conclude_details(&mut self, settled: &mut Settled, response: &Response<'_>, now: Instant) {
         let Some(details) = &mut settled.details else { return };
         if let Some(page) = details.operation.page {
             self.pins.paged(page, response.paging_cookie());

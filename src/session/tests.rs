@@ -24,6 +24,7 @@ use tokio_util::codec::{Decoder as _, Encoder as _};
 use super::*;
 use crate::config;
 use crate::ldap::{self, OperationKind, ResponseKind};
+use crate::pipe::Pipe;
 use crate::pool::{Endpoint, Health};
 use crate::upstream::Connector;
 
@@ -204,11 +205,12 @@ impl Client {
         }
     }
 
-    async fn send(&mut self, send: Send) {
+    /// The octets of its next request; none where nothing can be abandoned.
+    fn request(&mut self, kind: Kind) -> Option<BytesMut> {
         let id = self.next;
         self.next += 1;
         let dn = format!("{id},{}", self.name);
-        let op = match send.kind {
+        let op = match kind {
             Kind::Search => LdapOp::SearchRequest(LdapSearchRequest {
                 base: dn,
                 scope: LdapSearchScope::Subtree,
@@ -231,18 +233,23 @@ impl Client {
                 LdapOp::BindRequest(LdapBindRequest { version: 3, dn, cred: LdapBindCred::Simple("secret".into()) })
             }
             Kind::Abandon => {
-                let Some((&target, _)) = self.open.iter().find(|(_, kind)| **kind != Kind::Bind) else { return };
+                let (&target, _) = self.open.iter().find(|(_, kind)| **kind != Kind::Bind)?;
                 self.open.remove(&target);
                 self.abandoned.insert(target);
                 LdapOp::AbandonRequest(target as i32)
             }
         };
-        if send.kind != Kind::Abandon {
-            self.open.insert(id, send.kind);
+        if kind != Kind::Abandon {
+            self.open.insert(id, kind);
         }
         let mut octets = BytesMut::new();
         let message = LdapMsg { msgid: id as i32, op, ctrl: Vec::new() };
         LdapCodec::default().encode(message, &mut octets).expect("memory");
+        Some(octets)
+    }
+
+    async fn send(&mut self, send: Send) {
+        let Some(octets) = self.request(send.kind) else { return };
         for mut part in octets.chunks(send.cut) {
             while !part.is_empty() && !self.ended {
                 // Whoever only writes may wait for ever for a proxy whose answers nobody takes.
@@ -368,7 +375,7 @@ async fn play(scripts: [Vec<Send>; 2], reactions: Vec<React>) {
         let (near, far) = duplex(512);
         let address = SocketAddr::from(([127, 0, 0, 1], 1000 + index as u16));
         let entry = registry.enter(address, "l".into());
-        let session = Session::new(Arc::clone(&settings), entry, far, StartTls::Established);
+        let session = Session::new(Arc::clone(&settings), entry, Pipe::from(far), StartTls::Established);
         tasks.spawn(async move {
             session.serve().await;
         });

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::config;
 use crate::ldap::{Response, ResultCode, envelope};
+use crate::pipe::Pipe;
 use crate::pool::Endpoint;
 use crate::upstream::Connector;
 
@@ -42,7 +43,7 @@ fn client(backends: &[SocketAddr]) -> DuplexStream {
     };
     let (near, far) = duplex(4096);
     let entry = Arc::new(Registry::default()).enter(SocketAddr::from(([127, 0, 0, 1], 1000)), "l".into());
-    tokio::spawn(Session::new(Arc::new(settings), entry, far, StartTls::Established).serve());
+    tokio::spawn(Session::new(Arc::new(settings), entry, Pipe::from(far), StartTls::Established).serve());
     near
 }
 

@@ -248,11 +248,11 @@ impl<IO: Source + AsyncWrite + Unpin> AsyncRead for ServerStream<IO> {
 impl<IO: Source + AsyncWrite + Unpin> Source for ServerStream<IO> {
     fn is_dry(&self) -> bool {
         let waits_for_records = self.opened.is_empty() && !self.fresh && !self.client_closed;
-        waits_for_records && self.sealed.is_empty() && self.io.is_dry()
+        waits_for_records && self.sealed.is_flushed() && self.io.is_dry()
     }
 
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.io.poll_readable(cx)
+        if self.is_dry() { self.io.poll_readable(cx) } else { Poll::Ready(()) }
     }
 }
 

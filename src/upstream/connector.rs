@@ -34,7 +34,7 @@ pub struct Connector {
 
 /// Connects to a backend in memory.
 #[cfg(fuzzing)]
-pub type Dial = fn(SocketAddr) -> io::Result<tokio::io::DuplexStream>;
+pub type Dial = fn(SocketAddr) -> io::Result<crate::pipe::Pipe>;
 
 impl Connector {
     /// A connector as `[pools.NAME]` describes it. Reads `ca_file` or the system's roots where TLS needs them.

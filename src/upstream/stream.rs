@@ -19,7 +19,7 @@ pub enum Stream {
     Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
     /// A pipe to the fuzzer.
     #[cfg(fuzzing)]
-    Memory(tokio::io::DuplexStream),
+    Memory(crate::pipe::Pipe),
 }
 
 impl Stream {
@@ -54,13 +54,21 @@ impl AsyncRead for Stream {
 
 impl Source for Stream {
     fn is_dry(&self) -> bool {
-        matches!(self, Self::Plain(stream) if stream.is_dry())
+        match self {
+            Self::Plain(stream) => stream.is_dry(),
+            // It may have opened records that nobody has read.
+            Self::Tls(_) => false,
+            #[cfg(fuzzing)]
+            Self::Memory(stream) => stream.is_dry(),
+        }
     }
 
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self {
             Self::Plain(stream) => stream.poll_readable(cx),
-            _ => Poll::Ready(()),
+            Self::Tls(_) => Poll::Ready(()),
+            #[cfg(fuzzing)]
+            Self::Memory(stream) => stream.poll_readable(cx),
         }
     }
 }

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use ldaps_proxy::failure::EndReason;
 use ldaps_proxy::ldap::{OperationKind, oid};
+use ldaps_proxy::pipe::Pipe;
 use ldaps_proxy::session::{Handle, Registry, Served, Serving, Session};
 use ldaps_proxy::tls::Handshake;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex};
@@ -48,7 +49,7 @@ struct World {
     setup: Setup,
     registry: Arc<Registry>,
     handle: Arc<Handle>,
-    session: Option<Pin<Box<Serving<DuplexStream>>>>,
+    session: Option<Pin<Box<Serving<Pipe>>>>,
     served: Option<EndReason>,
     woken: Arc<Woken>,
     client: End,
@@ -66,7 +67,7 @@ impl World {
         let entry = registry.enter(SocketAddr::from(([192, 0, 2, 1], 1000)), "l".into());
         let handle = registry.find(entry.id).expect("it has just been entered");
         let (near, far) = duplex(setup.client_pipe);
-        let session = Session::new(Arc::clone(&setup.settings), entry, far, setup.start_tls);
+        let session = Session::new(Arc::clone(&setup.settings), entry, Pipe::from(far), setup.start_tls);
         Self {
             ledger: Ledger::new(setup.settings.limits.operation_timeout.is_some()),
             setup,
@@ -202,7 +203,7 @@ impl World {
                 let (near, far) = duplex(self.setup.client_pipe);
                 self.client = End::new(near);
                 let (_, session) = session.off_transport();
-                self.session = Some(Box::pin(session.on_tls(far, &handshake()).serve()));
+                self.session = Some(Box::pin(session.on_tls(Pipe::from(far), &handshake()).serve()));
                 self.woken.0.store(true, Ordering::Relaxed);
             }
         }
@@ -394,7 +395,7 @@ thread_local! {
 }
 
 /// Opens a connection for the proxy.
-pub fn dial(_backend: SocketAddr) -> io::Result<DuplexStream> {
+pub fn dial(_backend: SocketAddr) -> io::Result<Pipe> {
     DIALLED.with_borrow_mut(|dialled| {
         if let Some(left) = dialled.refuse.checked_sub(1) {
             dialled.refuse = left;
@@ -402,7 +403,7 @@ pub fn dial(_backend: SocketAddr) -> io::Result<DuplexStream> {
         }
         let (near, far) = duplex(dialled.pipe);
         dialled.far.push(far);
-        Ok(near)
+        Ok(near.into())
     })
 }
 

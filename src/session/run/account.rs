@@ -21,6 +21,12 @@ use crate::session::verdict::{Answer, Details, Settled};
 #[derive(Default)]
 pub(super) struct Tally(Option<Alike>);
 
+impl Drop for Tally {
+    fn drop(&mut self) {
+        debug_assert!(self.0.is_none(), "operations that nobody has counted");
+    }
+}
+
 struct Alike {
     kind: OperationKind,
     code: ResultCode,
@@ -52,25 +58,25 @@ impl<T> Run<T> {
         match &mut tally.0 {
             Some(alike) if alike.kind == kind && alike.code == code && alike.started == started => alike.count += 1,
             _ => {
-                self.count_tally(std::mem::take(tally), backend, now);
+                self.count_tally(tally, backend, now);
                 tally.0 = Some(Alike { kind, code, started, count: 1 });
             }
         }
         if let Some(details) = settled.details {
-            self.settle_details(*details, code, response, backend, now);
+            self.tell_details(*details, code, response, backend, now);
         }
     }
 
     /// Counts operations that the backend has answered.
-    pub(super) fn count_tally(&mut self, tally: Tally, backend: &Backend, now: Instant) {
-        let Some(Alike { kind, code, started, count }) = tally.0 else { return };
+    pub(super) fn count_tally(&mut self, tally: &mut Tally, backend: &Backend, now: Instant) {
+        let Some(Alike { kind, code, started, count }) = tally.0.take() else { return };
         self.clock.active = now;
         self.count(kind, code, count);
-        backend.metrics().operations(kind, now - started, count);
+        backend.metrics().answered(kind, now - started, count);
     }
 
-    /// Settles what not every operation has: says what came of a bind, and writes to the access log.
-    fn settle_details(
+    /// Tells what not every operation has to tell: what came of a bind, and the access log of any.
+    fn tell_details(
         &mut self,
         details: Details,
         code: ResultCode,

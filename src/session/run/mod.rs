@@ -286,14 +286,17 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
 
     /// Whether another turn would find nothing to do: all that has come was dealt with, and both sides are waited for.
     fn is_done(&self) -> bool {
-        let waited_for = self.dry.client && self.dry.upstream && matches!(self.link, Link::Up(_));
+        let Link::Up(up) = &self.link else { return false };
+        let waited_for = self.dry.client && self.dry.upstream;
         let moved_on = self.from_client.is_empty() && self.to_upstream.is_flushed() && self.to_client.is_flushed();
-        waited_for && moved_on && self.requests_left > 0 && self.responses_left > 0
+        // Whether a peer still takes nothing is for the flushes to say.
+        let unstuck = self.clock.client_stuck.is_none() && up.stuck.is_none();
+        waited_for && moved_on && unstuck && self.requests_left > 0 && self.responses_left > 0
     }
 }
 
-/// Whether `source` has nothing to read and this task is woken once it has.
-fn is_waited_for(source: &mut impl Source, cx: &mut Context<'_>) -> bool {
+/// Has this task woken once `source` has something to read, if it has nothing now. Returns whether it waits so.
+fn wait_for(source: &mut impl Source, cx: &mut Context<'_>) -> bool {
     // Without budget a source that is pending waits for nothing but another poll.
     source.is_dry() && source.poll_readable(cx).is_pending() && coop::has_budget_remaining()
 }
@@ -344,6 +347,7 @@ impl<T: Source + AsyncWrite + Unpin> Future for Run<T> {
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
+    use std::time::Duration;
 
     use tokio::io::AsyncWriteExt as _;
     use tokio::net::{TcpListener, TcpStream};
@@ -358,13 +362,15 @@ mod tests {
         let (mut far, _) = listener.accept().await.unwrap();
         let waited_for = poll_fn(|cx| {
             while coop::poll_proceed(cx).map(|progress| progress.made_progress()).is_ready() {}
-            Poll::Ready(is_waited_for(&mut near, cx))
+            Poll::Ready(wait_for(&mut near, cx))
         });
         assert!(!waited_for.await, "without budget nothing is");
         tokio::task::yield_now().await;
-        assert!(poll_fn(|cx| Poll::Ready(is_waited_for(&mut near, cx))).await);
+        assert!(poll_fn(|cx| Poll::Ready(wait_for(&mut near, cx))).await);
         far.write_all(b"x").await.unwrap();
-        poll_fn(|cx| if near.is_dry() { near.poll_readable(cx) } else { Poll::Ready(()) }).await;
-        assert!(!poll_fn(|cx| Poll::Ready(is_waited_for(&mut near, cx))).await, "it has something");
+        // Nothing but what was waited for wakes it.
+        let woken = poll_fn(|_| if near.is_dry() { Poll::Pending } else { Poll::Ready(()) });
+        tokio::time::timeout(Duration::from_secs(60), woken).await.expect("it is woken");
+        assert!(!poll_fn(|cx| Poll::Ready(wait_for(&mut near, cx))).await, "it has something");
     }
 }

@@ -9,7 +9,7 @@ use tokio::io::AsyncWrite;
 use tokio::task::coop;
 use tokio::time::Instant;
 
-use super::{Link, Moved, OWN_ANSWER, Passing, Phase, Run, Up, is_waited_for};
+use super::{Link, Moved, OWN_ANSWER, Passing, Phase, Run, Up, wait_for};
 use crate::buffer::{Inbox, Source};
 use crate::failure::{EndReason, FailoverKind, Refusal};
 use crate::ldap::{self, Envelope, FrameError, OperationKind, Request, ResultCode, reply};
@@ -76,7 +76,7 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
             }
             return Moved::No;
         }
-        self.dry.client = is_waited_for(&mut self.client, cx);
+        self.dry.client = wait_for(&mut self.client, cx);
         Moved::Yes
     }
 

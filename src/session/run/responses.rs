@@ -7,7 +7,7 @@ use tokio::task::coop;
 use tokio::time::Instant;
 
 use super::account::Tally;
-use super::{Link, Moved, Passing, Run, is_waited_for};
+use super::{Link, Moved, Passing, Run, wait_for};
 use crate::buffer::Source;
 use crate::failure::EndReason;
 use crate::ldap::{self, Response, ResponseKind};
@@ -42,7 +42,7 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
                 }
                 self.take_responses(cx, now);
                 if let Link::Up(up) = &mut self.link {
-                    self.dry.upstream = is_waited_for(&mut up.upstream.stream, cx);
+                    self.dry.upstream = wait_for(&mut up.upstream.stream, cx);
                 }
                 Moved::Yes
             }
@@ -149,7 +149,7 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
                 }
             }
         }
-        self.count_tally(tally, up.upstream.backend(), now);
+        self.count_tally(&mut tally, up.upstream.backend(), now);
         self.deliver(cx, &octets[run..at]);
         up.inbox.consume(at);
         up.inbox.settle();

@@ -17,7 +17,7 @@ struct Stage {
     /// The backend's.
     listener: TcpListener,
     client: Client,
-    session: tokio::task::JoinHandle<Served<DuplexStream>>,
+    session: tokio::task::JoinHandle<Served<Pipe>>,
     registry: Arc<Registry>,
     backend: Arc<Backend>,
 }
@@ -34,7 +34,8 @@ impl Stage {
         let registry = Arc::new(Registry::default());
         let (near, far) = duplex(pipe);
         let entry = registry.enter(([127, 0, 0, 1], 1000).into(), "l".into());
-        let session = tokio::spawn(Session::new(Arc::new(settings), entry, far, StartTls::Established).serve());
+        let session =
+            tokio::spawn(Session::new(Arc::new(settings), entry, Pipe::from(far), StartTls::Established).serve());
         Self { listener, client: Client::new("client", near), session, registry, backend }
     }
 
@@ -610,4 +611,31 @@ fn larger_than_sockets(id: u8, tag: u8) -> Vec<u8> {
 
 fn read_only() -> Policy {
     Policy::new(&config::Policy { read_only: true, ..config::Policy::default() }).expect("it names no DN")
+}
+
+/// Operations that are answered in one read are counted together where they are alike, and only there.
+#[tokio::test]
+async fn unlike_results_in_one_read_are_counted_apart() {
+    let mut metrics = None;
+    let mut stage = Stage::set(1 << 16, |settings| metrics = Some(Arc::clone(&settings.metrics))).await;
+    let metrics = metrics.expect("the settings have some");
+    let kinds = [Kind::Search, Kind::Search, Kind::Search, Kind::Modify, Kind::Search];
+    // All in one write: what began at another time is counted apart anyway.
+    let requests: Vec<u8> = kinds.into_iter().filter_map(|kind| stage.client.request(kind)).flatten().collect();
+    stage.client.writer.write_all(&requests).await.expect("a pipe");
+    let mut upstream = stage.asked().await;
+    let results = [
+        (0, OperationKind::Search),
+        (0, OperationKind::Search),
+        (51, OperationKind::Search),
+        (50, OperationKind::Modify),
+        (0, OperationKind::Search),
+    ];
+    let result = |((code, kind), id)| ldap::reply::result(kind, id, ldap::ResultCode(code), "");
+    let answers: Vec<u8> = results.into_iter().zip(1..).flat_map(result).collect();
+    upstream.write_all(&answers).await.expect("a socket");
+    stage.client.read_answers().await;
+    let counted = |kind, code| metrics.operations.total(kind, code);
+    assert_eq!([counted(OperationKind::Search, 0), counted(OperationKind::Search, 51)], [3, 1]);
+    assert_eq!([counted(OperationKind::Modify, 50), counted(OperationKind::Modify, 0)], [1, 0]);
 }
