@@ -200,24 +200,12 @@ impl State {
             let method = bind.as_ref().map_or(Method::Other, Method::of);
             self.bind.request(request.message_id(), method, bind.as_ref().and_then(simple_name));
         }
-        let (id, length, writes) = (request.message_id(), request.pdu().len(), may_write(request));
         let operation = Operation {
-            id,
-            kind,
-            started: now,
             position,
-            length,
-            writes,
+            writes: may_write(request),
             kept,
-            entries: 0,
-            references: 0,
-            intermediates: 0,
-            delivered_octets: 0,
-            resent: false,
             page,
-            queue: Duration::ZERO,
-            connect: Duration::ZERO,
-            described,
+            ..Operation::ended(request.message_id(), kind, now, request.pdu().len(), described)
         };
         self.kept_octets += operation.kept_octets();
         self.operations.begin(operation);
