@@ -23,7 +23,8 @@ pub(super) struct Tally(Option<Alike>);
 
 impl Drop for Tally {
     fn drop(&mut self) {
-        debug_assert!(self.0.is_none(), "operations that nobody has counted");
+        // Or operations were counted by nobody.
+        debug_assert!(self.0.is_none());
     }
 }
 
