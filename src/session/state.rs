@@ -192,20 +192,20 @@ impl State {
 
     /// Takes up an operation that is forwarded. `position` is where its first octet will stand in the upstream's stream.
     pub fn begin(&mut self, request: &Request<'_>, position: u64, described: Option<RequestPart>, now: Instant) {
-        let kind = request.kind();
+        let (id, kind) = (request.message_id(), request.kind());
         let page = if kind == OperationKind::Search { self.pins.search(request) } else { None };
         let kept = self.keep(request);
         if kind == OperationKind::Bind {
             let bind = request.bind();
             let method = bind.as_ref().map_or(Method::Other, Method::of);
-            self.bind.request(request.message_id(), method, bind.as_ref().and_then(simple_name));
+            self.bind.request(id, method, bind.as_ref().and_then(simple_name));
         }
         let operation = Operation {
             position,
             writes: may_write(request),
             kept,
             page,
-            ..Operation::ended(request.message_id(), kind, now, request.pdu().len(), described)
+            ..Operation::ended(id, kind, now, request.pdu().len(), described)
         };
         self.kept_octets += operation.kept_octets();
         self.operations.begin(operation);
@@ -251,10 +251,7 @@ impl State {
         if !response.kind().is_final() {
             return self.part(id, response.kind(), response.pdu().len());
         }
-        match self.conclude(response, now) {
-            Some(settled) => ResponseVerdict::Forward(Some(settled)),
-            None => ResponseVerdict::Ignore,
-        }
+        self.conclude(response, now).map_or(ResponseVerdict::Ignore, |settled| ResponseVerdict::Forward(Some(settled)))
     }
 
     /// Ends the operation that a final response answers, if there is one.
