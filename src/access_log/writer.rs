@@ -16,10 +16,15 @@ use crate::metrics::Metrics;
 
 /// Octets that may wait, those in the thread's hands included.
 const QUEUE_BYTES: usize = 16 * 1024 * 1024;
-/// Lines are written together up to this many octets; a thread that has found so many doesn't wait for others.
+/// Lines are written together up to this many octets.
 const BATCH_BYTES: usize = 64 * 1024;
+/// Octets that don't wait for more.
+const ENOUGH_BYTES: usize = 4 * BATCH_BYTES;
 /// Room for lines from the start, and kept after a burst: a buffer that grows again and again breaks the heap up.
-const KEPT_BYTES: usize = 4 * BATCH_BYTES;
+const KEPT_BYTES: usize = 2 * ENOUGH_BYTES;
+/// Room kept between two bursts: memory that the system has to provide for each took a tenth of a busy proxy's CPU
+/// (bench/README.md).
+const MOST_KEPT_BYTES: usize = 4 * KEPT_BYTES;
 /// How long a line may wait for others. To wake the thread for each of them doubled the CPU of a search (bench/README.md).
 const GATHERING: Duration = Duration::from_millis(5);
 const JOURNAL_SOCKET: &str = "/run/systemd/journal/socket";
@@ -38,8 +43,9 @@ pub(super) struct Ended(Mutex<Receiver<()>>);
 
 struct Shared {
     queue: Mutex<Queue>,
-    /// There is something to do after there was nothing.
+    /// There is something to do after there was nothing, or enough to wait no longer.
     news: Condvar,
+    gathering: Duration,
     metrics: Arc<Metrics>,
 }
 
@@ -58,7 +64,7 @@ impl Writer {
     pub(super) fn start(output: &AccessLogOutput, metrics: Arc<Metrics>) -> io::Result<Self> {
         let output = Output::open(output)?;
         let (ending, ended) = sync_channel(0);
-        let shared = Arc::new(Shared::new(metrics));
+        let shared = Arc::new(Shared::new(GATHERING, metrics));
         let writer = Arc::clone(&shared);
         std::thread::Builder::new().name("access-log".into()).spawn(move || {
             write_lines(output, &writer);
@@ -74,8 +80,10 @@ impl Writer {
             drop(queue);
             return self.shared.metrics.access_log_dropped.inc();
         }
-        let is_news = queue.lines.is_empty();
+        let before = queue.lines.len();
         queue.lines.extend_from_slice(line);
+        let is_enough = before < ENOUGH_BYTES && queue.lines.len() >= ENOUGH_BYTES;
+        let is_news = before == 0 || is_enough;
         drop(queue);
         if is_news {
             self.shared.news.notify_one();
@@ -125,9 +133,9 @@ impl Ended {
 }
 
 impl Shared {
-    fn new(metrics: Arc<Metrics>) -> Self {
+    fn new(gathering: Duration, metrics: Arc<Metrics>) -> Self {
         let queue = Queue { lines: Vec::with_capacity(KEPT_BYTES), ..Queue::default() };
-        Self { queue: Mutex::new(queue), news: Condvar::new(), metrics }
+        Self { queue: Mutex::new(queue), news: Condvar::new(), gathering, metrics }
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
@@ -142,18 +150,16 @@ impl Shared {
     /// Waits until there is something to do, swaps the lines that were written for those that wait, and says whether to
     /// reopen the output and whether to finish after them.
     fn take(&self, lines: &mut Vec<u8>) -> (bool, bool) {
-        let behind = lines.len() >= BATCH_BYTES;
+        let kept = (2 * lines.len()).clamp(KEPT_BYTES, MOST_KEPT_BYTES);
         lines.clear();
-        lines.shrink_to(KEPT_BYTES);
+        lines.shrink_to(kept);
         let mut queue = self.queue();
         queue.in_hand = 0;
         let idle = |queue: &mut Queue| queue.lines.is_empty() && !queue.reopen && !queue.finish;
-        let mut queue = self.news.wait_while(queue, idle).unwrap_or_else(PoisonError::into_inner);
-        if !behind && !queue.finish {
-            drop(queue);
-            std::thread::sleep(GATHERING);
-            queue = self.queue();
-        }
+        let queue = self.news.wait_while(queue, idle).unwrap_or_else(PoisonError::into_inner);
+        let more_may_come = |queue: &mut Queue| queue.lines.len() < ENOUGH_BYTES && !queue.finish;
+        let gathered = self.news.wait_timeout_while(queue, self.gathering, more_may_come);
+        let (mut queue, _) = gathered.unwrap_or_else(PoisonError::into_inner);
         std::mem::swap(&mut queue.lines, lines);
         queue.in_hand = lines.len();
         (std::mem::take(&mut queue.reopen), queue.finish)
@@ -353,7 +359,7 @@ mod tests {
     fn a_full_queue_loses_lines_and_counts_them_without_waiting() {
         let metrics = Metrics::new();
         let (_, ended) = sync_channel(0);
-        let shared = Arc::new(Shared::new(Arc::clone(&metrics)));
+        let shared = Arc::new(Shared::new(GATHERING, Arc::clone(&metrics)));
         let writer = Writer { shared: Arc::clone(&shared), ended: Arc::new(Ended(Mutex::new(ended))) };
         for _ in 0..5 {
             writer.line(&vec![b'x'; QUEUE_BYTES / 2]);
@@ -364,11 +370,31 @@ mod tests {
         assert_eq!(metrics.access_log_dropped.get(), 4, "what is being written counts as well");
     }
 
+    /// It hangs if the thread isn't told; it is told for nothing where it begins to wait too late, so it gets many chances.
+    #[test]
+    fn enough_lines_wait_for_no_others() {
+        let for_ever = Duration::from_secs(u64::from(u32::MAX));
+        for _ in 0..100 {
+            let (shared, (_, ended)) = (Arc::new(Shared::new(for_ever, Metrics::new())), sync_channel(0));
+            let writer = Writer { shared: Arc::clone(&shared), ended: Arc::new(Ended(Mutex::new(ended))) };
+            let (begun, begins) = sync_channel(0);
+            let thread = std::thread::spawn(move || {
+                let mut lines = Vec::new();
+                begun.send(()).expect("it is awaited");
+                shared.take(&mut lines);
+                lines.len()
+            });
+            begins.recv().expect("it is sent");
+            (0..ENOUGH_BYTES / 1024).for_each(|_| writer.line(&[b'x'; 1024]));
+            assert_eq!(thread.join().expect("it doesn't panic"), ENOUGH_BYTES);
+        }
+    }
+
     #[test]
     fn a_line_that_the_journal_refuses_takes_no_other_with_it() {
         let metrics = Metrics::new();
         let (near, far) = UnixDatagram::pair().expect("a pair of sockets");
-        let shared = Shared::new(Arc::clone(&metrics));
+        let shared = Shared::new(GATHERING, Arc::clone(&metrics));
         let too_long = "x".repeat(16 << 20) + "\n";
         shared.tell(|queue| {
             queue.lines.extend_from_slice(["one\n", "two\n", &too_long, "three\n"].concat().as_bytes());
