@@ -1,55 +1,131 @@
-//! What a request asks for, in words: what an operator needs, no secret, bounded. Pure.
+//! What a request asks for, field by field: what an operator needs, no secret, bounded. Pure.
 
 use std::borrow::Cow;
 
-use super::filter::filter_text;
-use super::record::Described;
-use crate::ldap::{Authentication, OperationKind, Request};
+use super::filter::Filter;
+use super::json::{Key, key};
+use crate::ldap::{Authentication, Control, OperationKind, Request, SearchRequest};
 
 const MAX_NAME_BYTES: usize = 1024;
 const MAX_LIST: usize = 50;
 
+/// A field by the names it has.
+#[derive(Clone, Copy)]
+pub(super) struct Field {
+    /// In a line of JSON.
+    pub key: Key,
+    /// What stands before it in a line of text.
+    pub before: &'static str,
+    /// In a span; some have no place there.
+    #[cfg_attr(not(feature = "otlp"), expect(dead_code))]
+    pub attribute: Option<&'static str>,
+}
+
+impl Field {
+    const fn new(key: Key, before: &'static str, attribute: Option<&'static str>) -> Self {
+        Self { key, before, attribute }
+    }
+}
+
+/// The base of a search, the entry of an update or compare, the name of a bind.
+const DN: Field = Field::new(key!("dn"), "", Some("ldap.dn"));
+/// "base", "one" or "sub"
+const SCOPE: Field = Field::new(key!("scope"), "", Some("ldap.scope"));
+/// RFC 4515's text
+const FILTER: Field = Field::new(key!("filter"), "", Some("ldap.filter"));
+/// The attributes asked for; none is all.
+const ATTRIBUTES: Field = Field::new(key!("attributes"), "attributes ", Some("ldap.attributes"));
+/// Entries
+const SIZE_LIMIT: Field = Field::new(key!("size_limit"), "size limit ", None);
+/// Seconds
+const TIME_LIMIT: Field = Field::new(key!("time_limit"), "time limit ", None);
+/// "simple", a SASL mechanism, or "other"
+const MECHANISM: Field = Field::new(key!("mechanism"), "", Some("ldap.bind.mechanism"));
+/// An extended operation's object identifier.
+const OID: Field = Field::new(key!("oid"), "", Some("ldap.extended.oid"));
+/// The messageID an abandon names.
+const ABANDONS: Field = Field::new(key!("abandons"), "#", None);
+/// Controls, by [`name`]
+const CONTROLS: Field = Field::new(key!("controls"), "controls ", Some("ldap.controls"));
+
+/// What writes a description down: nothing is kept between a request and its line.
+pub(super) trait Pen {
+    /// A text of the client's.
+    fn text(&mut self, field: Field, text: &str);
+    /// One of our own words.
+    fn word(&mut self, field: Field, word: &'static str);
+    fn number(&mut self, field: Field, number: u32);
+    fn filter(&mut self, field: Field, filter: Filter<'_>);
+    /// Texts of the client's; nothing where there is none.
+    fn list<'a>(&mut self, field: Field, texts: impl Iterator<Item = Cow<'a, str>>);
+}
+
 /// Describes a request. Passwords, credentials and the values of updates are never part of it; `redact` leaves the
 /// values of filters out as well.
-pub(super) fn describe<'a>(request: &Request<'a>, redact: bool) -> Described<'a> {
-    let mut described = Described {
-        dn: request.entry().map(text),
-        oid: request.extended_name().map(text),
-        abandons: request.abandoned_id(),
-        controls: request
-            .controls()
-            .take(MAX_LIST)
-            .map(|control| if control.critical { format!("!{}", text(control.oid)).into() } else { text(control.oid) })
-            .collect(),
-        ..Described::default()
-    };
+#[inline(always)]
+pub(super) fn describe(request: &Request<'_>, redact: bool, pen: &mut impl Pen) {
     match request.kind() {
         OperationKind::Search => {
             if let Some(search) = request.search() {
-                described.dn = Some(text(search.base));
-                described.scope = ["base", "one", "sub"].get(search.scope as usize).copied();
-                described.filter = Some(filter_text(search.filter, redact));
-                described.attributes = search.attributes().take(MAX_LIST).map(text).collect();
-                described.size_limit = search.size_limit;
-                described.time_limit = search.time_limit;
+                describe_search(&search, redact, pen);
             }
         }
         OperationKind::Bind => {
             if let Some(bind) = request.bind() {
-                described.dn = Some(text(bind.name));
-                described.mechanism = Some(match bind.authentication {
-                    Authentication::Simple(_) => "simple".into(),
-                    Authentication::Sasl { mechanism, .. } => text(mechanism),
-                    Authentication::Other(_) => "other".into(),
-                });
+                match bind.authentication {
+                    Authentication::Simple(_) => pen.text(MECHANISM, "simple"),
+                    Authentication::Sasl { mechanism, .. } => pen.text(MECHANISM, &shown(mechanism)),
+                    Authentication::Other(_) => pen.text(MECHANISM, "other"),
+                }
+                pen.text(DN, &shown(bind.name));
             }
         }
-        _ => {}
+        _ => {
+            if let Some(oid) = request.extended_name() {
+                pen.text(OID, &shown(oid));
+            }
+            if let Some(entry) = request.entry() {
+                pen.text(DN, &shown(entry));
+            }
+            if let Some(id) = request.abandoned_id() {
+                pen.number(ABANDONS, id);
+            }
+        }
     }
-    described
+    pen.list(CONTROLS, request.controls().take(MAX_LIST).map(name));
 }
 
-fn text(octets: &[u8]) -> Cow<'_, str> {
+/// A control's object identifier, `!` before it if it is critical.
+fn name(control: Control<'_>) -> Cow<'_, str> {
+    let oid = shown(control.oid);
+    if control.critical { format!("!{oid}").into() } else { oid }
+}
+
+#[inline(always)]
+fn describe_search(search: &SearchRequest<'_>, redact: bool, pen: &mut impl Pen) {
+    pen.text(DN, &shown(search.base));
+    if let Some(scope) = ["base", "one", "sub"].get(search.scope as usize) {
+        pen.word(SCOPE, scope);
+    }
+    pen.filter(FILTER, Filter { element: search.filter, redact });
+    pen.list(ATTRIBUTES, search.attributes().take(MAX_LIST).map(shown));
+    for (field, limit) in [(SIZE_LIMIT, search.size_limit), (TIME_LIMIT, search.time_limit)] {
+        if limit > 0 {
+            pen.number(field, limit);
+        }
+    }
+}
+
+/// A text of the client's with what isn't UTF-8 replaced, and an ellipsis for what is too long.
+pub(super) fn shown(octets: &[u8]) -> Cow<'_, str> {
+    match std::str::from_utf8(octets) {
+        Ok(text) if octets.len() <= MAX_NAME_BYTES => text.into(),
+        _ => shown_in_part(octets),
+    }
+}
+
+#[cold]
+fn shown_in_part(octets: &[u8]) -> Cow<'_, str> {
     let mut text = String::from_utf8_lossy(&octets[..octets.len().min(MAX_NAME_BYTES)]);
     if octets.len() > MAX_NAME_BYTES {
         text.to_mut().push('…');
@@ -64,49 +140,98 @@ mod tests {
     use super::*;
     use crate::ldap::envelope;
 
-    fn described(pdu: &[u8]) -> Option<Described<'_>> {
-        let envelope = envelope(pdu, usize::MAX).ok()?.filter(|envelope| envelope.length == pdu.len())?;
-        Some(describe(&Request::new(pdu, envelope)?, true))
+    /// What was written, by its names in JSON.
+    #[derive(Default)]
+    struct Told(Vec<(&'static str, String)>);
+
+    impl Told {
+        fn add(&mut self, field: Field, told: impl Into<String>) {
+            self.0.push((field.key.name(), told.into()));
+        }
+    }
+
+    impl Pen for Told {
+        fn text(&mut self, field: Field, text: &str) {
+            self.add(field, text);
+        }
+
+        fn word(&mut self, field: Field, word: &'static str) {
+            self.add(field, word);
+        }
+
+        fn number(&mut self, field: Field, number: u32) {
+            self.add(field, number.to_string());
+        }
+
+        fn filter(&mut self, field: Field, filter: Filter<'_>) {
+            self.add(field, filter.to_string());
+        }
+
+        fn list<'a>(&mut self, field: Field, texts: impl Iterator<Item = Cow<'a, str>>) {
+            texts.for_each(|text| self.add(field, text));
+        }
+    }
+
+    fn told(pdu: &[u8]) -> Vec<(&'static str, String)> {
+        let envelope = envelope(pdu, usize::MAX).expect("well-formed").expect("whole");
+        let mut told = Told::default();
+        describe(&Request::new(pdu, envelope).expect("a request"), true, &mut told);
+        told.0
+    }
+
+    fn expect(pdu: &[u8], expected: &[(&'static str, &str)]) {
+        let expected: Vec<_> = expected.iter().map(|(name, text)| (*name, (*text).to_owned())).collect();
+        assert_eq!(told(pdu), expected);
     }
 
     #[test]
     fn a_search_is_described_without_its_values() {
         let search = b"\x30\x4d\x02\x01\x02\x63\x27\x04\x04dc=x\x0a\x01\x02\x0a\x01\x00\x02\x01\x0a\x02\x01\x05\x01\x01\xff\
             \xa3\x08\x04\x02cn\x04\x02jd\x30\x06\x04\x01a\x04\x01b\xa0\x1f\x30\x1d\x04\x161.2.840.113556.1.4.319\x01\x01\xff\x04\x00";
-        let described = described(search).expect("a search");
-        let expected = Described {
-            dn: Some("dc=x".into()),
-            scope: Some("sub"),
-            filter: Some("(cn=?)".into()),
-            attributes: vec!["a".into(), "b".into()],
-            size_limit: 10,
-            time_limit: 5,
-            controls: vec!["!1.2.840.113556.1.4.319".into()],
-            ..Described::default()
-        };
-        assert_eq!(described, expected);
+        let expected = [
+            ("dn", "dc=x"),
+            ("scope", "sub"),
+            ("filter", "(cn=?)"),
+            ("attributes", "a"),
+            ("attributes", "b"),
+            ("size_limit", "10"),
+            ("time_limit", "5"),
+            ("controls", "!1.2.840.113556.1.4.319"),
+        ];
+        expect(search, &expected);
     }
 
     #[test]
     fn a_bind_is_described_without_its_password() {
         let bind = b"\x30\x14\x02\x01\x01\x60\x0f\x02\x01\x03\x04\x02cn\x80\x06sEcReT";
-        let described = described(bind).expect("a bind");
-        assert_eq!((described.dn.as_deref(), described.mechanism.as_deref()), (Some("cn"), Some("simple")));
-        assert!(!format!("{described:?}").contains("sEcReT"));
+        expect(bind, &[("mechanism", "simple"), ("dn", "cn")]);
     }
 
     #[test]
-    fn updates_name_their_entry_and_abandons_their_operation() {
-        assert_eq!(described(b"\x30\x09\x02\x01\x03\x4a\x04dc=x").and_then(|delete| delete.dn), Some("dc=x".into()));
-        assert_eq!(described(b"\x30\x06\x02\x01\x04\x50\x01\x03").and_then(|abandon| abandon.abandons), Some(3));
+    fn others_name_their_entry_their_operation_or_what_they_are() {
+        expect(b"\x30\x09\x02\x01\x03\x4a\x04dc=x", &[("dn", "dc=x")]);
+        expect(b"\x30\x06\x02\x01\x04\x50\x01\x03", &[("abandons", "3")]);
+        expect(b"\x30\x0a\x02\x01\x07\x77\x05\x80\x031.2", &[("oid", "1.2")]);
+    }
+
+    #[test]
+    fn a_text_is_shown_whatever_it_holds_and_however_long_it_is() {
+        let long = "ü".repeat(MAX_NAME_BYTES);
+        for (text, expected) in [
+            (&b"cn=J\xc3\xbcrgen"[..], "cn=Jürgen".to_owned()),
+            (b"cn=\xff", "cn=\u{FFFD}".to_owned()),
+            (&long.as_bytes()[..MAX_NAME_BYTES], "ü".repeat(MAX_NAME_BYTES / 2)),
+            (long.as_bytes(), "ü".repeat(MAX_NAME_BYTES / 2) + "…"),
+        ] {
+            assert_eq!(shown(text), expected);
+        }
     }
 
     proptest! {
         #[test]
         fn any_request_can_be_described(tag in prop::sample::select(vec![0x60_u8, 0x63, 0x66, 0x68, 0x4A, 0x6C, 0x6E, 0x50, 0x77]), content in prop::collection::vec(any::<u8>(), 0..100)) {
             let length = u8::try_from(content.len()).expect("at most 100");
-            let pdu = [&[0x30, length + 5, 2, 1, 1, tag, length], content.as_slice()].concat();
-            described(&pdu);
+            told(&[&[0x30, length + 5, 2, 1, 1, tag, length], content.as_slice()].concat());
         }
     }
 }

@@ -1,5 +1,7 @@
 //! A search filter as text (RFC 4515), with or without its values. Pure.
 
+use std::fmt;
+
 use crate::ldap::ber::Reader;
 
 /// Longer texts end in an ellipsis: a filter may take a quarter of a megabyte.
@@ -9,117 +11,166 @@ const MAX_DEPTH: usize = 32;
 /// What stands for a value that isn't shown.
 const REDACTED: &str = "?";
 
-/// The text of a filter's whole BER element. With `redact`, values are `?`, so that `(uid=jdoe)` reads `(uid=?)`: they
-/// say who was looked for. What can't be read is `…`.
-pub(super) fn filter_text(filter: &[u8], redact: bool) -> String {
-    // Most texts are a little longer than their filter or shorter.
-    let mut text = String::with_capacity(filter.len().min(MAX_BYTES) + 16);
-    write_filter(&mut text, &mut Reader::new(filter), redact, MAX_DEPTH);
-    if text.len() > MAX_BYTES {
-        let end = (0..=MAX_BYTES).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
-        text.truncate(end);
-        text.push('…');
-    }
-    text
+/// A filter's whole BER element. With `redact`, values are `?`, so that `(uid=jdoe)` reads `(uid=?)`: they say who was
+/// looked for. What can't be read is `…`.
+#[derive(Clone, Copy)]
+pub(super) struct Filter<'a> {
+    pub element: &'a [u8],
+    pub redact: bool,
 }
 
-fn write_filter(text: &mut String, reader: &mut Reader<'_>, redact: bool, depth: usize) {
-    let Some(filter) = reader.element().filter(|_| depth > 0 && text.len() <= MAX_BYTES) else {
-        return text.push('…');
-    };
-    let mut parts = Reader::new(filter.content);
-    text.push('(');
-    match filter.tag {
-        0xA0..=0xA2 => {
-            text.push(['&', '|', '!'][usize::from(filter.tag - 0xA0)]);
-            while !parts.is_empty() {
-                let before = parts.rest().len();
-                write_filter(text, &mut parts, redact, depth - 1);
-                if parts.rest().len() == before || text.len() > MAX_BYTES {
-                    break;
-                }
+impl Filter<'_> {
+    /// Writes the text at the end of `line`; it is UTF-8.
+    pub(super) fn write(self, line: &mut Vec<u8>) {
+        let start = line.len();
+        let mut text = Text { line, start, redact: self.redact };
+        text.filter(&mut Reader::new(self.element), MAX_DEPTH);
+        text.end();
+    }
+}
+
+impl fmt::Display for Filter<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = Vec::new();
+        self.write(&mut text);
+        f.write_str(&String::from_utf8_lossy(&text))
+    }
+}
+
+/// A text under construction, at the end of a line.
+struct Text<'a> {
+    line: &'a mut Vec<u8>,
+    start: usize,
+    redact: bool,
+}
+
+impl Text<'_> {
+    fn push(&mut self, text: &str) {
+        self.line.extend_from_slice(text.as_bytes());
+    }
+
+    fn is_long(&self) -> bool {
+        self.line.len() - self.start > MAX_BYTES
+    }
+
+    /// Cuts it where it is too long, not within a character.
+    fn end(&mut self) {
+        if self.is_long() {
+            let is_boundary = |end: &usize| self.line[*end] & 0xC0 != 0x80;
+            let end = (self.start..=self.start + MAX_BYTES).rev().find(is_boundary).unwrap_or(self.start);
+            self.line.truncate(end);
+            self.push("…");
+        }
+    }
+
+    fn filter(&mut self, reader: &mut Reader<'_>, depth: usize) {
+        let Some(filter) = reader.element().filter(|_| depth > 0 && !self.is_long()) else {
+            return self.push("…");
+        };
+        let mut parts = Reader::new(filter.content);
+        self.push("(");
+        match filter.tag {
+            0xA0 => self.set("&", &mut parts, depth),
+            0xA1 => self.set("|", &mut parts, depth),
+            0xA2 => self.set("!", &mut parts, depth),
+            0xA3 => self.assertion(&mut parts, "="),
+            0xA4 => self.substrings(&mut parts),
+            0xA5 => self.assertion(&mut parts, ">="),
+            0xA6 => self.assertion(&mut parts, "<="),
+            0x87 => {
+                self.escape(filter.content);
+                self.push("=*");
+            }
+            0xA8 => self.assertion(&mut parts, "~="),
+            0xA9 => self.extensible(&mut parts),
+            _ => self.push("…"),
+        }
+        self.push(")");
+    }
+
+    fn set(&mut self, operator: &str, parts: &mut Reader<'_>, depth: usize) {
+        self.push(operator);
+        while !parts.is_empty() {
+            let before = parts.rest().len();
+            self.filter(parts, depth - 1);
+            if parts.rest().len() == before || self.is_long() {
+                break;
             }
         }
-        0xA3 => write_assertion(text, &mut parts, "=", redact),
-        0xA4 => write_substrings(text, &mut parts, redact),
-        0xA5 => write_assertion(text, &mut parts, ">=", redact),
-        0xA6 => write_assertion(text, &mut parts, "<=", redact),
-        0x87 => {
-            escape(text, filter.content);
-            text.push_str("=*");
+    }
+
+    fn assertion(&mut self, parts: &mut Reader<'_>, operator: &str) {
+        let (attribute, value) = (parts.element(), parts.element());
+        let (Some(attribute), Some(value)) = (attribute, value) else { return self.push("…") };
+        self.escape(attribute.content);
+        self.push(operator);
+        self.value(value.content);
+    }
+
+    fn substrings(&mut self, parts: &mut Reader<'_>) {
+        let (attribute, pieces) = (parts.element(), parts.element());
+        let (Some(attribute), Some(pieces)) = (attribute, pieces) else { return self.push("…") };
+        self.escape(attribute.content);
+        self.push("=");
+        const INITIAL: u8 = 0x80;
+        const FINAL: u8 = 0x82;
+        let mut pieces = Reader::new(pieces.content);
+        let mut last = None;
+        while let Some(piece) = pieces.element() {
+            if piece.tag != INITIAL {
+                self.push("*");
+            }
+            self.value(piece.content);
+            last = Some(piece.tag);
         }
-        0xA8 => write_assertion(text, &mut parts, "~=", redact),
-        0xA9 => write_extensible(text, &mut parts, redact),
-        _ => text.push('…'),
-    }
-    text.push(')');
-}
-
-fn write_assertion(text: &mut String, parts: &mut Reader<'_>, operator: &str, redact: bool) {
-    let (attribute, value) = (parts.element(), parts.element());
-    let (Some(attribute), Some(value)) = (attribute, value) else { return text.push('…') };
-    escape(text, attribute.content);
-    text.push_str(operator);
-    write_value(text, value.content, redact);
-}
-
-fn write_substrings(text: &mut String, parts: &mut Reader<'_>, redact: bool) {
-    let (attribute, pieces) = (parts.element(), parts.element());
-    let (Some(attribute), Some(pieces)) = (attribute, pieces) else { return text.push('…') };
-    escape(text, attribute.content);
-    text.push('=');
-    const INITIAL: u8 = 0x80;
-    const FINAL: u8 = 0x82;
-    let mut pieces = Reader::new(pieces.content);
-    let mut last = None;
-    while let Some(piece) = pieces.element() {
-        if piece.tag != INITIAL {
-            text.push('*');
+        if last != Some(FINAL) {
+            self.push("*");
         }
-        write_value(text, piece.content, redact);
-        last = Some(piece.tag);
     }
-    if last != Some(FINAL) {
-        text.push('*');
-    }
-}
 
-fn write_extensible(text: &mut String, parts: &mut Reader<'_>, redact: bool) {
-    let (rule, attribute) = (parts.take(0x81), parts.take(0x82));
-    let Some(value) = parts.take(0x83) else { return text.push('…') };
-    escape(text, attribute.unwrap_or_default());
-    if parts.take(0x84).is_some_and(|dn_attributes| dn_attributes != [0]) {
-        text.push_str(":dn");
+    fn extensible(&mut self, parts: &mut Reader<'_>) {
+        let (rule, attribute) = (parts.take(0x81), parts.take(0x82));
+        let Some(value) = parts.take(0x83) else { return self.push("…") };
+        self.escape(attribute.unwrap_or_default());
+        if parts.take(0x84).is_some_and(|dn_attributes| dn_attributes != [0]) {
+            self.push(":dn");
+        }
+        if let Some(rule) = rule {
+            self.push(":");
+            self.escape(rule);
+        }
+        self.push(":=");
+        self.value(value);
     }
-    if let Some(rule) = rule {
-        text.push(':');
-        escape(text, rule);
+
+    fn value(&mut self, value: &[u8]) {
+        if self.redact { self.push(REDACTED) } else { self.escape(value) }
     }
-    text.push_str(":=");
-    write_value(text, value, redact);
-}
 
-fn write_value(text: &mut String, value: &[u8], redact: bool) {
-    if redact { text.push_str(REDACTED) } else { escape(text, value) }
-}
-
-/// RFC 4515 §3: what has a meaning in filters, and what isn't printable, is `\` and two hexadecimal digits.
-fn escape(text: &mut String, value: &[u8]) {
-    let has_meaning = |octet: u8| octet.is_ascii_control() || matches!(octet, b'*' | b'(' | b')' | b'\\');
-    let hexadecimal = |text: &mut String, octet: u8| text.push_str(&format!("\\{octet:02x}"));
-    for chunk in value[..value.len().min(MAX_BYTES)].utf8_chunks() {
-        if !chunk.valid().bytes().any(has_meaning) {
-            text.push_str(chunk.valid());
-        } else {
+    /// RFC 4515 §3: what has a meaning in filters, and what isn't printable, is `\` and two hexadecimal digits.
+    fn escape(&mut self, value: &[u8]) {
+        let value = &value[..value.len().min(MAX_BYTES)];
+        if value.iter().all(|octet| octet.is_ascii() && !has_meaning(*octet)) {
+            return self.line.extend_from_slice(value);
+        }
+        for chunk in value.utf8_chunks() {
             for character in chunk.valid().chars() {
                 match u8::try_from(character) {
-                    Ok(octet) if has_meaning(octet) => hexadecimal(text, octet),
-                    _ => text.push(character),
+                    Ok(octet) if has_meaning(octet) => self.hexadecimal(octet),
+                    _ => self.push(character.encode_utf8(&mut [0; 4])),
                 }
             }
+            chunk.invalid().iter().for_each(|octet| self.hexadecimal(*octet));
         }
-        chunk.invalid().iter().for_each(|octet| hexadecimal(text, *octet));
     }
+
+    fn hexadecimal(&mut self, octet: u8) {
+        self.push(&format!("\\{octet:02x}"));
+    }
+}
+
+fn has_meaning(octet: u8) -> bool {
+    octet.is_ascii_control() || matches!(octet, b'*' | b'(' | b')' | b'\\')
 }
 
 #[cfg(test)]
@@ -127,6 +178,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn filter_text(element: &[u8], redact: bool) -> String {
+        let mut line = b"before it".to_vec();
+        Filter { element, redact }.write(&mut line);
+        String::from_utf8(line.split_off(9)).expect("UTF-8")
+    }
 
     /// A BER element with a short length.
     fn tlv(tag: u8, parts: &[&[u8]]) -> Vec<u8> {

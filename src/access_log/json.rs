@@ -10,6 +10,14 @@ use std::net::SocketAddr;
 #[derive(Clone, Copy)]
 pub(super) struct Key(pub(super) &'static str);
 
+#[cfg(test)]
+impl Key {
+    /// Without what stands around it.
+    pub(super) fn name(self) -> &'static str {
+        self.0.trim_matches(['"', ':'])
+    }
+}
+
 /// A field's name.
 macro_rules! key {
     ($name:literal) => {
@@ -54,6 +62,22 @@ impl<'a> Object<'a> {
         }
     }
 
+    /// A text that `write` writes at the end of the line, in UTF-8.
+    #[inline(always)]
+    pub(super) fn written(&mut self, key: Key, write: impl FnOnce(&mut Vec<u8>)) {
+        self.key(key);
+        let start = self.0.len();
+        self.0.push(b'"');
+        write(self.0);
+        if any_to_escape(&self.0[start + 1..]) {
+            let text = self.0.split_off(start);
+            self.quoted(&String::from_utf8_lossy(&text[1..]));
+        } else {
+            self.0.push(b'"');
+        }
+        self.0.push(b',');
+    }
+
     /// One of our own words.
     #[inline(always)]
     pub(super) fn word(&mut self, key: Key, word: &'static str) {
@@ -93,7 +117,7 @@ impl<'a> Object<'a> {
     }
 
     #[inline(always)]
-    pub(super) fn number(&mut self, key: Key, value: impl itoa::Integer) {
+    pub(super) fn number(&mut self, key: Key, value: impl Into<u64>) {
         self.key(key);
         self.digits(value);
         self.0.push(b',');
@@ -104,11 +128,14 @@ impl<'a> Object<'a> {
         self.0.extend_from_slice(if value { b"true," } else { b"false," });
     }
 
-    pub(super) fn list(&mut self, key: Key, values: &[impl AsRef<str>]) {
+    /// Nothing where there is no text.
+    #[inline(always)]
+    pub(super) fn list<T: AsRef<str>>(&mut self, key: Key, mut texts: impl Iterator<Item = T>) {
+        let Some(first) = texts.next() else { return };
         self.key(key);
         self.0.push(b'[');
-        for value in values {
-            self.quoted(value.as_ref());
+        for text in std::iter::once(first).chain(texts) {
+            self.quoted(text.as_ref());
             self.0.push(b',');
         }
         self.end(b']');
@@ -134,8 +161,12 @@ impl<'a> Object<'a> {
         self.0.extend_from_slice(key.as_bytes());
     }
 
-    fn digits(&mut self, number: impl itoa::Integer) {
-        self.0.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+    fn digits(&mut self, number: impl Into<u64>) {
+        match number.into() {
+            // Most counts are 0 or 1.
+            digit @ 0..=9 => self.0.push(b'0' + digit as u8),
+            number => self.0.extend_from_slice(itoa::Buffer::new().format(number).as_bytes()),
+        }
     }
 
     fn end(&mut self, bracket: u8) {
@@ -205,19 +236,24 @@ mod tests {
             let mut object = Object::begin(&mut line);
             object.text(key!("text"), &text);
             object.optional_text(key!("absent"), None);
-            object.object(key!("inner"), |inner| inner.list(key!("list"), &list));
+            object.written(key!("written"), |line| line.extend_from_slice(text.as_bytes()));
+            object.list(key!("list"), list.iter());
+            object.object(key!("inner"), |inner| inner.number(key!("small"), number % 20));
             object.object(key!("empty"), |_| {});
-            object.list(key!("none"), &[""; 0]);
+            object.list(key!("none"), [""; 0].iter());
             object.number(key!("number"), number);
             object.fields(&part);
             object.word(key!("word"), "search");
             object.address(key!("address"), address);
             object.end_line();
             prop_assert_eq!(line.iter().filter(|octet| **octet == b'\n').count(), 1, "one line");
-            let expected = json!({
-                "text": text, "inner": {"list": list}, "empty": {}, "none": [], "number": number, "flag": flag,
+            let mut expected = json!({
+                "text": text, "written": text, "inner": {"small": number % 20}, "empty": {}, "number": number, "flag": flag,
                 "word": "search", "address": address.to_string(),
             });
+            if !list.is_empty() {
+                expected["list"] = json!(list);
+            }
             prop_assert_eq!(serde_json::from_slice::<Value>(&line).expect("JSON"), expected);
         }
     }

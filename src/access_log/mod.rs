@@ -10,6 +10,7 @@ mod selection;
 mod spans;
 mod writer;
 
+use std::cell::RefCell;
 use std::io;
 use std::sync::{Arc, Weak};
 
@@ -38,6 +39,11 @@ pub struct Retired {
 
 /// Room that most lines fit in.
 const USUAL_LINE: usize = 1000;
+
+thread_local! {
+    /// The line that this worker is writing.
+    static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// Whether values of filters are left out.
 #[cfg(feature = "otlp")]
@@ -81,18 +87,17 @@ impl AccessLog {
     /// Describes a request for the record that is written when it ends; `None` if none will be.
     pub fn describe(&self, request: &Request<'_>) -> Option<RequestPart> {
         let log = self.log.as_ref().filter(|log| log.operations);
-        let redact = log.map(|log| log.redact_filters);
+        let written =
+            log.map(|log| Lent::filled(|part| render::request_part(part, request, log.redact_filters, log.format)));
         #[cfg(feature = "otlp")]
-        let redact = redact.or(self.spans.as_ref().map(|(_, redact)| *redact));
-        let described = describe::describe(request, redact?);
+        if let Some((_, redact)) = &self.spans {
+            let attributes = spans::request_attributes(request, log.map_or(*redact, |log| log.redact_filters));
+            return Some(RequestPart { written: written.unwrap_or_default(), attributes });
+        }
         Some(RequestPart {
-            written: Lent::filled(|part| {
-                if let Some(log) = log {
-                    render::request_part(part, &described, log.format);
-                }
-            }),
+            written: written?,
             #[cfg(feature = "otlp")]
-            described: self.spans.is_some().then(|| Box::new(described.into_owned())),
+            attributes: Vec::new(),
         })
     }
 
@@ -154,9 +159,13 @@ impl AccessLog {
 
 impl Open {
     fn write(&self, render: impl FnOnce(&mut Vec<u8>)) {
-        let mut line = Vec::with_capacity(USUAL_LINE);
-        render(&mut line);
-        self.writer.line(&line);
+        LINE.with_borrow_mut(|line| {
+            line.clear();
+            line.shrink_to(USUAL_LINE);
+            line.reserve(USUAL_LINE);
+            render(line);
+            self.writer.line(line);
+        });
     }
 }
 

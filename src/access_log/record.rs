@@ -1,6 +1,5 @@
 //! What the access log tells of an operation and of a session.
 
-use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
@@ -119,58 +118,13 @@ pub struct RequestPart {
     pub(super) written: Lent,
     /// For the span.
     #[cfg(feature = "otlp")]
-    pub(super) described: Option<Box<Described<'static>>>,
+    pub(super) attributes: Vec<opentelemetry::KeyValue>,
 }
 
 impl RequestPart {
     /// Octets it takes.
     pub fn octets(&self) -> usize {
         self.written.len()
-    }
-}
-
-/// What a request asked for, without secrets and of bounded size.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Described<'a> {
-    /// The base of a search, the entry of an update or compare, the name of a bind.
-    pub dn: Option<Cow<'a, str>>,
-    /// "base", "one" or "sub"
-    pub scope: Option<&'static str>,
-    /// RFC 4515's text, with `?` for values where they are redacted.
-    pub filter: Option<String>,
-    /// The attributes asked for; none is all.
-    pub attributes: Vec<Cow<'a, str>>,
-    /// Entries, 0 = none asked.
-    pub size_limit: u32,
-    /// Seconds, 0 = none asked.
-    pub time_limit: u32,
-    /// "simple", a SASL mechanism, or "other"
-    pub mechanism: Option<Cow<'a, str>>,
-    /// An extended operation's object identifier.
-    pub oid: Option<Cow<'a, str>>,
-    /// The messageID an abandon names.
-    pub abandons: Option<u32>,
-    /// Object identifiers of controls, `!` before critical ones.
-    pub controls: Vec<Cow<'a, str>>,
-}
-
-#[cfg(feature = "otlp")]
-impl Described<'_> {
-    /// One that outlives its request.
-    pub(super) fn into_owned(self) -> Described<'static> {
-        let owned = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
-        Described {
-            dn: self.dn.map(owned),
-            scope: self.scope,
-            filter: self.filter,
-            attributes: self.attributes.into_iter().map(owned).collect(),
-            size_limit: self.size_limit,
-            time_limit: self.time_limit,
-            mechanism: self.mechanism.map(owned),
-            oid: self.oid.map(owned),
-            abandons: self.abandons,
-            controls: self.controls.into_iter().map(owned).collect(),
-        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! A record as a line of JSON or of text. Pure.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::fmt::{self, Display};
 use std::io::{self, Write};
@@ -7,10 +8,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use time::OffsetDateTime;
 
+use super::describe::{Field, Pen, describe};
+use super::filter::Filter;
 use super::json::{Object, key};
-use super::record::{Described, OperationRecord, SessionRecord, Who, microseconds};
+use super::record::{OperationRecord, SessionRecord, Who, microseconds};
 use crate::config::LogFormat;
 use crate::failure::{Refusal, SubCode};
+use crate::ldap::Request;
 
 /// Writes the line of an operation, with its end.
 pub(super) fn operation_line(line: &mut Vec<u8>, record: &OperationRecord<'_>, format: LogFormat) {
@@ -29,10 +33,10 @@ pub(super) fn session_line(line: &mut Vec<u8>, record: &SessionRecord<'_>, forma
 }
 
 /// Writes what a request adds to the line of its operation.
-pub(super) fn request_part(part: &mut Vec<u8>, request: &Described<'_>, format: LogFormat) {
+pub(super) fn request_part(part: &mut Vec<u8>, request: &Request<'_>, redact: bool, format: LogFormat) {
     match format {
-        LogFormat::Json => json_request(&mut Object::part(part), request),
-        LogFormat::Text => write_request(part, request).expect(TAKES_ALL),
+        LogFormat::Json => describe(request, redact, &mut Object::part(part)),
+        LogFormat::Text => describe(request, redact, &mut Text(part)),
     }
 }
 
@@ -42,20 +46,23 @@ const TAKES_ALL: &str = "a Vec takes every write";
 pub(super) struct Timestamp(pub(super) SystemTime);
 
 thread_local! {
-    /// The last second that was written, after the epoch, and its text.
-    static LAST: Cell<(u64, [u8; 27])> = const { Cell::new((u64::MAX, [0; 27])) };
+    /// The last time that was written, after the epoch, and its text.
+    static LAST: Cell<(Duration, [u8; 27])> = const { Cell::new((Duration::MAX, [0; 27])) };
 }
 
 impl Timestamp {
     /// A clock before 1970 is shown as its first moment.
     fn text(&self) -> [u8; 27] {
         let since_epoch = self.0.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let (second, mut text) = LAST.get();
-        if second != since_epoch.as_secs() {
+        let (last, mut text) = LAST.get();
+        if last == since_epoch {
+            return text;
+        }
+        if last.as_secs() != since_epoch.as_secs() {
             text = Self::of_second(OffsetDateTime::from(UNIX_EPOCH + since_epoch));
-            LAST.set((since_epoch.as_secs(), text));
         }
         write_digits(&mut text[20..26], since_epoch.subsec_micros());
+        LAST.set((since_epoch, text));
         text
     }
 
@@ -158,24 +165,30 @@ fn json_who(part: &mut Vec<u8>, who: &Who<'_>) {
     line.optional_text(key!("bound_as"), who.bound_as);
 }
 
-fn json_request(line: &mut Object<'_>, request: &Described<'_>) {
-    line.optional_text(key!("dn"), request.dn.as_deref());
-    line.optional_word(key!("scope"), request.scope);
-    line.optional_text(key!("filter"), request.filter.as_deref());
-    for (key, values) in [(key!("attributes"), &request.attributes), (key!("controls"), &request.controls)] {
-        if !values.is_empty() {
-            line.list(key, values);
-        }
+impl Pen for Object<'_> {
+    #[inline(always)]
+    fn text(&mut self, field: Field, text: &str) {
+        self.text(field.key, text);
     }
-    for (key, limit) in [(key!("size_limit"), request.size_limit), (key!("time_limit"), request.time_limit)] {
-        if limit > 0 {
-            line.number(key, limit);
-        }
+
+    #[inline(always)]
+    fn word(&mut self, field: Field, word: &'static str) {
+        self.word(field.key, word);
     }
-    line.optional_text(key!("mechanism"), request.mechanism.as_deref());
-    line.optional_text(key!("oid"), request.oid.as_deref());
-    if let Some(id) = request.abandons {
-        line.number(key!("abandons"), id);
+
+    #[inline(always)]
+    fn number(&mut self, field: Field, number: u32) {
+        self.number(field.key, number);
+    }
+
+    #[inline(always)]
+    fn filter(&mut self, field: Field, filter: Filter<'_>) {
+        self.written(field.key, |line| filter.write(line));
+    }
+
+    #[inline(always)]
+    fn list<'a>(&mut self, field: Field, texts: impl Iterator<Item = Cow<'a, str>>) {
+        self.list(field.key, texts);
     }
 }
 
@@ -260,32 +273,38 @@ fn write_who(line: &mut Vec<u8>, who: &Who<'_>) -> io::Result<()> {
     }
 }
 
-fn write_request(line: &mut Vec<u8>, request: &Described<'_>) -> io::Result<()> {
-    let texts = [&request.oid, &request.mechanism, &request.dn];
-    for text in texts.into_iter().flatten() {
-        write!(line, " {text:?}")?;
+/// A line of text under construction.
+struct Text<'a>(&'a mut Vec<u8>);
+
+impl Text<'_> {
+    fn add(&mut self, field: Field, what: fmt::Arguments<'_>) {
+        write!(self.0, " {}{what}", field.before).expect(TAKES_ALL);
     }
-    if let Some(scope) = request.scope {
-        write!(line, " {scope}")?;
+}
+
+impl Pen for Text<'_> {
+    fn text(&mut self, field: Field, text: &str) {
+        self.add(field, format_args!("{text:?}"));
     }
-    if let Some(filter) = &request.filter {
-        write!(line, " {filter:?}")?;
+
+    fn word(&mut self, field: Field, word: &'static str) {
+        self.add(field, format_args!("{word}"));
     }
-    if !request.attributes.is_empty() {
-        write!(line, " attributes {:?}", request.attributes)?;
+
+    fn number(&mut self, field: Field, number: u32) {
+        self.add(field, format_args!("{number}"));
     }
-    for (limit, what) in [(request.size_limit, "size limit"), (request.time_limit, "time limit")] {
-        if limit > 0 {
-            write!(line, " {what} {limit}")?;
+
+    fn filter(&mut self, field: Field, filter: Filter<'_>) {
+        self.text(field, &filter.to_string());
+    }
+
+    fn list<'a>(&mut self, field: Field, texts: impl Iterator<Item = Cow<'a, str>>) {
+        let texts: Vec<_> = texts.collect();
+        if !texts.is_empty() {
+            self.add(field, format_args!("{texts:?}"));
         }
     }
-    if let Some(id) = request.abandons {
-        write!(line, " #{id}")?;
-    }
-    if !request.controls.is_empty() {
-        write!(line, " controls {:?}", request.controls)?;
-    }
-    Ok(())
 }
 
 struct Milliseconds(Duration);
@@ -307,7 +326,7 @@ mod tests {
     use super::*;
     use crate::buffer::Lent;
     use crate::failure::{EndReason, Refusal, SubCode};
-    use crate::ldap::{OperationKind, ResultCode};
+    use crate::ldap::{OperationKind, ResultCode, envelope};
 
     const MICROSECOND: Duration = Duration::from_micros(1);
 
@@ -328,12 +347,13 @@ mod tests {
     }
 
     impl Site {
-        fn new(request: &Described<'_>, format: LogFormat) -> Self {
-            let written = Lent::filled(|part| request_part(part, request, format));
+        fn new(pdu: &[u8], format: LogFormat) -> Self {
+            let envelope = envelope(pdu, usize::MAX).expect("well-formed").expect("whole");
+            let request = Request::new(pdu, envelope).expect("a request");
             let request = RequestPart {
-                written,
+                written: Lent::filled(|part| request_part(part, &request, true, format)),
                 #[cfg(feature = "otlp")]
-                described: None,
+                attributes: Vec::new(),
             };
             Self { tls: tls(), written: OnceCell::new(), request }
         }
@@ -397,14 +417,18 @@ mod tests {
         line
     }
 
-    fn search() -> Described<'static> {
-        Described {
-            dn: Some("dc=x".into()),
-            scope: Some("sub"),
-            filter: Some("(cn=?)".into()),
-            attributes: vec!["cn".into()],
-            ..Described::default()
-        }
+    const SEARCH: &[u8] =
+        b"\x30\x2a\x02\x01\x03\x63\x25\x04\x04dc=x\x0a\x01\x02\x0a\x01\x00\x02\x01\x00\x02\x01\x00\x01\x01\x00\
+        \xa3\x08\x04\x02cn\x04\x02jd\x30\x04\x04\x02cn";
+    const LIMITED_SEARCH: &[u8] = b"\x30\x4d\x02\x01\x02\x63\x27\x04\x04dc=x\x0a\x01\x02\x0a\x01\x00\x02\x01\x0a\x02\x01\x05\x01\x01\xff\
+        \xa3\x08\x04\x02cn\x04\x02jd\x30\x06\x04\x01a\x04\x01b\xa0\x1f\x30\x1d\x04\x161.2.840.113556.1.4.319\x01\x01\xff\x04\x00";
+    const BIND: &[u8] = b"\x30\x0f\x02\x01\x01\x60\x0a\x02\x01\x03\x04\x02cn\x80\x01p";
+    const EXTENDED: &[u8] = b"\x30\x0a\x02\x01\x07\x77\x05\x80\x031.2";
+    const ABANDON: &[u8] = b"\x30\x06\x02\x01\x04\x50\x01\x02";
+
+    fn delete(dn: &[u8]) -> Vec<u8> {
+        let length = u8::try_from(dn.len()).expect("short");
+        [&[0x30, length + 5, 2, 1, 1, 0x4A, length], dn].concat()
     }
 
     fn parsed(line: &[u8]) -> Value {
@@ -414,7 +438,7 @@ mod tests {
 
     #[test]
     fn an_operation_in_json() {
-        let site = Site::new(&search(), LogFormat::Json);
+        let site = Site::new(SEARCH, LogFormat::Json);
         let line = operation_line(&site.operation(), LogFormat::Json);
         let expected = json!({
             "event": "operation", "time": "2026-11-24T08:19:05.000042Z", "session": 17, "client": "10.0.0.5:40123",
@@ -430,7 +454,7 @@ mod tests {
 
     #[test]
     fn an_operation_in_text() {
-        let site = Site::new(&search(), LogFormat::Text);
+        let site = Site::new(SEARCH, LogFormat::Text);
         let line = operation_line(&site.operation(), LogFormat::Text);
         let expected = "2026-11-24T08:19:05.000042Z session 17 10.0.0.5:40123 on 0.0.0.0:636 TLS 1.3 \
             TLS_AES_256_GCM_SHA384 for \"ldap.example.com\" as \"cn=app\" #3 search \"dc=x\" sub \"(cn=?)\" \
@@ -440,9 +464,24 @@ mod tests {
     }
 
     #[test]
+    fn what_a_request_adds_in_text() {
+        for (pdu, expected) in [
+            (
+                LIMITED_SEARCH,
+                r#" "dc=x" sub "(cn=?)" attributes ["a", "b"] size limit 10 time limit 5 controls ["!1.2.840.113556.1.4.319"]"#,
+            ),
+            (BIND, r#" "simple" "cn""#),
+            (EXTENDED, r#" "1.2""#),
+            (ABANDON, " #2"),
+        ] {
+            assert_eq!(String::from_utf8_lossy(&Site::new(pdu, LogFormat::Text).request.written), expected);
+        }
+    }
+
+    #[test]
     fn the_proxys_own_answer_says_why() {
         let line_in = |format| {
-            let site = Site::new(&search(), format);
+            let site = Site::new(SEARCH, format);
             let (result, refusal) = (Some(ResultCode(52)), Some(Refusal::NoBackend));
             operation_line(&OperationRecord { backend: None, result, refusal, ..site.operation() }, format)
         };
@@ -455,7 +494,7 @@ mod tests {
 
     #[test]
     fn an_abandon_has_no_result() {
-        let site = Site::new(&Described { abandons: Some(2), ..Described::default() }, LogFormat::Json);
+        let site = Site::new(ABANDON, LogFormat::Json);
         let record = OperationRecord { operation: OperationKind::Abandon, result: None, ..site.operation() };
         let value = parsed(&operation_line(&record, LogFormat::Json));
         assert_eq!((value.get("result"), value.get("result_code"), &value["abandons"]), (None, None, &json!(2)));
@@ -463,22 +502,23 @@ mod tests {
 
     #[test]
     fn a_session_says_why_it_ended() {
-        let site = Site::new(&search(), LogFormat::Json);
+        let site = Site::new(SEARCH, LogFormat::Json);
         let value = parsed(&session_line(&site.session(), LogFormat::Json));
         assert_eq!((&value["event"], &value["ended"]), (&json!("session"), &json!("idle_timeout")));
         assert_eq!(value["duration_us"], json!(3_000_000));
-        let site = Site::new(&search(), LogFormat::Text);
+        let site = Site::new(SEARCH, LogFormat::Text);
         let line = String::from_utf8_lossy(&session_line(&site.session(), LogFormat::Text)).into_owned();
         assert!(line.starts_with("1970-01-01T00:00:00.000000Z session 17 "), "{line}");
         assert!(line.contains(" ended: idle_timeout, after 3.000 s, 5 operations"), "{line}");
     }
 
     #[test]
-    fn a_time_is_the_same_whichever_second_was_written_before() {
+    fn a_time_is_the_same_whichever_was_written_before() {
         let at = |microseconds| Timestamp(UNIX_EPOCH + microseconds * MICROSECOND).to_string();
         for (microseconds, expected) in [
             (999_999, "1970-01-01T00:00:00.999999Z"),
             (1_000_000, "1970-01-01T00:00:01.000000Z"),
+            (5, "1970-01-01T00:00:00.000005Z"),
             (5, "1970-01-01T00:00:00.000005Z"),
             (1_000_001, "1970-01-01T00:00:01.000001Z"),
         ] {
@@ -489,39 +529,27 @@ mod tests {
 
     #[test]
     fn the_reference_has_every_field_and_no_other() {
-        let full = Described {
-            dn: Some("".into()),
-            scope: Some("sub"),
-            filter: Some(String::new()),
-            attributes: vec!["".into()],
-            size_limit: 1,
-            time_limit: 1,
-            mechanism: Some("".into()),
-            oid: Some("".into()),
-            abandons: Some(1),
-            controls: vec!["".into()],
-        };
-        let site = Site::new(&full, LogFormat::Json);
         let (sub_code, refusal) = (Some(SubCode::WrongPassword), Some(Refusal::NoBackend));
-        let record = OperationRecord { sub_code, refusal, ..site.operation() };
-        let told = [
-            parsed(&operation_line(&record, LogFormat::Json)),
-            parsed(&session_line(&site.session(), LogFormat::Json)),
-        ];
+        let operation = |pdu| {
+            let site = Site::new(pdu, LogFormat::Json);
+            parsed(&operation_line(&OperationRecord { sub_code, refusal, ..site.operation() }, LogFormat::Json))
+        };
+        let session = parsed(&session_line(&Site::new(SEARCH, LogFormat::Json).session(), LogFormat::Json));
+        let told = [operation(LIMITED_SEARCH), operation(BIND), operation(EXTENDED), operation(ABANDON), session];
         let told: BTreeSet<_> =
             told.iter().filter_map(Value::as_object).flat_map(|line| line.keys()).cloned().collect();
         let reference = include_str!("../../docs/access-log.md");
         let rows = reference.lines().filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned()));
         assert_eq!(rows.collect::<BTreeSet<_>>(), told);
         let example = reference.lines().find(|line| line.starts_with("{\"event\"")).expect("an example");
-        let site = Site::new(&search(), LogFormat::Json);
+        let site = Site::new(SEARCH, LogFormat::Json);
         let line = operation_line(&site.operation(), LogFormat::Json);
         assert_eq!(parsed(&[example.as_bytes(), b"\n"].concat()), parsed(&line));
     }
 
     #[test]
     fn a_client_cannot_forge_a_line() {
-        let request = Described { dn: Some("x\"\n2026-11-24T00:00:00Z session 1\r".into()), ..Described::default() };
+        let request = delete(b"x\"\n2026-11-24T00:00:00Z session 1\r");
         for format in [LogFormat::Json, LogFormat::Text] {
             let line = operation_line(&Site::new(&request, format).operation(), format);
             assert_eq!(

@@ -59,7 +59,7 @@ mod tests {
         let request = RequestPart {
             written: Lent::copy_of(b""),
             #[cfg(feature = "otlp")]
-            described: None,
+            attributes: Vec::new(),
         };
         selection.takes(&OperationRecord {
             time: SystemTime::UNIX_EPOCH,

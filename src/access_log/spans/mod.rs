@@ -17,6 +17,7 @@ use opentelemetry_sdk::trace::{BatchSpanProcessor, Config, SamplingDecision, Sho
 use tracing::{info, warn};
 
 use super::record::{OperationRecord, SessionRecord};
+pub(super) use span::request_attributes;
 use span::{operation_span, session_span};
 
 /// The way to the collector.

@@ -10,7 +10,10 @@ use opentelemetry::trace::{SpanContext, SpanId, SpanKind, Status, TraceFlags, Tr
 use opentelemetry::{Array, InstrumentationScope, KeyValue, StringValue, Value};
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 
-use super::super::record::{Described, OperationRecord, SessionRecord, Who, microseconds};
+use super::super::describe::{Field, Pen, describe};
+use super::super::filter::Filter;
+use super::super::record::{OperationRecord, SessionRecord, Who, microseconds};
+use crate::ldap::Request;
 use crate::metrics::{has_response, is_server_trouble};
 
 pub(super) const SESSION: &str = "ldap session";
@@ -29,8 +32,6 @@ pub(super) fn session_span(record: &SessionRecord<'_>, session: &SpanContext) ->
 }
 
 pub(super) fn operation_span(record: &OperationRecord<'_>, session: &SpanContext) -> SpanData {
-    let nothing = Described::default();
-    let request = record.request.described.as_deref().unwrap_or(&nothing);
     let mut attributes = describe_who(&record.who);
     attributes.extend([
         KeyValue::new("ldap.message_id", i64::from(record.message_id)),
@@ -42,12 +43,8 @@ pub(super) fn operation_span(record: &OperationRecord<'_>, session: &SpanContext
         count("ldap.queue_us", microseconds(record.timing.queue)),
         count("ldap.connect_us", microseconds(record.timing.connect)),
     ]);
-    let words: [(&'static str, Option<&str>); 9] = [
-        ("ldap.dn", request.dn.as_deref()),
-        ("ldap.scope", request.scope),
-        ("ldap.filter", request.filter.as_deref()),
-        ("ldap.bind.mechanism", request.mechanism.as_deref()),
-        ("ldap.extended.oid", request.oid.as_deref()),
+    attributes.extend_from_slice(&record.request.attributes);
+    let words: [(&'static str, Option<&str>); 4] = [
         ("ldap.backend", record.backend),
         ("ldap.result", record.result.map(|code| code.name())),
         ("ldap.bind.sub_code", record.sub_code.map(|code| code.as_str())),
@@ -55,12 +52,6 @@ pub(super) fn operation_span(record: &OperationRecord<'_>, session: &SpanContext
     ];
     attributes.extend(words.into_iter().filter_map(|(name, word)| Some(text(name, word?))));
     attributes.extend(record.result.map(|code| KeyValue::new("ldap.result_code", i64::from(code.0))));
-    for (name, list) in [("ldap.attributes", &request.attributes), ("ldap.controls", &request.controls)] {
-        if !list.is_empty() {
-            let list = list.iter().map(|text| StringValue::from(text.to_string())).collect();
-            attributes.push(KeyValue::new(name, Value::Array(Array::String(list))));
-        }
-    }
     let context = SpanContext::new(
         session.trace_id(),
         SpanId::from(fastrand::u64(1..)),
@@ -81,6 +72,46 @@ pub(super) fn operation_span(record: &OperationRecord<'_>, session: &SpanContext
         span.status = Status::error(failure);
     }
     span
+}
+
+/// What a request adds to the span of its operation.
+pub(in super::super) fn request_attributes(request: &Request<'_>, redact: bool) -> Vec<KeyValue> {
+    let mut attributes = Attributes(Vec::new());
+    describe(request, redact, &mut attributes);
+    attributes.0
+}
+
+struct Attributes(Vec<KeyValue>);
+
+impl Attributes {
+    fn add(&mut self, field: Field, value: impl Into<Value>) {
+        self.0.extend(field.attribute.map(|name| KeyValue::new(name, value)));
+    }
+}
+
+impl Pen for Attributes {
+    fn text(&mut self, field: Field, text: &str) {
+        self.add(field, text.to_owned());
+    }
+
+    fn word(&mut self, field: Field, word: &'static str) {
+        self.add(field, word);
+    }
+
+    fn number(&mut self, field: Field, number: u32) {
+        self.add(field, i64::from(number));
+    }
+
+    fn filter(&mut self, field: Field, filter: Filter<'_>) {
+        self.add(field, filter.to_string());
+    }
+
+    fn list<'a>(&mut self, field: Field, texts: impl Iterator<Item = Cow<'a, str>>) {
+        let texts: Vec<_> = texts.map(|text| StringValue::from(text.into_owned())).collect();
+        if !texts.is_empty() {
+            self.add(field, Value::Array(Array::String(texts)));
+        }
+    }
 }
 
 fn span(
