@@ -212,8 +212,10 @@ impl<T> Run<T> {
         let Some(described) = &operation.described else { return };
         let facts = self.entry.read_facts();
         let total = now - operation.started;
+        let wall = self.clock.wall.get().unwrap_or_else(SystemTime::now);
+        self.clock.wall.set(Some(wall));
         self.settings.access_log.operation(&OperationRecord {
-            time: SystemTime::now(),
+            time: wall,
             who: who(&self.entry, &facts),
             message_id: operation.id,
             operation: operation.kind,

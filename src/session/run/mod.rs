@@ -9,10 +9,12 @@ mod ending;
 mod requests;
 mod responses;
 
+use std::cell::Cell;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::SystemTime;
 
 use tokio::io::AsyncWrite;
 use tokio::task::coop;
@@ -181,6 +183,8 @@ struct Clock {
     /// Since when octets wait for the client without one being taken.
     client_stuck: Option<Instant>,
     closing: Option<Instant>,
+    /// The time of day, once something has been written down since this poll began.
+    wall: Cell<Option<SystemTime>>,
 }
 
 /// The sides that have nothing to read and wake the session once they have: they aren't asked before.
@@ -235,6 +239,7 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
                 partial: None,
                 client_stuck: None,
                 closing: None,
+                wall: Cell::new(None),
             },
             timer,
             timer_set: false,
@@ -320,6 +325,7 @@ impl<T: Source + AsyncWrite + Unpin> Future for Run<T> {
         (this.requests_left, this.responses_left) = (REQUESTS, RESPONSES);
         loop {
             let now = Instant::now();
+            this.clock.wall.take();
             if let Poll::Ready(outcome) = this.turn(cx, now) {
                 return Poll::Ready(outcome);
             }
