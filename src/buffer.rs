@@ -232,11 +232,15 @@ fn give_back(mut buffer: Vec<u8>) {
 }
 
 /// A few octets kept for as long as an operation takes, in a buffer that then goes back to the worker.
+#[derive(Default)]
 pub struct Lent(Vec<u8>);
 
-/// Buffers of a worker for [`Lent`], and octets each may take while it isn't lent.
-const SMALL: usize = 64;
+/// Buffers of a worker for [`Lent`], and octets each may take while it isn't lent. Eight sessions with 16 requests in flight
+/// each need 128, and as many for the access log.
+const SMALL: usize = 256;
 const MOST_SMALL: usize = 512;
+/// Room that most requests, and what the access log tells of them, fit in.
+const USUAL_SMALL: usize = 128;
 
 thread_local! {
     static SMALL_SPARE: Spares<Vec<u8>> = const { Spares::new(SMALL) };
@@ -251,7 +255,7 @@ impl Lent {
     /// What is written into it.
     #[inline]
     pub fn filled(write: impl FnOnce(&mut Vec<u8>)) -> Self {
-        let mut buffer = SMALL_SPARE.with(Spares::lend).unwrap_or_default();
+        let mut buffer = SMALL_SPARE.with(Spares::lend).unwrap_or_else(|| Vec::with_capacity(USUAL_SMALL));
         write(&mut buffer);
         Self(buffer)
     }
