@@ -206,7 +206,7 @@ impl Inbox {
     }
 
     /// Gives the buffer back, or keeps just what is still needed.
-    pub fn settle(&mut self) {
+    pub fn shrink(&mut self) {
         let left = self.buffer.len() - self.start;
         if left > KEPT || self.buffer.capacity() == 0 {
             return;
@@ -400,7 +400,7 @@ mod tests {
         let mut io: &[u8] = b"0123456789";
         assert!(matches!(inbox.poll_fill(&mut cx, &mut io), Poll::Ready(Ok(10))));
         inbox.consume(7);
-        inbox.settle();
+        inbox.shrink();
         assert_eq!((inbox.unread(), inbox.start), (&b"789"[..], 0));
         assert!(inbox.buffer.capacity() < KEPT);
         let mut io: &[u8] = b"ab";
@@ -408,7 +408,7 @@ mod tests {
         assert_eq!(inbox.unread(), b"789ab");
         assert!(matches!(inbox.poll_fill(&mut cx, &mut io), Poll::Ready(Ok(0))));
         inbox.consume(5);
-        inbox.settle();
+        inbox.shrink();
         assert_eq!(inbox.buffer.capacity(), 0);
         assert!(SPARE.with(|spare| spare.here.borrow().iter().any(|buffer| buffer.capacity() >= READ)));
     }
@@ -464,7 +464,7 @@ mod tests {
         while matches!(inbox.poll_fill(&mut cx, &mut io), Poll::Ready(Ok(1..))) {}
         assert!(inbox.unread() == long);
         inbox.consume(long.len());
-        inbox.settle();
+        inbox.shrink();
         assert_eq!(inbox.capacity(), 0);
     }
 

@@ -45,7 +45,7 @@ impl Hello {
             }
             let filled = inbox.poll_fill(cx, io);
             if filled.is_pending() {
-                inbox.settle();
+                inbox.shrink();
             }
             if ready!(filled)? == 0 {
                 let error = "the client closed the connection";

@@ -132,7 +132,7 @@ impl<IO: Source + AsyncWrite + Unpin> ServerStream<IO> {
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending => {
-                self.incoming.settle();
+                self.incoming.shrink();
                 Poll::Pending
             }
         }
@@ -147,7 +147,7 @@ impl<IO: Source + AsyncWrite + Unpin> ServerStream<IO> {
         if opened.is_err() {
             self.refuse();
         }
-        self.incoming.settle();
+        self.incoming.shrink();
         opened.map_err(invalid)
     }
 

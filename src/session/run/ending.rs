@@ -250,7 +250,7 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
                     inbox.consume(inbox.unread().len());
                     let read = inbox.poll_fill(cx, &mut self.client);
                     inbox.consume(inbox.unread().len());
-                    inbox.settle();
+                    inbox.shrink();
                     match read {
                         Poll::Pending => return Poll::Pending,
                         Poll::Ready(Ok(count)) if count > 0 && discarded < MOST_LINGERING => {

@@ -61,7 +61,7 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
                 }
                 Poll::Pending => {
                     self.dry.client = coop::has_budget_remaining();
-                    self.from_client.settle();
+                    self.from_client.shrink();
                     return Moved::No;
                 }
             }
@@ -164,7 +164,7 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
         }
         inbox.consume(at);
         self.from_client = inbox;
-        self.from_client.settle();
+        self.from_client.shrink();
         self.show_in_flight();
     }
 

@@ -30,7 +30,7 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
         match up.inbox.poll_top_up(cx, &mut up.upstream.stream) {
             Poll::Pending => {
                 self.dry.upstream = coop::has_budget_remaining();
-                up.inbox.settle();
+                up.inbox.shrink();
                 Moved::No
             }
             Poll::Ready(Ok(count)) if count > 0 => {
@@ -152,7 +152,7 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
         self.count_tally(&mut tally, up.upstream.backend(), now);
         self.deliver(cx, &octets[run..at]);
         up.inbox.consume(at);
-        up.inbox.settle();
+        up.inbox.shrink();
         self.link = Link::Up(up);
         self.show_in_flight();
         if lost {
