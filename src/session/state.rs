@@ -1,19 +1,21 @@
 //! One session without its sockets: what becomes of each request and each response. Pure; time is an argument.
 
+mod losses;
+mod responses;
+
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::bind::{BindState, Identity, Method};
-use super::operations::{BACKEND_LOST, Fate, KeptRequest, Operation, Operations};
+use super::operations::{KeptRequest, Operation, Operations};
 use super::pins::{Pin, Pins};
-use super::verdict::{Answer, Details, Ending, Loss, RequestVerdict, ResponseVerdict, Settled};
+use super::verdict::{Answer, Ending, RequestVerdict};
 use crate::access_log::RequestPart;
 use crate::config::{Failover, FailoverMode, Limits};
-use crate::failure::{EndReason, FailoverKind, Refusal};
+use crate::failure::{EndReason, Refusal};
 use crate::ldap::{
-    Authentication, BindRequest, Envelope, FrameError, MessageId, OperationKind, Request, Response, ResponseKind,
-    ResultCode, oid,
+    Authentication, BindRequest, Envelope, FrameError, MessageId, OperationKind, Request, ResultCode, oid,
 };
 
 /// Octets of requests one session keeps for sending again. What doesn't fit is answered `unavailable` if its upstream is
@@ -241,196 +243,6 @@ impl State {
         bound
     }
 
-    /// Takes up one whole response.
-    #[inline]
-    pub fn response(&mut self, response: &Response<'_>, now: Instant) -> ResponseVerdict {
-        let id = response.message_id();
-        if id == 0 {
-            return self.unsolicited(response);
-        }
-        if !response.kind().is_final() {
-            return self.part(id, response.kind(), response.pdu().len());
-        }
-        self.conclude(response, now).map_or(ResponseVerdict::Ignore, |settled| ResponseVerdict::Forward(Some(settled)))
-    }
-
-    /// Ends the operation that a final response answers, if there is one.
-    #[inline(always)]
-    fn conclude(&mut self, response: &Response<'_>, now: Instant) -> Option<Settled> {
-        let code = response.code();
-        let mut settled = self.operations.end(response.message_id(), |operation| {
-            self.kept_octets -= operation.kept_octets();
-            operation.delivered_octets += response.pdu().len() as u64;
-            if operation.writes && code == Some(ResultCode::SUCCESS) {
-                self.pins.wrote(now);
-            }
-            // Of most there is no more to be said than this.
-            let has_details =
-                operation.kind == OperationKind::Bind || operation.page.is_some() || operation.described.is_some();
-            let details = has_details.then(|| Box::new(Details { operation: operation.take(), bind_name: None }));
-            Settled { kind: operation.kind, started: operation.started, code, details }
-        })?;
-        if settled.details.is_some() {
-            self.conclude_details(&mut settled, response, now);
-        }
-        Some(settled)
-    }
-
-    /// The same of what not every operation has.
-    fn conclude_details(&mut self, settled: &mut Settled, response: &Response<'_>, now: Instant) {
-        let Some(details) = &mut settled.details else { return };
-        if let Some(page) = details.operation.page {
-            self.pins.paged(page, response.paging_cookie());
-        }
-        if settled.kind != OperationKind::Bind {
-            return;
-        }
-        // A success of which not everything can be read is none.
-        settled.code = response.result().map(|result| result.code);
-        let code = settled.code.unwrap_or(ResultCode::OPERATIONS_ERROR);
-        let kept = details.operation.kept.take().filter(|_| self.failover.replay_bind);
-        let bound = self.bind.response(code, kept, now);
-        details.bind_name = bound.name;
-        if bound.may_begin_layer {
-            self.layer = Layer::Undecided;
-        }
-        if code == ResultCode::SUCCESS {
-            self.pins.rebound();
-        }
-        // What was asked before it was asked by somebody else.
-        self.kept_octets -= self.operations.forget_requests();
-    }
-
-    /// Takes up an entry, a reference or an intermediate response, of which the first octets may be all that has arrived.
-    #[inline]
-    pub fn part(&mut self, id: MessageId, kind: ResponseKind, length: usize) -> ResponseVerdict {
-        debug_assert!(!kind.is_final());
-        match self.operations.find_mut(id) {
-            Some(operation) => {
-                match kind {
-                    ResponseKind::Entry => operation.entries += 1,
-                    ResponseKind::Reference => operation.references += 1,
-                    _ => operation.intermediates += 1,
-                }
-                operation.delivered_octets += length as u64;
-                ResponseVerdict::Forward(None)
-            }
-            None => ResponseVerdict::Ignore,
-        }
-    }
-
-    /// The upstream is lost after taking `taken` octets of its stream; `queued` are the octets it didn't take.
-    pub fn lose(&mut self, taken: u64, queued: &[u8], now: Instant) -> Loss {
-        let mut loss = Loss::default();
-        let pin = self.pin(now);
-        let in_session = self.failover.mode == FailoverMode::Session && self.layer != Layer::Opaque;
-        let bind_lost = self.bind.awaiting();
-        let lost = self.operations.lose(taken);
-        let fails =
-            |(operation, fate): &(Operation, Fate)| Some(operation.id) == bind_lost && matches!(fate, Fate::Fail(..));
-        let had_a_name = matches!(self.bind.earlier(), Identity::Simple(_) | Identity::Stateful);
-        let nameless = had_a_name && lost.iter().any(fails);
-        for (mut operation, fate) in lost {
-            self.kept_octets -= operation.kept_octets();
-            match fate {
-                Fate::Fail(kind, reason, diagnostic) => {
-                    loss.fail(operation, kind, reason, diagnostic);
-                }
-                _ if pin.is_some() || !in_session => {
-                    let reason = if pin.is_some() { Refusal::Pinned } else { Refusal::BackendLost };
-                    loss.fail(operation, FailoverKind::Pinned, reason, SESSION_LOST);
-                }
-                // Whose it was ends with the bind that fails.
-                Fate::Requeue | Fate::Resend(_) if nameless => {
-                    loss.fail(operation, FailoverKind::Exhausted, Refusal::BackendLost, BACKEND_LOST);
-                }
-                Fate::Requeue | Fate::Resend(_) => {
-                    if let Fate::Resend(kind) = fate {
-                        operation.resent = true;
-                        loss.kinds.push(kind);
-                    }
-                    let start = operation.position.checked_sub(taken).and_then(|start| usize::try_from(start).ok());
-                    operation.position = loss.resend.len() as u64;
-                    match (&operation.kept, start) {
-                        (Some(kept), _) => loss.resend.extend_from_slice(kept.pdu()),
-                        (None, Some(start)) => {
-                            loss.resend.extend_from_slice(&queued[start..start + operation.length]);
-                        }
-                        (None, None) => unreachable!("what is sent again is kept or was still queued"),
-                    }
-                    self.kept_octets += operation.kept_octets();
-                    self.operations.begin(operation);
-                }
-            }
-        }
-        if let Some(id) = bind_lost
-            && self.operations.find(id).is_none()
-        {
-            self.bind.fail();
-        }
-        loss.ending = if !in_session {
-            Some(Ending::told(EndReason::BackendLost, ResultCode::UNAVAILABLE, SESSION_LOST))
-        } else {
-            pin.map(|_| Ending::told(EndReason::Pinned, ResultCode::UNAVAILABLE, SESSION_LOST))
-        };
-        loss
-    }
-
-    /// No backend could be reached, or none wants the session's identity: everything in flight is answered.
-    pub fn fail_all(
-        &mut self,
-        code: ResultCode,
-        reason: Refusal,
-        diagnostic: &'static str,
-    ) -> Vec<(Operation, Answer)> {
-        let mut loss = Loss::default();
-        for operation in self.operations.take_all() {
-            loss.fail(operation, FailoverKind::Exhausted, reason, diagnostic);
-        }
-        for (_, answer) in &mut loss.answers {
-            answer.code = code;
-        }
-        self.kept_octets = 0;
-        if self.bind.awaiting().is_some() {
-            self.bind.fail();
-        }
-        loss.answers
-    }
-
-    /// The upstream is given up: everything in flight is answered, and a write that may have happened is told from one
-    /// that hasn't.
-    pub fn stop(&mut self, taken: u64, reason: Refusal, diagnostic: &'static str) -> Vec<(Operation, Answer)> {
-        let mut loss = Loss::default();
-        for (operation, fate) in self.operations.lose(taken) {
-            match fate {
-                Fate::Fail(kind, reason @ Refusal::OutcomeUnknown, text) => loss.fail(operation, kind, reason, text),
-                _ => loss.fail(operation, FailoverKind::Exhausted, reason, diagnostic),
-            }
-        }
-        self.kept_octets = 0;
-        loss.answers
-    }
-
-    /// The oldest operation, if it has taken longer than `timeout`, ended with timeLimitExceeded: the client gets the
-    /// answer, the backend an Abandon of its messageID.
-    pub fn time_out(&mut self, timeout: Duration, now: Instant) -> Option<(Operation, Answer)> {
-        let overdue = self.operations.oldest().filter(|oldest| now >= oldest.started + timeout)?;
-        let operation = self.give_up(overdue.id)?;
-        if operation.kind == OperationKind::Bind {
-            self.bind.fail();
-        }
-        let answer = Answer {
-            id: operation.id,
-            kind: operation.kind,
-            code: ResultCode::TIME_LIMIT_EXCEEDED,
-            reason: Refusal::OperationTimeout,
-            diagnostic: "the backend did not answer in time (limits.operation_timeout): narrow the request or retry"
-                .into(),
-            started: operation.started,
-        };
-        Some((operation, answer))
-    }
-
     /// An upstream stands, or none could be opened: what waited for it, at most since `since`, is about to leave or to be
     /// answered. `queued` of that time was spent waiting for a seat.
     pub fn upstream_awaited(&mut self, since: Instant, queued: Duration, now: Instant) {
@@ -513,16 +325,6 @@ impl State {
         }
     }
 
-    fn unsolicited(&self, response: &Response<'_>) -> ResponseVerdict {
-        if !response.is_notice_of_disconnection() {
-            return ResponseVerdict::Forward(None);
-        }
-        match response.result().map(|result| result.code) {
-            Some(ResultCode::BUSY | ResultCode::UNAVAILABLE) => ResponseVerdict::Lost,
-            _ => ResponseVerdict::ForwardAndEnd(EndReason::BackendNotice),
-        }
-    }
-
     /// A copy of the request, if it may be sent to a second backend after the first has taken it.
     fn keep(&self, request: &Request<'_>) -> Option<KeptRequest> {
         let repeatable = self.failover.mode == FailoverMode::Session
@@ -576,33 +378,4 @@ fn is_known(oid: &[u8]) -> bool {
         oid::SD_FLAGS,
     ];
     REPEATABLE.iter().any(|known| known.as_bytes() == oid)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ldap::envelope;
-
-    /// Octets and the envelope in them, which must be whole.
-    fn framed(pdu: &[u8]) -> (&[u8], Envelope) {
-        (pdu, envelope(pdu, usize::MAX).expect("well-formed").expect("whole"))
-    }
-
-    /// A diagnostic that is longer than the result around it: who can't read it hasn't bound.
-    #[test]
-    fn a_bind_whose_success_cannot_be_read_whole_binds_nobody() {
-        let now = Instant::now();
-        for (response, binds) in [
-            (b"\x30\x0c\x02\x01\x01\x61\x07\x0a\x01\x00\x04\x00\x04\x00", true),
-            (b"\x30\x0c\x02\x01\x01\x61\x07\x0a\x01\x00\x04\x00\x04\x05", false),
-        ] {
-            let mut state = State::new(Failover::default(), StartTls::Established);
-            let (bind, envelope) = framed(b"\x30\x0f\x02\x01\x01\x60\x0a\x02\x01\x03\x04\x02cn\x80\x01p");
-            state.begin(&Request::new(bind, envelope).expect("a bind"), 0, None, now);
-            let (pdu, envelope) = framed(response);
-            let verdict = state.response(&Response::new(pdu, envelope).expect("a response"), now);
-            assert!(matches!(verdict, ResponseVerdict::Forward(Some(_))), "the client is to judge for itself");
-            assert_eq!(state.bind().is_authenticated(), binds);
-        }
-    }
 }
