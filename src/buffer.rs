@@ -252,11 +252,14 @@ impl Lent {
         Self::filled(|buffer| buffer.extend_from_slice(octets))
     }
 
-    /// What is written into it.
+    /// What is written into it. It takes no more memory than that, or than a small one.
     #[inline]
     pub fn filled(write: impl FnOnce(&mut Vec<u8>)) -> Self {
         let mut buffer = SMALL_SPARE.with(Spares::lend).unwrap_or_else(|| Vec::with_capacity(USUAL_SMALL));
         write(&mut buffer);
+        if buffer.capacity() > MOST_SMALL {
+            buffer.shrink_to_fit();
+        }
         Self(buffer)
     }
 }
@@ -285,7 +288,7 @@ impl std::ops::Deref for Lent {
 impl Drop for Lent {
     fn drop(&mut self) {
         let mut buffer = std::mem::take(&mut self.0);
-        if buffer.capacity() > MOST_SMALL {
+        if !(1..=MOST_SMALL).contains(&buffer.capacity()) {
             return;
         }
         buffer.clear();

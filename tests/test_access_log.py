@@ -8,6 +8,7 @@ import ssl
 import threading
 from collections import Counter
 from dataclasses import replace
+from datetime import datetime, timezone
 
 import pytest
 
@@ -80,6 +81,22 @@ def test_every_operation_is_told_once_with_its_result_and_backend(start, start_b
     assert {record["ended"] for record in sessions} == {"unbind"}
     assert sum(record["operations"] for record in sessions) == len(operations)
     assert SECRET not in log_file.read_text()
+
+
+def test_an_operation_ends_between_its_question_and_its_answer(start, start_backend, log_file):
+    proxy = start([start_backend()])
+    asked = []
+    with RawClient(proxy.endpoint()) as client:
+        for _ in range(10):
+            before = datetime.now(timezone.utc)
+            client.ask(ber.search)
+            asked.append((before, datetime.now(timezone.utc)))
+        client.send(ber.unbind(client.next_id()))
+        assert client.ended()
+    searches = [record for record in written(log_file, 1) if record.get("operation") == "search"]
+    assert len(searches) == len(asked)
+    for record, (before, after) in zip(searches, asked):
+        assert before <= datetime.fromisoformat(record["time"].replace("Z", "+00:00")) <= after
 
 
 def test_the_totals_are_those_of_the_metrics(start, start_backend, log_file):

@@ -48,11 +48,11 @@ const ABANDONS: Field = Field::new(key!("abandons"), "#", None);
 /// Controls, by [`name`]
 const CONTROLS: Field = Field::new(key!("controls"), "controls ", Some("ldap.controls"));
 
-/// What writes a description down: nothing is kept between a request and its line.
+/// What writes a description down while the request is read, so that nothing is made only to be written.
 pub(super) trait Pen {
-    /// A text of the client's.
+    /// A text, or what stands in the place of one.
     fn text(&mut self, field: Field, text: &str);
-    /// One of our own words.
+    /// One of our own words; a line of text has it without quotes.
     fn word(&mut self, field: Field, word: &'static str);
     fn number(&mut self, field: Field, number: u32);
     fn filter(&mut self, field: Field, filter: Filter<'_>);
@@ -118,10 +118,12 @@ fn describe_search(search: &SearchRequest<'_>, redact: bool, pen: &mut impl Pen)
 
 /// A text of the client's with what isn't UTF-8 replaced, and an ellipsis for what is too long.
 pub(super) fn shown(octets: &[u8]) -> Cow<'_, str> {
-    match std::str::from_utf8(octets) {
-        Ok(text) if octets.len() <= MAX_NAME_BYTES => text.into(),
-        _ => shown_in_part(octets),
+    if octets.len() <= MAX_NAME_BYTES
+        && let Ok(text) = std::str::from_utf8(octets)
+    {
+        return text.into();
     }
+    shown_in_part(octets)
 }
 
 #[cold]
@@ -137,8 +139,8 @@ fn shown_in_part(octets: &[u8]) -> Cow<'_, str> {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::samples::{ABANDON, BIND, EXTENDED, FULL_SEARCH, delete, request};
     use super::*;
-    use crate::ldap::envelope;
 
     /// What was written, by its names in JSON.
     #[derive(Default)]
@@ -173,9 +175,8 @@ mod tests {
     }
 
     fn told(pdu: &[u8]) -> Vec<(&'static str, String)> {
-        let envelope = envelope(pdu, usize::MAX).expect("well-formed").expect("whole");
         let mut told = Told::default();
-        describe(&Request::new(pdu, envelope).expect("a request"), true, &mut told);
+        describe(&request(pdu), true, &mut told);
         told.0
     }
 
@@ -186,8 +187,6 @@ mod tests {
 
     #[test]
     fn a_search_is_described_without_its_values() {
-        let search = b"\x30\x4d\x02\x01\x02\x63\x27\x04\x04dc=x\x0a\x01\x02\x0a\x01\x00\x02\x01\x0a\x02\x01\x05\x01\x01\xff\
-            \xa3\x08\x04\x02cn\x04\x02jd\x30\x06\x04\x01a\x04\x01b\xa0\x1f\x30\x1d\x04\x161.2.840.113556.1.4.319\x01\x01\xff\x04\x00";
         let expected = [
             ("dn", "dc=x"),
             ("scope", "sub"),
@@ -198,20 +197,19 @@ mod tests {
             ("time_limit", "5"),
             ("controls", "!1.2.840.113556.1.4.319"),
         ];
-        expect(search, &expected);
+        expect(FULL_SEARCH, &expected);
     }
 
     #[test]
     fn a_bind_is_described_without_its_password() {
-        let bind = b"\x30\x14\x02\x01\x01\x60\x0f\x02\x01\x03\x04\x02cn\x80\x06sEcReT";
-        expect(bind, &[("mechanism", "simple"), ("dn", "cn")]);
+        expect(BIND, &[("mechanism", "simple"), ("dn", "cn")]);
     }
 
     #[test]
     fn others_name_their_entry_their_operation_or_what_they_are() {
-        expect(b"\x30\x09\x02\x01\x03\x4a\x04dc=x", &[("dn", "dc=x")]);
-        expect(b"\x30\x06\x02\x01\x04\x50\x01\x03", &[("abandons", "3")]);
-        expect(b"\x30\x0a\x02\x01\x07\x77\x05\x80\x031.2", &[("oid", "1.2")]);
+        expect(&delete(b"dc=x"), &[("dn", "dc=x")]);
+        expect(ABANDON, &[("abandons", "2")]);
+        expect(EXTENDED, &[("oid", "1.2")]);
     }
 
     #[test]

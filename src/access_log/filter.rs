@@ -116,7 +116,7 @@ impl Text<'_> {
         const FINAL: u8 = 0x82;
         let mut pieces = Reader::new(pieces.content);
         let mut last = None;
-        while let Some(piece) = pieces.element() {
+        while let Some(piece) = pieces.element().filter(|_| !self.is_long()) {
             if piece.tag != INITIAL {
                 self.push("*");
             }
@@ -154,10 +154,14 @@ impl Text<'_> {
             return self.line.extend_from_slice(value);
         }
         for chunk in value.utf8_chunks() {
-            for character in chunk.valid().chars() {
-                match u8::try_from(character) {
-                    Ok(octet) if has_meaning(octet) => self.hexadecimal(octet),
-                    _ => self.push(character.encode_utf8(&mut [0; 4])),
+            if !chunk.valid().bytes().any(has_meaning) {
+                self.push(chunk.valid());
+            } else {
+                for character in chunk.valid().chars() {
+                    match u8::try_from(character) {
+                        Ok(octet) if has_meaning(octet) => self.hexadecimal(octet),
+                        _ => self.push(character.encode_utf8(&mut [0; 4])),
+                    }
                 }
             }
             chunk.invalid().iter().for_each(|octet| self.hexadecimal(*octet));
@@ -192,6 +196,11 @@ mod tests {
         [&[tag, length], content.as_slice()].concat()
     }
 
+    fn tlv_of_16_bits(tag: u8, content: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(content.len()).expect("not longer");
+        [&[tag, 0x82], &length.to_be_bytes()[..], content].concat()
+    }
+
     fn equal(attribute: &[u8], value: &[u8]) -> Vec<u8> {
         tlv(0xA3, &[&tlv(4, &[attribute]), &tlv(4, &[value])])
     }
@@ -202,7 +211,7 @@ mod tests {
 
     #[test]
     fn every_kind_of_filter_has_its_text_with_and_without_values() {
-        let table: [(Vec<u8>, &str, &str); 12] = [
+        let table: [(Vec<u8>, &str, &str); 14] = [
             (equal(b"uid", b"jdoe"), "(uid=jdoe)", "(uid=?)"),
             (tlv(0xA5, &[&tlv(4, &[b"a"]), &tlv(4, &[b"1"])]), "(a>=1)", "(a>=?)"),
             (tlv(0xA6, &[&tlv(4, &[b"a"]), &tlv(4, &[b"1"])]), "(a<=1)", "(a<=?)"),
@@ -223,6 +232,8 @@ mod tests {
                 "(m:dn:2.4:=?)",
             ),
             (equal(b"objectGUID", &[0x00, 0xFF, b'*', b'(']), r"(objectGUID=\00\ff\2a\28)", "(objectGUID=?)"),
+            (equal(b"cn", "Jürgen".as_bytes()), "(cn=Jürgen)", "(cn=?)"),
+            (equal(b"cn", "ü*".as_bytes()), r"(cn=ü\2a)", "(cn=?)"),
         ];
         for (filter, shown, redacted) in table {
             assert_eq!(filter_text(&filter, false), shown);
@@ -235,9 +246,17 @@ mod tests {
         let deep = (0..60).fold(equal(b"a", b"1"), |inner, _| tlv(0xA2, &[&inner[..inner.len().min(250)]]));
         let text = filter_text(&deep, false);
         assert!(text.contains('…') && text.matches('!').count() <= MAX_DEPTH, "{text}");
-        let mut wide = vec![0xA1, 0x82, 0x4E, 0x20];
-        wide.extend(equal(b"a", b"0123456789").repeat(1250));
-        assert!(filter_text(&wide, false).len() <= MAX_BYTES + '…'.len_utf8());
+        let or = tlv_of_16_bits(0xA1, &equal(b"a", b"0123456789").repeat(1250));
+        let pieces = tlv_of_16_bits(0x30, &tlv(0x81, &[b""]).repeat(30_000));
+        let substrings = tlv_of_16_bits(0xA4, &[tlv(4, &[b"cn"]), pieces].concat());
+        for wide in [or, substrings] {
+            for redact in [false, true] {
+                let mut line = Vec::new();
+                Filter { element: &wide, redact }.write(&mut line);
+                assert!((MAX_BYTES - 2..=MAX_BYTES + '…'.len_utf8()).contains(&line.len()), "{}", line.len());
+                assert!(line.capacity() <= 4 * MAX_BYTES, "nothing is written only to be cut off: {}", line.capacity());
+            }
+        }
     }
 
     proptest! {

@@ -5,6 +5,8 @@ mod filter;
 mod json;
 mod record;
 mod render;
+#[cfg(test)]
+mod samples;
 mod selection;
 #[cfg(feature = "otlp")]
 mod spans;
@@ -91,7 +93,7 @@ impl AccessLog {
             log.map(|log| Lent::filled(|part| render::request_part(part, request, log.redact_filters, log.format)));
         #[cfg(feature = "otlp")]
         if let Some((_, redact)) = &self.spans {
-            let attributes = spans::request_attributes(request, log.map_or(*redact, |log| log.redact_filters));
+            let attributes = spans::request_attributes(request, *redact);
             return Some(RequestPart { written: written.unwrap_or_default(), attributes });
         }
         Some(RequestPart {
@@ -161,10 +163,11 @@ impl Open {
     fn write(&self, render: impl FnOnce(&mut Vec<u8>)) {
         LINE.with_borrow_mut(|line| {
             line.clear();
-            line.shrink_to(USUAL_LINE);
             line.reserve(USUAL_LINE);
             render(line);
             self.writer.line(line);
+            line.clear();
+            line.shrink_to(USUAL_LINE);
         });
     }
 }

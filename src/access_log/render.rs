@@ -323,10 +323,11 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::super::record::{RequestPart, Timing, TlsFacts};
+    use super::super::samples::{ABANDON, BIND, EXTENDED, FULL_SEARCH, SEARCH, delete, request};
     use super::*;
     use crate::buffer::Lent;
     use crate::failure::{EndReason, Refusal, SubCode};
-    use crate::ldap::{OperationKind, ResultCode, envelope};
+    use crate::ldap::{OperationKind, ResultCode};
 
     const MICROSECOND: Duration = Duration::from_micros(1);
 
@@ -348,10 +349,8 @@ mod tests {
 
     impl Site {
         fn new(pdu: &[u8], format: LogFormat) -> Self {
-            let envelope = envelope(pdu, usize::MAX).expect("well-formed").expect("whole");
-            let request = Request::new(pdu, envelope).expect("a request");
             let request = RequestPart {
-                written: Lent::filled(|part| request_part(part, &request, true, format)),
+                written: Lent::filled(|part| request_part(part, &request(pdu), true, format)),
                 #[cfg(feature = "otlp")]
                 attributes: Vec::new(),
             };
@@ -417,20 +416,6 @@ mod tests {
         line
     }
 
-    const SEARCH: &[u8] =
-        b"\x30\x2a\x02\x01\x03\x63\x25\x04\x04dc=x\x0a\x01\x02\x0a\x01\x00\x02\x01\x00\x02\x01\x00\x01\x01\x00\
-        \xa3\x08\x04\x02cn\x04\x02jd\x30\x04\x04\x02cn";
-    const LIMITED_SEARCH: &[u8] = b"\x30\x4d\x02\x01\x02\x63\x27\x04\x04dc=x\x0a\x01\x02\x0a\x01\x00\x02\x01\x0a\x02\x01\x05\x01\x01\xff\
-        \xa3\x08\x04\x02cn\x04\x02jd\x30\x06\x04\x01a\x04\x01b\xa0\x1f\x30\x1d\x04\x161.2.840.113556.1.4.319\x01\x01\xff\x04\x00";
-    const BIND: &[u8] = b"\x30\x0f\x02\x01\x01\x60\x0a\x02\x01\x03\x04\x02cn\x80\x01p";
-    const EXTENDED: &[u8] = b"\x30\x0a\x02\x01\x07\x77\x05\x80\x031.2";
-    const ABANDON: &[u8] = b"\x30\x06\x02\x01\x04\x50\x01\x02";
-
-    fn delete(dn: &[u8]) -> Vec<u8> {
-        let length = u8::try_from(dn.len()).expect("short");
-        [&[0x30, length + 5, 2, 1, 1, 0x4A, length], dn].concat()
-    }
-
     fn parsed(line: &[u8]) -> Value {
         assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1, "one record is one line");
         serde_json::from_slice(line).expect("JSON")
@@ -467,7 +452,7 @@ mod tests {
     fn what_a_request_adds_in_text() {
         for (pdu, expected) in [
             (
-                LIMITED_SEARCH,
+                FULL_SEARCH,
                 r#" "dc=x" sub "(cn=?)" attributes ["a", "b"] size limit 10 time limit 5 controls ["!1.2.840.113556.1.4.319"]"#,
             ),
             (BIND, r#" "simple" "cn""#),
@@ -535,7 +520,7 @@ mod tests {
             parsed(&operation_line(&OperationRecord { sub_code, refusal, ..site.operation() }, LogFormat::Json))
         };
         let session = parsed(&session_line(&Site::new(SEARCH, LogFormat::Json).session(), LogFormat::Json));
-        let told = [operation(LIMITED_SEARCH), operation(BIND), operation(EXTENDED), operation(ABANDON), session];
+        let told = [operation(FULL_SEARCH), operation(BIND), operation(EXTENDED), operation(ABANDON), session];
         let told: BTreeSet<_> =
             told.iter().filter_map(Value::as_object).flat_map(|line| line.keys()).cloned().collect();
         let reference = include_str!("../../docs/access-log.md");

@@ -169,3 +169,26 @@ fn text(name: &'static str, value: &str) -> KeyValue {
 fn count(name: &'static str, value: u64) -> KeyValue {
     KeyValue::new(name, i64::try_from(value).unwrap_or(i64::MAX))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::samples::{ABANDON, BIND, EXTENDED, FULL_SEARCH, request};
+    use super::*;
+
+    #[test]
+    fn what_a_request_adds() {
+        let list = |text: &'static str| Value::Array(Array::String(vec![text.into()]));
+        let search = vec![
+            KeyValue::new("ldap.dn", "dc=x"),
+            KeyValue::new("ldap.scope", "sub"),
+            KeyValue::new("ldap.filter", "(cn=?)"),
+            KeyValue::new("ldap.attributes", Value::Array(Array::String(vec!["a".into(), "b".into()]))),
+            KeyValue::new("ldap.controls", list("!1.2.840.113556.1.4.319")),
+        ];
+        let bind = vec![KeyValue::new("ldap.bind.mechanism", "simple"), KeyValue::new("ldap.dn", "cn")];
+        let extended = vec![KeyValue::new("ldap.extended.oid", "1.2")];
+        for (pdu, expected) in [(FULL_SEARCH, search), (BIND, bind), (EXTENDED, extended), (ABANDON, vec![])] {
+            assert_eq!(request_attributes(&request(pdu), true), expected);
+        }
+    }
+}

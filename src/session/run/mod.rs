@@ -183,7 +183,7 @@ struct Clock {
     /// Since when octets wait for the client without one being taken.
     client_stuck: Option<Instant>,
     closing: Option<Instant>,
-    /// The time of day, once something has been written down since this poll began.
+    /// The time of day, once a record of this turn has asked for it: the others share it.
     wall: Cell<Option<SystemTime>>,
 }
 
