@@ -460,6 +460,21 @@ mod tests {
     }
 
     #[test]
+    fn a_lent_buffer_takes_no_more_than_it_holds_and_comes_back_if_it_is_small() {
+        let spares = || SMALL_SPARE.with(|spare| spare.here.borrow().len());
+        let before = spares();
+        let cut = Lent::filled(|buffer| {
+            buffer.extend_from_slice(&[b'x'; 10 * MOST_SMALL]);
+            buffer.truncate(2 * MOST_SMALL);
+        });
+        assert_eq!((cut.len(), cut.0.capacity()), (2 * MOST_SMALL, 2 * MOST_SMALL));
+        drop((cut, Lent::default()));
+        assert_eq!(spares(), before.saturating_sub(1));
+        drop((Lent::copy_of(b"small"), Lent::copy_of(b"too")));
+        assert_eq!(spares(), before.max(2));
+    }
+
+    #[test]
     fn an_inbox_takes_pdus_of_any_length_and_keeps_no_room_for_them() {
         let mut cx = Context::from_waker(Waker::noop());
         let long = vec![b'x'; MOST_LONG_SPARE / 2];
