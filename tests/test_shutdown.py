@@ -10,6 +10,8 @@ from support import ber
 from support.backend import answer_everything
 from support.clients import RawClient
 from support.dns import NameServer
+from support.process import Process
+from support.proxy import BINARY, config
 from support.samba import ADMINISTRATOR, BASE
 from support.waiting import eventually
 
@@ -199,6 +201,22 @@ def test_a_reload_that_waits_for_dns_holds_up_no_end(proxy, backend, signals):
         assert notice.is_notice(ber.UNAVAILABLE)
         assert proxy.wait() == 0
     assert "the reload is given up" in proxy.log() and "reloaded" not in proxy.log()
+
+
+def test_a_start_that_waits_for_dns_holds_up_no_end(certificate, tmp_path):
+    """A regression test: SIGTERM was read once the start was done, and then the proxy began to serve."""
+    with NameServer() as names:
+        names.silent = True
+        file = tmp_path / "ldaps-proxy.toml"
+        file.write_text(config(certificate, ["dc.corp.example.com:389"], pool=f'discovery.name_servers = ["{names}"]'))
+        process = Process([BINARY, "run", "--config", file], directory=tmp_path)
+        try:
+            eventually(lambda: names.asked, "the start waits for an address")
+            process.signal(signal.SIGTERM)
+            assert process.wait() == 0
+        finally:
+            process.close()
+    assert "the start is given up" in process.stderr() and "listening" not in process.stderr()
 
 
 def test_sigterm_under_load_loses_nothing(start_proxy, dc):

@@ -52,11 +52,19 @@ pub fn run(file: &Path, without_admin: bool) -> ExitCode {
         Err(error) => return fail(&format!("cannot start the runtime: {error}")),
     };
     let code = runtime.block_on(async {
-        let signals = match lifecycle::Signals::new() {
+        let mut signals = match lifecycle::Signals::new() {
             Ok(signals) => signals,
             Err(error) => return fail(&format!("cannot receive signals: {error}")),
         };
-        match Proxy::start(loaded, tls, inherited, log).await {
+        // Names may be long in resolving, and nobody is served yet.
+        let started = tokio::select! {
+            started = Proxy::start(loaded, tls, inherited, log) => started,
+            () = signals.termination() => {
+                tracing::info!("the start is given up");
+                return ExitCode::SUCCESS;
+            }
+        };
+        match started {
             Ok(proxy) => lifecycle::serve(&proxy, signals).await,
             Err(problems) => return fail(&problems.join("\n")),
         }

@@ -48,7 +48,7 @@ impl Signals {
     }
 
     /// Waits for a SIGTERM or SIGINT. Other signals are kept for [`next`](Self::next).
-    pub(super) async fn termination(&mut self) {
+    pub async fn termination(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
