@@ -56,7 +56,7 @@ pub(super) trait Pen {
     fn word(&mut self, field: Field, word: &'static str);
     fn number(&mut self, field: Field, number: u32);
     fn filter(&mut self, field: Field, filter: Filter<'_>);
-    /// Texts of the client's; nothing where there is none.
+    /// Texts of the client's, of which there is at least one.
     fn list<'a>(&mut self, field: Field, texts: impl Iterator<Item = Cow<'a, str>>);
 }
 
@@ -92,7 +92,16 @@ pub(super) fn describe(request: &Request<'_>, redact: bool, pen: &mut impl Pen) 
             }
         }
     }
-    pen.list(CONTROLS, request.controls().take(MAX_LIST).map(name));
+    list(pen, CONTROLS, request.controls().map(name));
+}
+
+/// The first of the texts, if there are any.
+#[inline(always)]
+fn list<'a>(pen: &mut impl Pen, field: Field, texts: impl Iterator<Item = Cow<'a, str>>) {
+    let mut texts = texts.take(MAX_LIST).peekable();
+    if texts.peek().is_some() {
+        pen.list(field, texts);
+    }
 }
 
 /// A control's object identifier, `!` before it if it is critical.
@@ -108,7 +117,7 @@ fn describe_search(search: &SearchRequest<'_>, redact: bool, pen: &mut impl Pen)
         pen.word(SCOPE, scope);
     }
     pen.filter(FILTER, Filter { element: search.filter, redact });
-    pen.list(ATTRIBUTES, search.attributes().take(MAX_LIST).map(shown));
+    list(pen, ATTRIBUTES, search.attributes().map(shown));
     for (field, limit) in [(SIZE_LIMIT, search.size_limit), (TIME_LIMIT, search.time_limit)] {
         if limit > 0 {
             pen.number(field, limit);

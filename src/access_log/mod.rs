@@ -12,13 +12,12 @@ mod selection;
 mod spans;
 mod writer;
 
-use std::cell::RefCell;
 use std::io;
 use std::sync::{Arc, Weak};
 
 pub use record::{OperationRecord, RequestPart, SessionRecord, Timing, TlsFacts, Who};
 
-use crate::buffer::Lent;
+use crate::buffer::{Lent, Spares};
 use crate::config::{self, AccessLogDetail, AccessLogOutput, LogFormat};
 use crate::ldap::Request;
 use crate::metrics::Metrics;
@@ -43,8 +42,8 @@ pub struct Retired {
 const USUAL_LINE: usize = 1000;
 
 thread_local! {
-    /// The line that this worker is writing.
-    static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// The buffer in which this worker writes each line.
+    static SPARE_LINE: Spares<Vec<u8>> = const { Spares::new(1) };
 }
 
 /// Whether values of filters are left out.
@@ -161,14 +160,12 @@ impl AccessLog {
 
 impl Open {
     fn write(&self, render: impl FnOnce(&mut Vec<u8>)) {
-        LINE.with_borrow_mut(|line| {
-            line.clear();
-            line.reserve(USUAL_LINE);
-            render(line);
-            self.writer.line(line);
-            line.clear();
-            line.shrink_to(USUAL_LINE);
-        });
+        let mut line = SPARE_LINE.with(Spares::lend).unwrap_or_else(|| Vec::with_capacity(USUAL_LINE));
+        render(&mut line);
+        self.writer.line(&line);
+        line.clear();
+        line.shrink_to(USUAL_LINE);
+        SPARE_LINE.with(|spare| spare.take_back(line));
     }
 }
 

@@ -301,9 +301,7 @@ impl Pen for Text<'_> {
 
     fn list<'a>(&mut self, field: Field, texts: impl Iterator<Item = Cow<'a, str>>) {
         let texts: Vec<_> = texts.collect();
-        if !texts.is_empty() {
-            self.add(field, format_args!("{texts:?}"));
-        }
+        self.add(field, format_args!("{texts:?}"));
     }
 }
 

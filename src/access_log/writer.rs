@@ -355,12 +355,17 @@ mod tests {
         read.join().expect("it doesn't panic").expect("all of it is there");
     }
 
+    /// A writer whose lines the test takes.
+    fn without_thread(gathering: Duration) -> (Writer, Arc<Shared>) {
+        let (_, ended) = sync_channel(0);
+        let shared = Arc::new(Shared::new(gathering, Metrics::new()));
+        (Writer { shared: Arc::clone(&shared), ended: Arc::new(Ended(Mutex::new(ended))) }, shared)
+    }
+
     #[test]
     fn a_full_queue_loses_lines_and_counts_them_without_waiting() {
-        let metrics = Metrics::new();
-        let (_, ended) = sync_channel(0);
-        let shared = Arc::new(Shared::new(GATHERING, Arc::clone(&metrics)));
-        let writer = Writer { shared: Arc::clone(&shared), ended: Arc::new(Ended(Mutex::new(ended))) };
+        let (writer, shared) = without_thread(GATHERING);
+        let metrics = &shared.metrics;
         for _ in 0..5 {
             writer.line(&vec![b'x'; QUEUE_BYTES / 2]);
         }
@@ -375,8 +380,7 @@ mod tests {
     fn enough_lines_wait_for_no_others() {
         let for_ever = Duration::from_secs(u64::from(u32::MAX));
         for _ in 0..100 {
-            let (shared, (_, ended)) = (Arc::new(Shared::new(for_ever, Metrics::new())), sync_channel(0));
-            let writer = Writer { shared: Arc::clone(&shared), ended: Arc::new(Ended(Mutex::new(ended))) };
+            let (writer, shared) = without_thread(for_ever);
             let (told, taken) = sync_channel(1);
             std::thread::spawn(move || {
                 let mut lines = Vec::new();

@@ -107,10 +107,8 @@ impl Pen for Attributes {
     }
 
     fn list<'a>(&mut self, field: Field, texts: impl Iterator<Item = Cow<'a, str>>) {
-        let texts: Vec<_> = texts.map(|text| StringValue::from(text.into_owned())).collect();
-        if !texts.is_empty() {
-            self.add(field, Value::Array(Array::String(texts)));
-        }
+        let texts = texts.map(|text| StringValue::from(text.into_owned())).collect();
+        self.add(field, Value::Array(Array::String(texts)));
     }
 }
 
