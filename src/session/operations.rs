@@ -138,8 +138,7 @@ impl Operation {
 
     /// Octets that are kept of its request, and for its record.
     pub fn kept_octets(&self) -> usize {
-        let described = self.described.as_ref().map_or(0, RequestPart::octets);
-        described + self.kept.as_ref().map_or(0, |kept| kept.pdu().len())
+        kept_octets(self.kept.as_ref(), self.described.as_ref())
     }
 
     /// Whether the client has part of the result.
@@ -167,6 +166,12 @@ impl Operation {
     }
 }
 
+/// Octets that are kept of a request, and for its record.
+#[inline(always)]
+pub fn kept_octets(kept: Option<&KeptRequest>, described: Option<&RequestPart>) -> usize {
+    described.map_or(0, RequestPart::octets) + kept.map_or(0, |kept| kept.pdu().len())
+}
+
 const LOST_MID_RESULT: &str =
     "backend lost mid-result: the entries received are not the whole result; repeat the search";
 const OUTCOME_UNKNOWN: &str =
@@ -178,7 +183,7 @@ pub(super) const BACKEND_LOST: &str = "the backend was lost and the operation co
 pub struct Operations {
     in_flight: VecDeque<Operation>,
     writes: usize,
-    /// The highest messageID so far: most clients count up.
+    /// The highest messageID since nothing was in flight: most clients count up, and begin anew at times.
     highest: MessageId,
     abandoned: Abandoned,
 }
@@ -205,10 +210,13 @@ impl Operations {
     pub fn begin(&mut self, operation: Operation) {
         debug_assert!(self.find(operation.id).is_none());
         self.writes += usize::from(operation.writes);
-        self.highest = self.highest.max(operation.id);
         if self.in_flight.capacity() == 0 {
             self.in_flight = SPARE_TABLES.with(Spares::lend).unwrap_or_default();
+            if self.abandoned.is_empty() {
+                self.highest = 0;
+            }
         }
+        self.highest = self.highest.max(operation.id);
         self.in_flight.push_back(operation);
     }
 
@@ -313,6 +321,10 @@ impl Abandoned {
         self.ids.contains(&id)
     }
 
+    fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
     fn insert(&mut self, id: MessageId) {
         if self.ids.len() == Self::MOST {
             self.ids.pop_front();
@@ -385,6 +397,21 @@ mod tests {
         assert_eq!(timing(&operations), [(60, 40), (10, 40), (0, 10)]);
         operations.upstream_awaited(after(200), Duration::ZERO, after(220));
         assert_eq!(timing(&operations), [(60, 60), (10, 60), (0, 30)]);
+    }
+
+    #[test]
+    fn an_id_counts_as_high_until_nothing_is_in_flight() {
+        let mut operations = Operations::default();
+        operations.begin(operation(0x7FFF_FFFF, OperationKind::Search, 0));
+        operations.begin(operation(1, OperationKind::Search, 0));
+        assert_eq!(operations.highest, 0x7FFF_FFFF);
+        operations.end(1, |_| ()).expect("in flight");
+        operations.end(0x7FFF_FFFF, |_| ()).expect("in flight");
+        operations.begin(operation(2, OperationKind::Search, 0));
+        assert_eq!(operations.highest, 2, "a client that begins anew isn't looked for in vain from then on");
+        operations.abandon(2).expect("in flight");
+        operations.begin(operation(1, OperationKind::Search, 0));
+        assert!(!operations.may_use(2), "what was abandoned is still looked for");
     }
 
     #[test]

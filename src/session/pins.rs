@@ -109,14 +109,33 @@ fn digest(cookie: &[u8]) -> u64 {
 }
 
 /// Whether a search names `uSNChanged` or `highestCommittedUSN`, in its filter or among its attributes.
+#[inline]
 fn mentions_update_sequence(search: &[u8]) -> bool {
-    let named = |name: &[u8], before: usize, at: usize| {
-        let start = at.checked_sub(before);
-        let found = start.and_then(|start| search.get(start..start + name.len()));
-        found.is_some_and(|found| found.eq_ignore_ascii_case(name))
+    holds_usn(search) && names_update_sequence(search)
+}
+
+/// Whether `usn` stands anywhere, in any case. It is asked of every search, so sixteen places are looked at together.
+#[inline]
+fn holds_usn(octets: &[u8]) -> bool {
+    const TOGETHER: usize = 16;
+    let stands_at = |place: &[u8]| (place[0] | 0x20 == b'u') & (place[1] | 0x20 == b's') & (place[2] | 0x20 == b'n');
+    let stands_in = |places: &[u8; TOGETHER + 2]| {
+        (0..TOGETHER).fold(false, |found, at| found | stands_at(&places[at..at + 3]))
     };
-    memchr::memchr2_iter(b'u', b'U', search)
-        .any(|at| named(b"uSNChanged", 0, at) || named(b"highestCommittedUSN", b"highestCommitted".len(), at))
+    let mut rest = octets;
+    while let Some(places) = rest.first_chunk() {
+        if stands_in(places) {
+            return true;
+        }
+        rest = &rest[TOGETHER..];
+    }
+    octets.last_chunk().map_or_else(|| rest.windows(3).any(stands_at), stands_in)
+}
+
+#[cold]
+fn names_update_sequence(search: &[u8]) -> bool {
+    let is_named = |name: &[u8]| search.windows(name.len()).any(|place| place.eq_ignore_ascii_case(name));
+    is_named(b"uSNChanged") || is_named(b"highestCommittedUSN")
 }
 
 #[cfg(test)]
@@ -138,6 +157,19 @@ mod tests {
             (b"", false),
         ] {
             assert_eq!(mentions_update_sequence(search), expected, "{search:?}");
+        }
+    }
+
+    #[test]
+    fn usn_is_found_wherever_it_stands() {
+        for length in 3..60 {
+            for at in 0..=length - 3 {
+                let mut octets = vec![b'u'; length];
+                octets[at..at + 3].copy_from_slice(b"UsN");
+                assert!(holds_usn(&octets), "at {at} of {length}");
+                octets[at + 1] = b'u';
+                assert!(!holds_usn(&octets), "not at {at} of {length}");
+            }
         }
     }
 

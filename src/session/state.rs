@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::bind::{BindState, Identity, Method};
-use super::operations::{KeptRequest, Operation, Operations};
+use super::operations::{KeptRequest, Operation, Operations, kept_octets};
 use super::pins::{Pin, Pins};
 use super::verdict::{Answer, Ending, RequestVerdict};
 use crate::access_log::RequestPart;
@@ -202,15 +202,15 @@ impl State {
             let method = bind.as_ref().map_or(Method::Other, Method::of);
             self.bind.request(id, method, bind.as_ref().and_then(simple_name));
         }
-        let operation = Operation {
+        // Asked of the parts: the operation was written in small pieces, and reading it at once makes the processor wait.
+        self.kept_octets += kept_octets(kept.as_ref(), described.as_ref());
+        self.operations.begin(Operation {
             position,
             writes: may_write(request),
             kept,
             page,
             ..Operation::ended(id, kind, now, request.pdu().len(), described)
-        };
-        self.kept_octets += operation.kept_octets();
-        self.operations.begin(operation);
+        });
     }
 
     /// Ends the operation that an Abandon names (§4.11), if there is one. A late answer is legal, but there may be none:
