@@ -79,6 +79,7 @@ impl<'a> Request<'a> {
     }
 
     /// The controls, none where there are none or they can't be read.
+    #[inline]
     pub fn controls(&self) -> Controls<'a> {
         Controls::after(self.pdu, &self.envelope)
     }
@@ -146,16 +147,16 @@ impl<'a> Request<'a> {
 
     /// Whether a search's filter nests and, or, not deeper than `limit`; `None` where that can't be told from octets that
     /// a backend may read all the same: Samba takes lengths that LDAP forbids.
-    #[inline]
+    #[inline(always)]
     pub fn filter_is_deeper_than(&self, limit: usize) -> Option<bool> {
-        let filter = self.search?.filter;
+        let filter = self.search.as_ref()?.filter;
         if nests(*filter.first()?) { depth_exceeds(filter, limit) } else { Some(false) }
     }
 
     /// A search's content without its base: names of attributes stand here, in the filter and in the list. Empty where that
     /// can't be read.
     pub fn search_without_base(&self) -> &'a [u8] {
-        self.search.map_or(&[], |fields| fields.after_base)
+        self.search.as_ref().map_or(&[], |fields| fields.after_base)
     }
 
     /// The entry an update, compare or modifyDN names.
@@ -173,7 +174,7 @@ impl<'a> Request<'a> {
     pub fn is_readable(&self) -> bool {
         match self.kind {
             OperationKind::Bind => self.bind().is_some(),
-            OperationKind::Search => self.search.is_some_and(|fields| fields.typed),
+            OperationKind::Search => self.search.as_ref().is_some_and(|fields| fields.typed),
             OperationKind::Abandon => self.abandoned_id().is_some(),
             OperationKind::Extended => self.extended_name().is_some(),
             OperationKind::Unbind => true,

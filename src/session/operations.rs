@@ -226,18 +226,28 @@ impl Operations {
     }
 
     /// The operation of this messageID, to note a response.
+    #[inline]
     pub fn find_mut(&mut self, id: MessageId) -> Option<&mut Operation> {
-        self.in_flight.iter_mut().find(|operation| operation.id == id)
+        let place = self.place_of(id)?;
+        self.in_flight.get_mut(place)
+    }
+
+    /// Where an operation stands that is answered. Most servers answer in the order of the requests.
+    #[inline]
+    fn place_of(&self, id: MessageId) -> Option<usize> {
+        match self.in_flight.front()? {
+            oldest if oldest.id == id => Some(0),
+            _ => self.in_flight.iter().position(|operation| operation.id == id),
+        }
     }
 
     /// Ends an operation after a `last` look at it. It is dropped where it stands: moving it costs more than the look.
     pub fn end<R>(&mut self, id: MessageId, last: impl FnOnce(&mut Operation) -> R) -> Option<R> {
-        let index = self.in_flight.iter().position(|operation| operation.id == id)?;
-        let operation = &mut self.in_flight[index];
+        let place = self.place_of(id)?;
+        let operation = &mut self.in_flight[place];
         self.writes -= usize::from(operation.writes);
         let seen = last(operation);
-        // Most servers answer in the order of the requests.
-        drop(if index == 0 { self.in_flight.pop_front() } else { self.in_flight.remove(index) });
+        drop(if place == 0 { self.in_flight.pop_front() } else { self.in_flight.remove(place) });
         if self.in_flight.is_empty() {
             let table = std::mem::take(&mut self.in_flight);
             if table.capacity() <= MOST_SPARE_PLACES {

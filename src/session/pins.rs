@@ -119,9 +119,8 @@ fn mentions_update_sequence(search: &[u8]) -> bool {
 fn holds_usn(octets: &[u8]) -> bool {
     const TOGETHER: usize = 16;
     let stands_at = |place: &[u8]| (place[0] | 0x20 == b'u') & (place[1] | 0x20 == b's') & (place[2] | 0x20 == b'n');
-    let stands_in = |places: &[u8; TOGETHER + 2]| {
-        (0..TOGETHER).fold(false, |found, at| found | stands_at(&places[at..at + 3]))
-    };
+    let stands_in =
+        |places: &[u8; TOGETHER + 2]| (0..TOGETHER).fold(false, |found, at| found | stands_at(&places[at..at + 3]));
     let mut rest = octets;
     while let Some(places) = rest.first_chunk() {
         if stands_in(places) {

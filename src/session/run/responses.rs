@@ -99,15 +99,18 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
                 lost = true;
                 break;
             };
+            let is_whole = envelope.length <= rest.len();
+            // Most responses are entries, of which nothing else is asked.
+            if kind == ResponseKind::Entry && is_whole && self.state.part(envelope.message_id, kind, envelope.length) {
+                at += envelope.length;
+                continue;
+            }
             let response = rest.get(..envelope.length).map(|pdu| Response::of_kind(kind, pdu, envelope));
             let verdict = match &response {
                 Some(response) => self.state.response(response, now),
                 None if envelope.length > PASS_FROM && !kind.is_final() => {
-                    let verdict = self.state.part(envelope.message_id, kind, envelope.length);
-                    up.passing = match verdict {
-                        ResponseVerdict::Forward(_) => Passing::ToClient(envelope.length),
-                        _ => Passing::ToNobody(envelope.length),
-                    };
+                    let is_awaited = self.state.part(envelope.message_id, kind, envelope.length);
+                    up.passing = if is_awaited { Passing::ToClient } else { Passing::ToNobody }(envelope.length);
                     continue;
                 }
                 None if envelope.length > MOST_FINAL => {

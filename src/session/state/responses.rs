@@ -16,7 +16,8 @@ impl State {
             return self.unsolicited(response);
         }
         if !response.kind().is_final() {
-            return self.part(id, response.kind(), response.pdu().len());
+            let is_awaited = self.part(id, response.kind(), response.pdu().len());
+            return if is_awaited { ResponseVerdict::Forward(None) } else { ResponseVerdict::Ignore };
         }
         self.conclude(response, now).map_or(ResponseVerdict::Ignore, |settled| ResponseVerdict::Forward(Some(settled)))
     }
@@ -68,22 +69,19 @@ impl State {
         self.kept_octets -= self.operations.forget_requests();
     }
 
-    /// Takes up an entry, a reference or an intermediate response, of which the first octets may be all that has arrived.
-    #[inline]
-    pub fn part(&mut self, id: MessageId, kind: ResponseKind, length: usize) -> ResponseVerdict {
+    /// Takes up an entry, a reference or an intermediate response, of which the first octets may be all that has arrived;
+    /// false if nobody awaits it.
+    #[inline(always)]
+    pub fn part(&mut self, id: MessageId, kind: ResponseKind, length: usize) -> bool {
         debug_assert!(!kind.is_final());
-        match self.operations.find_mut(id) {
-            Some(operation) => {
-                match kind {
-                    ResponseKind::Entry => operation.entries += 1,
-                    ResponseKind::Reference => operation.references += 1,
-                    _ => operation.intermediates += 1,
-                }
-                operation.delivered_octets += length as u64;
-                ResponseVerdict::Forward(None)
-            }
-            None => ResponseVerdict::Ignore,
+        let Some(operation) = self.operations.find_mut(id) else { return false };
+        match kind {
+            ResponseKind::Entry => operation.entries += 1,
+            ResponseKind::Reference => operation.references += 1,
+            _ => operation.intermediates += 1,
         }
+        operation.delivered_octets += length as u64;
+        true
     }
 
     fn unsolicited(&self, response: &Response<'_>) -> ResponseVerdict {
