@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::operations::KeptRequest;
+use super::operations::KeptBind;
 use crate::ldap::{Authentication, BindRequest, MessageId, ResultCode};
 use crate::throttle::BindName;
 
@@ -42,7 +42,7 @@ pub enum Identity {
 #[derive(Debug)]
 pub struct Credential {
     /// The BindRequest as received.
-    pub request: KeptRequest,
+    pub request: KeptBind,
     /// When it succeeded.
     pub since: Instant,
 }
@@ -135,7 +135,7 @@ impl BindState {
     }
 
     /// The awaited bind was answered; `kept` is its request, if it may be replayed.
-    pub fn response(&mut self, code: ResultCode, kept: Option<KeptRequest>, now: Instant) -> Bound {
+    pub fn response(&mut self, code: ResultCode, kept: Option<KeptBind>, now: Instant) -> Bound {
         let Step::Awaiting { method, name, .. } = std::mem::take(&mut self.step) else { return Bound::default() };
         self.earlier = Identity::Anonymous;
         match code {
@@ -176,8 +176,8 @@ impl BindState {
 mod tests {
     use super::*;
 
-    fn kept() -> Option<KeptRequest> {
-        Some(KeptRequest::secret(b"bind"))
+    fn kept() -> Option<KeptBind> {
+        Some(KeptBind::new(b"bind"))
     }
 
     fn after(method: Method, code: u32) -> BindState {
@@ -285,7 +285,7 @@ mod tests {
     fn credentials_do_not_print() {
         let mut state = BindState::default();
         state.request(1, Method::Simple, None);
-        state.response(ResultCode::SUCCESS, Some(KeptRequest::secret(b"hunter2")), Instant::now());
+        state.response(ResultCode::SUCCESS, Some(KeptBind::new(b"hunter2")), Instant::now());
         assert!(!format!("{state:?}").contains("hunter2") && !format!("{state:?}").contains("104, 117"));
     }
 }

@@ -9,7 +9,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::time::Instant;
 use tokio_util::bytes::BytesMut;
 
-use super::operations::KeptRequest;
+use super::operations::KeptBind;
 use super::replay::{Permit, ReplayGuard};
 use crate::ldap::{self, Request, Response, ResultCode};
 use crate::pool::{Backend, EventKind, NoBackend, Pool, patiently};
@@ -23,7 +23,7 @@ pub(super) struct Establish {
     /// The backend that has just failed this session.
     pub lost: Option<Arc<Backend>>,
     /// The bind to repeat, if the session is bound.
-    pub credential: Option<KeptRequest>,
+    pub credential: Option<KeptBind>,
 }
 
 /// Why there is no upstream.
@@ -94,7 +94,7 @@ impl Establish {
 }
 
 /// Sends a BindRequest on a fresh upstream and awaits its response, which the client never sees.
-async fn bind(stream: &mut Stream, request: &KeptRequest) -> io::Result<ResultCode> {
+async fn bind(stream: &mut Stream, request: &KeptBind) -> io::Result<ResultCode> {
     stream.write_all(request.pdu()).await?;
     stream.flush().await?;
     let id = ldap::envelope(request.pdu(), usize::MAX)

@@ -3,6 +3,7 @@
 //! [`State`] decides, without sockets; `run` moves octets. `establish` opens the upstream and replays the bind on it.
 
 mod bind;
+mod copies;
 mod establish;
 mod memory;
 mod operations;

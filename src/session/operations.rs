@@ -7,44 +7,44 @@ use std::time::Duration;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
+use super::copies::Copies;
 use super::pins::Page;
 use crate::access_log::RequestPart;
-use crate::buffer::{Lent, Spares};
+use crate::buffer::Spares;
 use crate::failure::{FailoverKind, Refusal};
 use crate::ldap::{MessageId, OperationKind};
 
-/// A request's octets, kept to be sent again, and never printed.
-#[derive(Clone)]
-pub enum KeptRequest {
-    /// It holds a password: wiped when dropped.
-    Secret(Zeroizing<Box<[u8]>>),
-    /// It doesn't: wiping every search would cost as much as framing it.
-    Plain(Lent),
+/// What is kept of a request to be sent again.
+#[derive(Debug, Default)]
+pub enum Kept {
+    /// Nothing: it may not be.
+    #[default]
+    Nothing,
+    /// The bind it is.
+    Bind(KeptBind),
+    /// Its copy, where that begins among its session's: wiping every search would cost as much as framing it.
+    Copy(usize),
 }
 
-impl KeptRequest {
-    /// Keeps a copy of a bind.
-    pub fn secret(pdu: &[u8]) -> Self {
-        Self::Secret(Zeroizing::new(pdu.into()))
-    }
+/// A BindRequest's octets, never printed, and wiped when dropped: they hold a password.
+#[derive(Clone)]
+pub struct KeptBind(Zeroizing<Box<[u8]>>);
 
-    /// Keeps a copy of a search or a compare.
-    pub fn plain(pdu: &[u8]) -> Self {
-        Self::Plain(Lent::copy_of(pdu))
+impl KeptBind {
+    /// Keeps a copy.
+    pub fn new(pdu: &[u8]) -> Self {
+        Self(Zeroizing::new(pdu.into()))
     }
 
     /// The request.
     pub fn pdu(&self) -> &[u8] {
-        match self {
-            Self::Secret(pdu) => pdu,
-            Self::Plain(pdu) => pdu,
-        }
+        &self.0
     }
 }
 
-impl fmt::Debug for KeptRequest {
+impl fmt::Debug for KeptBind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "KeptRequest({} octets)", self.pdu().len())
+        write!(f, "KeptBind({} octets)", self.0.len())
     }
 }
 
@@ -63,8 +63,8 @@ pub struct Operation {
     pub length: usize,
     /// Whether it may change the directory.
     pub writes: bool,
-    /// The request, if it may be sent again after its upstream took it.
-    pub kept: Option<KeptRequest>,
+    /// What is kept of it, if it may be sent again after its upstream took it.
+    pub kept: Kept,
     /// Entries delivered to the client.
     pub entries: u64,
     /// References delivered.
@@ -113,7 +113,7 @@ impl Operation {
             position: 0,
             length,
             writes: false,
-            kept: None,
+            kept: Kept::Nothing,
             entries: 0,
             references: 0,
             intermediates: 0,
@@ -128,17 +128,20 @@ impl Operation {
 
     /// What its record is made of, taken from it: all but the copy of the request.
     pub fn take_record(&mut self) -> Self {
-        Self { kept: None, described: self.described.take(), ..*self }
-    }
-
-    /// All of it; what stays has neither a copy of the request nor a record.
-    pub fn take(&mut self) -> Self {
-        Self { kept: self.kept.take(), ..self.take_record() }
+        Self { kept: Kept::Nothing, described: self.described.take(), ..*self }
     }
 
     /// Octets that are kept of its request, and for its record.
-    pub fn kept_octets(&self) -> usize {
-        kept_octets(self.kept.as_ref(), self.described.as_ref())
+    #[inline(always)]
+    fn kept_octets(&self) -> usize {
+        kept_octets(&self.kept, self.length, self.described.as_ref())
+    }
+
+    fn kept_copy(&mut self) -> Option<(&mut usize, usize)> {
+        match &mut self.kept {
+            Kept::Copy(start) => Some((start, self.length)),
+            Kept::Nothing | Kept::Bind(_) => None,
+        }
     }
 
     /// Whether the client has part of the result.
@@ -154,7 +157,7 @@ impl Operation {
             Fate::Fail(FailoverKind::LostMidResult, Refusal::LostMidResult, LOST_MID_RESULT)
         } else if self.writes {
             Fate::Fail(FailoverKind::OutcomeUnknown, Refusal::OutcomeUnknown, OUTCOME_UNKNOWN)
-        } else if self.kept.is_some() && !self.resent {
+        } else if !matches!(self.kept, Kept::Nothing) && !self.resent {
             Fate::Resend(match self.kind {
                 OperationKind::Compare => FailoverKind::RetryCompare,
                 OperationKind::Bind => FailoverKind::RetryBind,
@@ -166,10 +169,10 @@ impl Operation {
     }
 }
 
-/// Octets that are kept of a request, and for its record.
 #[inline(always)]
-pub fn kept_octets(kept: Option<&KeptRequest>, described: Option<&RequestPart>) -> usize {
-    described.map_or(0, RequestPart::octets) + kept.map_or(0, |kept| kept.pdu().len())
+fn kept_octets(kept: &Kept, length: usize, described: Option<&RequestPart>) -> usize {
+    let request = if matches!(kept, Kept::Nothing) { 0 } else { length };
+    request + described.map_or(0, RequestPart::octets)
 }
 
 const LOST_MID_RESULT: &str =
@@ -182,6 +185,8 @@ pub(super) const BACKEND_LOST: &str = "the backend was lost and the operation co
 #[derive(Debug, Default)]
 pub struct Operations {
     in_flight: VecDeque<Operation>,
+    copies: Copies,
+    kept_octets: usize,
     writes: usize,
     /// The highest messageID since nothing was in flight: most clients count up, and begin anew at times.
     highest: MessageId,
@@ -205,10 +210,30 @@ impl Operations {
         id > self.highest || (self.find(id).is_none() && !self.abandoned.contains(id))
     }
 
-    /// Takes up an operation.
+    /// Copies the request of an operation that is about to begin, so that it can be sent again.
+    #[inline]
+    pub fn copy(&mut self, request: &[u8]) -> Kept {
+        if self.copies.is_worn() {
+            self.copies.close_up(self.in_flight.iter_mut().filter_map(Operation::kept_copy));
+        }
+        Kept::Copy(self.copies.add(request))
+    }
+
+    /// Octets that are kept of requests, and for their records.
+    pub fn kept_octets(&self) -> usize {
+        self.kept_octets
+    }
+
+    /// Octets of memory they take.
+    pub fn held_octets(&self) -> usize {
+        self.kept_octets + self.copies.unused()
+    }
+
+    /// Takes up an operation, of which what is [copied](Self::copy) is its request.
     #[inline(always)]
     pub fn begin(&mut self, operation: Operation) {
         debug_assert!(self.find(operation.id).is_none());
+        self.kept_octets += operation.kept_octets();
         self.writes += usize::from(operation.writes);
         if self.in_flight.capacity() == 0 {
             self.in_flight = SPARE_TABLES.with(Spares::lend).unwrap_or_default();
@@ -246,6 +271,10 @@ impl Operations {
         let place = self.place_of(id)?;
         let operation = &mut self.in_flight[place];
         self.writes -= usize::from(operation.writes);
+        self.kept_octets -= operation.kept_octets();
+        if let Some((_, length)) = operation.kept_copy() {
+            self.copies.release(length);
+        }
         let seen = last(operation);
         drop(if place == 0 { self.in_flight.pop_front() } else { self.in_flight.remove(place) });
         if self.in_flight.is_empty() {
@@ -265,10 +294,14 @@ impl Operations {
         Some(operation)
     }
 
-    /// Keeps no request to be sent again any more; returns the octets that were kept.
-    pub fn forget_requests(&mut self) -> usize {
-        let kept = self.in_flight.iter_mut().filter_map(|operation| operation.kept.take());
-        kept.map(|request| request.pdu().len()).sum()
+    /// Keeps no request to be sent again any more.
+    pub fn forget_requests(&mut self) {
+        for operation in &mut self.in_flight {
+            self.kept_octets -= operation.kept_octets();
+            operation.kept = Kept::Nothing;
+            self.kept_octets += operation.kept_octets();
+        }
+        self.copies = Copies::default();
     }
 
     /// Whether a write the upstream may have taken is unanswered: reads after it must not be repeated elsewhere.
@@ -281,14 +314,15 @@ impl Operations {
         self.in_flight.front()
     }
 
-    /// Empties the table, each operation with its fate if its upstream is lost after taking `taken` octets.
-    pub fn lose(&mut self, taken: u64) -> Vec<(Operation, Fate)> {
-        self.take_all()
-            .map(|operation| {
-                let fate = operation.fate(taken);
-                (operation, fate)
-            })
-            .collect()
+    /// Empties the table, each operation with its fate if its upstream is lost after taking `taken` octets, and the copies of
+    /// their requests.
+    pub fn lose(&mut self, taken: u64) -> (Vec<(Operation, Fate)>, Copies) {
+        let copies = std::mem::take(&mut self.copies);
+        let with_fate = |operation: Operation| {
+            let fate = operation.fate(taken);
+            (operation, fate)
+        };
+        (self.take_all().map(with_fate).collect(), copies)
     }
 
     /// Notes that all have waited for an upstream since `since`, or since they began: for a seat during `queued`, then for
@@ -305,6 +339,8 @@ impl Operations {
     /// Empties the table.
     pub fn take_all(&mut self) -> impl Iterator<Item = Operation> + use<> {
         self.writes = 0;
+        self.kept_octets = 0;
+        self.copies = Copies::default();
         std::mem::take(&mut self.in_flight).into_iter()
     }
 }
@@ -345,13 +381,15 @@ impl Abandoned {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn operation(id: MessageId, kind: OperationKind, position: u64) -> Operation {
         Operation {
             position,
             writes: kind.may_write(),
-            kept: Some(KeptRequest::secret(&[0; 10])),
+            kept: Kept::Bind(KeptBind::new(&[0; 10])),
             ..Operation::ended(id, kind, Instant::now(), 10, None)
         }
     }
@@ -375,7 +413,7 @@ mod tests {
         }
         assert!(matches!(with(|search| search.entries = 1, Search), Fate::Fail(FailoverKind::LostMidResult, ..)));
         assert!(matches!(with(|search| search.resent = true, Search), Fate::Fail(FailoverKind::Exhausted, ..)));
-        assert!(matches!(with(|search| search.kept = None, Search), Fate::Fail(FailoverKind::Exhausted, ..)));
+        assert!(matches!(with(|search| search.kept = Kept::Nothing, Search), Fate::Fail(FailoverKind::Exhausted, ..)));
     }
 
     #[test]
@@ -383,7 +421,7 @@ mod tests {
         let mut operations = Operations::default();
         operations.begin(operation(5, OperationKind::Search, 0));
         assert!(!operations.may_use(5));
-        assert!(operations.abandon(5).is_some_and(|abandoned| abandoned.kept.is_none()));
+        assert!(operations.abandon(5).is_some_and(|abandoned| matches!(abandoned.kept, Kept::Nothing)));
         assert!(operations.abandon(5).is_none(), "nothing is kept for an answer that may never come");
         assert!(operations.is_empty() && !operations.may_use(5) && operations.may_use(6));
     }
@@ -422,6 +460,43 @@ mod tests {
         operations.abandon(2).expect("in flight");
         operations.begin(operation(1, OperationKind::Search, 0));
         assert!(!operations.may_use(2), "what was abandoned is still looked for");
+    }
+
+    proptest! {
+        /// Operations come and go in any order: the copy of each stays what its request was, what is no longer needed makes
+        /// way, and nothing is held once none is in flight.
+        #[test]
+        fn each_copy_is_its_request_until_the_operation_ends(
+            steps in prop::collection::vec((any::<bool>(), any::<prop::sample::Index>(), 0_usize..3000), 1..200),
+        ) {
+            let mut operations = Operations::default();
+            let mut requests: Vec<(MessageId, Vec<u8>)> = Vec::new();
+            for (id, (begins, which, length)) in (1..).zip(steps) {
+                if begins || requests.is_empty() {
+                    let request: Vec<u8> = (0..length).map(|at| (at as u32 ^ id) as u8).collect();
+                    let kept = operations.copy(&request);
+                    operations.begin(Operation { length, kept, ..operation(id, OperationKind::Search, 0) });
+                    requests.push((id, request));
+                } else {
+                    let (ended, _) = requests.remove(which.index(requests.len()));
+                    operations.end(ended, |_| ()).expect("in flight");
+                }
+                for (id, request) in &requests {
+                    let operation = operations.find(*id).expect("in flight");
+                    let Kept::Copy(start) = operation.kept else { panic!("{operation:?}") };
+                    prop_assert_eq!(operations.copies.get(start, request.len()), request);
+                }
+                let in_use: usize = requests.iter().map(|(_, request)| request.len()).sum();
+                prop_assert_eq!(operations.kept_octets(), in_use);
+                if begins {
+                    prop_assert!(operations.held_octets() <= 4 * (in_use + 3000 + 4096), "{operations:?}");
+                }
+            }
+            for (id, _) in requests {
+                operations.end(id, |_| ()).expect("in flight");
+            }
+            prop_assert_eq!(operations.held_octets(), 0);
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use aws_lc_rs::hmac;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::operations::KeptRequest;
+use super::operations::KeptBind;
 use crate::ldap::{self, Request};
 
 /// Remembers what replays have proved about each pair of name and password, for one pool.
@@ -63,7 +63,7 @@ impl ReplayGuard {
 
     /// Waits until the pair in `credential` may be tried. Sessions with the same pair go one at a time until one has
     /// been accepted.
-    pub async fn permit(self: &Arc<Self>, credential: &KeptRequest) -> Result<Permit, Refused> {
+    pub async fn permit(self: &Arc<Self>, credential: &KeptBind) -> Result<Permit, Refused> {
         let digest = self.digest(credential);
         loop {
             let mut trying = match self.ask(digest, Instant::now()) {
@@ -96,7 +96,7 @@ impl ReplayGuard {
     }
 
     /// The digest of a BindRequest's name and password, whatever its messageID and encoding.
-    fn digest(&self, credential: &KeptRequest) -> Digest {
+    fn digest(&self, credential: &KeptBind) -> Digest {
         let pdu = credential.pdu();
         let mut context = hmac::Context::with_key(&self.key);
         let bind =
@@ -163,12 +163,12 @@ mod tests {
     use super::*;
 
     /// A BindRequest by `cn` with this messageID and password.
-    fn bind(id: u8, password: &[u8]) -> KeptRequest {
+    fn bind(id: u8, password: &[u8]) -> KeptBind {
         let mut content = vec![0x02, 0x01, 0x03, 0x04, 0x02, b'c', b'n', 0x80, password.len() as u8];
         content.extend(password);
         let mut pdu = vec![0x30, (5 + content.len()) as u8, 0x02, 0x01, id, 0x60, content.len() as u8];
         pdu.extend(content);
-        KeptRequest::secret(&pdu)
+        KeptBind::new(&pdu)
     }
 
     #[tokio::test(start_paused = true)]

@@ -8,15 +8,13 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::bind::{BindState, Identity, Method};
-use super::operations::{KeptRequest, Operation, Operations, kept_octets};
+use super::operations::{Kept, KeptBind, Operation, Operations};
 use super::pins::{Pin, Pins};
 use super::verdict::{Answer, Ending, RequestVerdict};
 use crate::access_log::RequestPart;
 use crate::config::{Failover, FailoverMode, Limits};
 use crate::failure::{EndReason, Refusal};
-use crate::ldap::{
-    Authentication, BindRequest, Envelope, FrameError, MessageId, OperationKind, Request, ResultCode, oid,
-};
+use crate::ldap::{Authentication, BindRequest, Envelope, FrameError, OperationKind, Request, ResultCode, oid};
 
 /// Octets of requests one session keeps for sending again. What doesn't fit is answered `unavailable` if its upstream is
 /// lost.
@@ -29,7 +27,6 @@ pub struct State {
     bind: BindState,
     pins: Pins,
     layer: Layer,
-    kept_octets: usize,
     failover: Failover,
     offers_start_tls: StartTls,
 }
@@ -65,7 +62,6 @@ impl State {
             bind: BindState::default(),
             pins: Pins::default(),
             layer: Layer::default(),
-            kept_octets: 0,
             failover,
             offers_start_tls,
         }
@@ -202,8 +198,6 @@ impl State {
             let method = bind.as_ref().map_or(Method::Other, Method::of);
             self.bind.request(id, method, bind.as_ref().and_then(simple_name));
         }
-        // Asked of the parts: the operation was written in small pieces, and reading it at once makes the processor wait.
-        self.kept_octets += kept_octets(kept.as_ref(), described.as_ref());
         self.operations.begin(Operation {
             position,
             writes: may_write(request),
@@ -216,22 +210,12 @@ impl State {
     /// Ends the operation that an Abandon names (§4.11), if there is one. A late answer is legal, but there may be none:
     /// nothing waits for it.
     pub fn abandon(&mut self, request: &Request<'_>, now: Instant) -> Option<Operation> {
-        let operation = self.give_up(self.abandoned(request)?.id)?;
+        let operation = self.operations.abandon(self.abandoned(request)?.id)?;
         if operation.writes {
             // It may have happened all the same.
             self.pins.wrote(now);
         }
         Some(operation)
-    }
-
-    fn give_up(&mut self, id: MessageId) -> Option<Operation> {
-        self.kept_octets -= self.operations.find(id)?.kept_octets();
-        self.operations.abandon(id)
-    }
-
-    /// Octets kept of requests in flight.
-    pub fn kept_octets(&self) -> usize {
-        self.kept_octets
     }
 
     /// Takes up a bind that goes no further than the proxy: it leaves the session anonymous all the same (RFC 4513 §4).
@@ -272,7 +256,7 @@ impl State {
     }
 
     /// The BindRequest another backend must answer before it may serve this session.
-    pub fn credential(&self) -> Option<&KeptRequest> {
+    pub fn credential(&self) -> Option<&KeptBind> {
         match self.served() {
             Identity::Simple(credential) => Some(&credential.request),
             _ => None,
@@ -325,21 +309,20 @@ impl State {
         }
     }
 
-    /// A copy of the request, if it may be sent to a second backend after the first has taken it.
-    fn keep(&self, request: &Request<'_>) -> Option<KeptRequest> {
+    /// Keeps the request, if it may be sent to a second backend after the first has taken it.
+    fn keep(&mut self, request: &Request<'_>) -> Kept {
         let repeatable = self.failover.mode == FailoverMode::Session
             && !may_write(request)
             && (request.kind() != OperationKind::Bind || is_simple_bind(request))
             && !self.operations.has_unanswered_write()
             && request.controls().all(|control| !control.critical || is_known(control.oid));
-        let length = request.pdu().len();
-        if !repeatable || self.kept_octets + length > MOST_KEPT {
-            return None;
+        if !repeatable || self.operations.kept_octets() + request.pdu().len() > MOST_KEPT {
+            return Kept::Nothing;
         }
-        Some(match request.kind() {
-            OperationKind::Bind => KeptRequest::secret(request.pdu()),
-            _ => KeptRequest::plain(request.pdu()),
-        })
+        match request.kind() {
+            OperationKind::Bind => Kept::Bind(KeptBind::new(request.pdu())),
+            _ => self.operations.copy(request.pdu()),
+        }
     }
 }
 

@@ -276,7 +276,7 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
         let from_upstream = if let Link::Up(up) = &self.link { up.inbox.capacity() } else { 0 };
         let ours = self.from_client.capacity() + self.to_client.capacity() + self.to_upstream.capacity();
         // In whole pages: most sessions keep less, and what all hold together is counted in one place.
-        let kept = self.state.kept_octets() / PAGE * PAGE;
+        let kept = self.state.operations().held_octets() / PAGE * PAGE;
         let held = ours + self.held_words.capacity() + from_upstream + kept;
         if !self.memory.hold(held) && self.phase == Phase::Serving {
             self.settings.metrics.refusals.count(Refusal::BufferMemory);

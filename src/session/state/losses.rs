@@ -9,7 +9,7 @@ use crate::config::FailoverMode;
 use crate::failure::{EndReason, FailoverKind, Refusal};
 use crate::ldap::{OperationKind, ResultCode};
 use crate::session::bind::Identity;
-use crate::session::operations::{BACKEND_LOST, Fate, Operation};
+use crate::session::operations::{BACKEND_LOST, Fate, Kept, Operation};
 use crate::session::verdict::{Answer, Ending, Loss};
 
 impl State {
@@ -19,13 +19,12 @@ impl State {
         let pin = self.pin(now);
         let in_session = self.failover.mode == FailoverMode::Session && self.layer != Layer::Opaque;
         let bind_lost = self.bind.awaiting();
-        let lost = self.operations.lose(taken);
+        let (lost, copies) = self.operations.lose(taken);
         let fails =
             |(operation, fate): &(Operation, Fate)| Some(operation.id) == bind_lost && matches!(fate, Fate::Fail(..));
         let had_a_name = matches!(self.bind.earlier(), Identity::Simple(_) | Identity::Stateful);
         let nameless = had_a_name && lost.iter().any(fails);
         for (mut operation, fate) in lost {
-            self.kept_octets -= operation.kept_octets();
             match fate {
                 Fate::Fail(kind, reason, diagnostic) => {
                     loss.fail(operation, kind, reason, diagnostic);
@@ -45,14 +44,16 @@ impl State {
                     }
                     let start = operation.position.checked_sub(taken).and_then(|start| usize::try_from(start).ok());
                     operation.position = loss.resend.len() as u64;
-                    match (&operation.kept, start) {
-                        (Some(kept), _) => loss.resend.extend_from_slice(kept.pdu()),
-                        (None, Some(start)) => {
-                            loss.resend.extend_from_slice(&queued[start..start + operation.length]);
-                        }
-                        (None, None) => unreachable!("what is sent again is kept or was still queued"),
+                    let request = match (&operation.kept, start) {
+                        (Kept::Bind(bind), _) => bind.pdu(),
+                        (Kept::Copy(copy), _) => copies.get(*copy, operation.length),
+                        (Kept::Nothing, Some(start)) => &queued[start..start + operation.length],
+                        (Kept::Nothing, None) => unreachable!("what is sent again is kept or was still queued"),
+                    };
+                    loss.resend.extend_from_slice(request);
+                    if let Kept::Copy(_) = operation.kept {
+                        operation.kept = self.operations.copy(request);
                     }
-                    self.kept_octets += operation.kept_octets();
                     self.operations.begin(operation);
                 }
             }
@@ -84,7 +85,6 @@ impl State {
         for (_, answer) in &mut loss.answers {
             answer.code = code;
         }
-        self.kept_octets = 0;
         if self.bind.awaiting().is_some() {
             self.bind.fail();
         }
@@ -95,13 +95,12 @@ impl State {
     /// that hasn't.
     pub fn stop(&mut self, taken: u64, reason: Refusal, diagnostic: &'static str) -> Vec<(Operation, Answer)> {
         let mut loss = Loss::default();
-        for (operation, fate) in self.operations.lose(taken) {
+        for (operation, fate) in self.operations.lose(taken).0 {
             match fate {
                 Fate::Fail(kind, reason @ Refusal::OutcomeUnknown, text) => loss.fail(operation, kind, reason, text),
                 _ => loss.fail(operation, FailoverKind::Exhausted, reason, diagnostic),
             }
         }
-        self.kept_octets = 0;
         loss.answers
     }
 
@@ -109,7 +108,7 @@ impl State {
     /// answer, the backend an Abandon of its messageID.
     pub fn time_out(&mut self, timeout: Duration, now: Instant) -> Option<(Operation, Answer)> {
         let overdue = self.operations.oldest().filter(|oldest| now >= oldest.started + timeout)?;
-        let operation = self.give_up(overdue.id)?;
+        let operation = self.operations.abandon(overdue.id)?;
         if operation.kind == OperationKind::Bind {
             self.bind.fail();
         }

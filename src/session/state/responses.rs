@@ -5,6 +5,7 @@ use tokio::time::Instant;
 use super::{Layer, State};
 use crate::failure::EndReason;
 use crate::ldap::{MessageId, OperationKind, Response, ResponseKind, ResultCode};
+use crate::session::operations::{Kept, Operation};
 use crate::session::verdict::{Details, ResponseVerdict, Settled};
 
 impl State {
@@ -27,7 +28,6 @@ impl State {
     fn conclude(&mut self, response: &Response<'_>, now: Instant) -> Option<Settled> {
         let code = response.code();
         let mut settled = self.operations.end(response.message_id(), |operation| {
-            self.kept_octets -= operation.kept_octets();
             operation.delivered_octets += response.pdu().len() as u64;
             if operation.writes && code == Some(ResultCode::SUCCESS) {
                 self.pins.wrote(now);
@@ -35,7 +35,12 @@ impl State {
             // Of most there is no more to be said than this.
             let has_details =
                 operation.kind == OperationKind::Bind || operation.page.is_some() || operation.described.is_some();
-            let details = has_details.then(|| Box::new(Details { operation: operation.take(), bind_name: None }));
+            let details = has_details.then(|| {
+                Box::new(Details {
+                    operation: Operation { kept: std::mem::take(&mut operation.kept), ..operation.take_record() },
+                    bind_name: None,
+                })
+            });
             Settled { kind: operation.kind, started: operation.started, code, details }
         })?;
         if settled.details.is_some() {
@@ -56,7 +61,10 @@ impl State {
         // A success of which not everything can be read is none.
         settled.code = response.result().map(|result| result.code);
         let code = settled.code.unwrap_or(ResultCode::OPERATIONS_ERROR);
-        let kept = details.operation.kept.take().filter(|_| self.failover.replay_bind);
+        let kept = match std::mem::take(&mut details.operation.kept) {
+            Kept::Bind(bind) if self.failover.replay_bind => Some(bind),
+            _ => None,
+        };
         let bound = self.bind.response(code, kept, now);
         details.bind_name = bound.name;
         if bound.may_begin_layer {
@@ -66,7 +74,7 @@ impl State {
             self.pins.rebound();
         }
         // What was asked before it was asked by somebody else.
-        self.kept_octets -= self.operations.forget_requests();
+        self.operations.forget_requests();
     }
 
     /// Takes up an entry, a reference or an intermediate response, of which the first octets may be all that has arrived;

@@ -1,0 +1,95 @@
+//! Copies of a session's requests in flight, to be sent again. Pure.
+
+use std::fmt;
+
+use crate::buffer::Spares;
+
+/// Copies one behind the other in one buffer, which goes back to the worker when none is in use: a buffer for each request
+/// costs more than the copy (measured, bench/README.md).
+#[derive(Default)]
+pub struct Copies {
+    octets: Vec<u8>,
+    in_use: usize,
+}
+
+/// Buffers a worker keeps while no session needs them, and octets each may hold: 16 searches.
+const SPARE_COUNT: usize = 32;
+const MOST_SPARE: usize = 4 * 1024;
+
+thread_local! {
+    static SPARE: Spares<Vec<u8>> = const { Spares::new(SPARE_COUNT) };
+}
+
+impl Copies {
+    /// Copies a request; returns where the copy begins.
+    pub fn add(&mut self, request: &[u8]) -> usize {
+        if self.octets.capacity() == 0 {
+            self.octets = SPARE.with(Spares::lend).unwrap_or_default();
+        }
+        let start = self.octets.len();
+        self.octets.extend_from_slice(request);
+        self.in_use += request.len();
+        start
+    }
+
+    /// The `length` octets of the copy that begins at `start`.
+    pub fn get(&self, start: usize, length: usize) -> &[u8] {
+        &self.octets[start..start + length]
+    }
+
+    /// Gives up a copy of `length` octets.
+    #[inline]
+    pub fn release(&mut self, length: usize) {
+        self.in_use -= length;
+        if self.in_use == 0 {
+            self.clear();
+        }
+    }
+
+    fn clear(&mut self) {
+        let mut octets = std::mem::take(&mut self.octets);
+        octets.clear();
+        if (1..=MOST_SPARE).contains(&octets.capacity()) {
+            // The worker may be ending, its spare buffers gone.
+            let _ = SPARE.try_with(|spare| spare.take_back(octets));
+        }
+    }
+
+    /// Octets of memory it takes beyond those in use.
+    pub fn unused(&self) -> usize {
+        self.octets.capacity() - self.in_use
+    }
+
+    /// Whether more is kept of requests that have ended than is worth leaving there.
+    #[inline]
+    pub fn is_worn(&self) -> bool {
+        self.octets.len() > MOST_SPARE && self.octets.len() / 2 > self.in_use
+    }
+
+    /// Moves the copies in use together. They are told in the order in which they stand, each by where it begins, which is
+    /// written anew, and its length.
+    pub fn close_up<'a>(&mut self, in_use: impl Iterator<Item = (&'a mut usize, usize)>) {
+        let mut end = 0;
+        for (start, length) in in_use {
+            self.octets.copy_within(*start..*start + length, end);
+            *start = end;
+            end += length;
+        }
+        debug_assert_eq!(end, self.in_use);
+        self.octets.truncate(end);
+        self.octets.shrink_to(MOST_SPARE);
+    }
+}
+
+/// What is in them may be a secret.
+impl fmt::Debug for Copies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Copies({} octets)", self.in_use)
+    }
+}
+
+impl Drop for Copies {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
