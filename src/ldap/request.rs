@@ -78,6 +78,11 @@ impl<'a> Request<'a> {
         self.kind
     }
 
+    /// Whether anything follows the protocolOp, where the controls stand. Most requests have none.
+    pub const fn has_controls(&self) -> bool {
+        self.envelope.content_end < self.envelope.length
+    }
+
     /// The controls, none where there are none or they can't be read.
     #[inline]
     pub fn controls(&self) -> Controls<'a> {

@@ -21,7 +21,7 @@ thread_local! {
 }
 
 impl Copies {
-    /// Copies a request; returns where the copy begins.
+    /// Copies a request, which is never empty; returns where the copy begins.
     pub fn add(&mut self, request: &[u8]) -> usize {
         if self.octets.capacity() == 0 {
             self.octets = SPARE.with(Spares::lend).unwrap_or_default();

@@ -54,6 +54,10 @@ impl Pins {
         if mentions_update_sequence(request.search_without_base()) {
             self.lasting = Some(Pin::UpdateSequence);
         }
+        if request.has_controls() { self.controls(request) } else { None }
+    }
+
+    fn controls(&mut self, request: &Request<'_>) -> Option<Page> {
         let mut page = None;
         for control in request.controls() {
             match std::str::from_utf8(control.oid).unwrap_or_default() {

@@ -198,6 +198,7 @@ impl State {
             let method = bind.as_ref().map_or(Method::Other, Method::of);
             self.bind.request(id, method, bind.as_ref().and_then(simple_name));
         }
+        self.operations.make_ready();
         self.operations.begin(Operation {
             position,
             writes: may_write(request),
@@ -315,7 +316,7 @@ impl State {
             && !may_write(request)
             && (request.kind() != OperationKind::Bind || is_simple_bind(request))
             && !self.operations.has_unanswered_write()
-            && request.controls().all(|control| !control.critical || is_known(control.oid));
+            && (!request.has_controls() || has_repeatable_controls(request));
         if !repeatable || self.operations.kept_octets() + request.pdu().len() > MOST_KEPT {
             return Kept::Nothing;
         }
@@ -347,8 +348,8 @@ fn is_simple_bind(request: &Request<'_>) -> bool {
     request.bind().is_some_and(|bind| matches!(bind.authentication, Authentication::Simple(_)))
 }
 
-/// Controls that change what a search returns but not the directory, nor tie it to one server.
-fn is_known(oid: &[u8]) -> bool {
+/// Whether its critical controls change what a search returns but not the directory, nor tie it to one server.
+fn has_repeatable_controls(request: &Request<'_>) -> bool {
     const REPEATABLE: [&str; 9] = [
         oid::PAGED_RESULTS,
         oid::SERVER_SORT,
@@ -360,5 +361,7 @@ fn is_known(oid: &[u8]) -> bool {
         oid::DOMAIN_SCOPE,
         oid::SD_FLAGS,
     ];
-    REPEATABLE.iter().any(|known| known.as_bytes() == oid)
+    request
+        .controls()
+        .all(|control| !control.critical || REPEATABLE.iter().any(|known| known.as_bytes() == control.oid))
 }
