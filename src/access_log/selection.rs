@@ -57,7 +57,7 @@ mod tests {
         let who =
             Who { session: 1, client: ([10, 0, 0, 1], 1).into(), listener: "l", tls: None, bound_as: None, written };
         let request = RequestPart {
-            written: Lent::copy_of(b""),
+            written: Lent::default(),
             #[cfg(feature = "otlp")]
             attributes: Vec::new(),
         };

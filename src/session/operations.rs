@@ -134,7 +134,8 @@ impl Operation {
     /// Octets that are kept of its request, and for its record.
     #[inline(always)]
     fn kept_octets(&self) -> usize {
-        kept_octets(&self.kept, self.length, self.described.as_ref())
+        let request = if matches!(self.kept, Kept::Nothing) { 0 } else { self.length };
+        request + self.described.as_ref().map_or(0, RequestPart::octets)
     }
 
     fn kept_copy(&mut self) -> Option<(&mut usize, usize)> {
@@ -167,12 +168,6 @@ impl Operation {
             Fate::Fail(FailoverKind::Exhausted, Refusal::BackendLost, BACKEND_LOST)
         }
     }
-}
-
-#[inline(always)]
-fn kept_octets(kept: &Kept, length: usize, described: Option<&RequestPart>) -> usize {
-    let request = if matches!(kept, Kept::Nothing) { 0 } else { length };
-    request + described.map_or(0, RequestPart::octets)
 }
 
 const LOST_MID_RESULT: &str =
