@@ -497,6 +497,7 @@ mod tests {
             let request = request(&pdu).expect("well-formed");
             let _ = (request.bind().is_some(), request.abandoned_id(), request.extended_name(), request.entry());
             prop_assert!(request.controls().count() <= 20);
+            prop_assert!(request.has_controls() || request.controls().next().is_none());
             if let Some(search) = request.search() {
                 prop_assert!(search.attributes().count() <= body.len());
             }

@@ -5,16 +5,17 @@ use std::fmt;
 use crate::buffer::Spares;
 
 /// Copies one behind the other in one buffer, which goes back to the worker when none is in use: a buffer for each request
-/// costs more than the copy (measured, bench/README.md).
+/// costs more than the copy (measured, bench/README.md). They aren't wiped: that would cost as much as framing, and who holds
+/// a password is kept elsewhere.
 #[derive(Default)]
 pub struct Copies {
     octets: Vec<u8>,
     in_use: usize,
 }
 
-/// Buffers a worker keeps while no session needs them, and octets each may hold: 16 searches.
+/// Buffers a worker keeps while no session needs them, and octets each may hold: 16 searches, long ones too.
 const SPARE_COUNT: usize = 32;
-const MOST_SPARE: usize = 4 * 1024;
+const MOST_SPARE: usize = 8 * 1024;
 
 thread_local! {
     static SPARE: Spares<Vec<u8>> = const { Spares::new(SPARE_COUNT) };
@@ -55,29 +56,39 @@ impl Copies {
         }
     }
 
-    /// Octets of memory it takes beyond those in use.
+    /// Octets of memory they take beyond those in use. A buffer no larger than a spare one counts for nothing: most sessions
+    /// have one for as long as a search takes.
     pub fn unused(&self) -> usize {
-        self.octets.capacity() - self.in_use
+        if self.octets.capacity() > MOST_SPARE { self.octets.capacity() - self.in_use } else { 0 }
     }
 
-    /// Whether more is kept of requests that have ended than is worth leaving there.
+    /// Whether there is more room among the copies in use than it is worth to take more memory for `length` octets.
     #[inline]
-    pub fn is_worn(&self) -> bool {
-        self.octets.len() > MOST_SPARE && self.octets.len() / 2 > self.in_use
+    pub fn have_room_inside(&self, length: usize) -> bool {
+        self.octets.len() + length > self.octets.capacity() && self.octets.len() / 2 >= self.in_use.max(1)
     }
 
-    /// Moves the copies in use together. They are told in the order in which they stand, each by where it begins, which is
-    /// written anew, and its length.
-    pub fn close_up<'a>(&mut self, in_use: impl Iterator<Item = (&'a mut usize, usize)>) {
+    /// Whether they take much more memory than what is left of them.
+    #[inline]
+    pub fn are_loose(&self) -> bool {
+        self.octets.capacity() > MOST_SPARE && self.octets.capacity() / 4 > self.in_use
+    }
+
+    /// Moves them together and gives back memory that they don't need. `copies` are all in use, in the order in which they were
+    /// made, each with where it begins, which is written anew, and its length.
+    pub fn close_up<'a>(&mut self, copies: impl Iterator<Item = (&'a mut usize, usize)>) {
         let mut end = 0;
-        for (start, length) in in_use {
+        for (start, length) in copies {
+            debug_assert!(*start >= end, "it would overwrite the next");
             self.octets.copy_within(*start..*start + length, end);
             *start = end;
             end += length;
         }
         debug_assert_eq!(end, self.in_use);
         self.octets.truncate(end);
-        self.octets.shrink_to(MOST_SPARE);
+        if self.are_loose() {
+            self.octets.shrink_to(MOST_SPARE.max(2 * end));
+        }
     }
 }
 

@@ -143,6 +143,8 @@ fn names_update_sequence(search: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const AFFINITY: Duration = Duration::from_secs(30);
@@ -160,6 +162,13 @@ mod tests {
             (b"", false),
         ] {
             assert_eq!(mentions_update_sequence(search), expected, "{search:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn usn_is_found_as_one_by_one(octets in prop::collection::vec(prop::sample::select(&b"uUsSnN\x04"[..]), 0..70)) {
+            prop_assert_eq!(holds_usn(&octets), octets.windows(3).any(|place| place.eq_ignore_ascii_case(b"usn")));
         }
     }
 

@@ -16,7 +16,7 @@ use crate::config::{Failover, FailoverMode, Limits};
 use crate::failure::{EndReason, Refusal};
 use crate::ldap::{Authentication, BindRequest, Envelope, FrameError, OperationKind, Request, ResultCode, oid};
 
-/// Octets of requests one session keeps for sending again. What doesn't fit is answered `unavailable` if its upstream is
+/// Octets of requests in flight one session keeps for sending again. What doesn't fit is answered `unavailable` if its upstream is
 /// lost.
 const MOST_KEPT: usize = 1 << 20;
 
@@ -348,7 +348,7 @@ fn is_simple_bind(request: &Request<'_>) -> bool {
     request.bind().is_some_and(|bind| matches!(bind.authentication, Authentication::Simple(_)))
 }
 
-/// Whether its critical controls change what a search returns but not the directory, nor tie it to one server.
+/// Whether no critical control changes the directory or ties the request to one server.
 fn has_repeatable_controls(request: &Request<'_>) -> bool {
     const REPEATABLE: [&str; 9] = [
         oid::PAGED_RESULTS,

@@ -100,7 +100,7 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
                 break;
             };
             let is_whole = envelope.length <= rest.len();
-            // Most responses are entries, of which nothing else is asked.
+            // Most responses are entries: they have no references, and nothing else is asked of them.
             if kind == ResponseKind::Entry && is_whole && self.state.part(envelope.message_id, kind, envelope.length) {
                 at += envelope.length;
                 continue;
@@ -110,7 +110,10 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
                 Some(response) => self.state.response(response, now),
                 None if envelope.length > PASS_FROM && !kind.is_final() => {
                     let is_awaited = self.state.part(envelope.message_id, kind, envelope.length);
-                    up.passing = if is_awaited { Passing::ToClient } else { Passing::ToNobody }(envelope.length);
+                    up.passing = match is_awaited {
+                        true => Passing::ToClient(envelope.length),
+                        false => Passing::ToNobody(envelope.length),
+                    };
                     continue;
                 }
                 None if envelope.length > MOST_FINAL => {

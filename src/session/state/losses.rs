@@ -52,8 +52,10 @@ impl State {
                     };
                     loss.resend.extend_from_slice(request);
                     if let Kept::Copy(_) = operation.kept {
-                        operation.kept = self.operations.copy(request);
+                        // It is sent again only once.
+                        operation.kept = if operation.resent { Kept::Nothing } else { self.operations.copy(request) };
                     }
+                    self.operations.make_ready();
                     self.operations.begin(operation);
                 }
             }

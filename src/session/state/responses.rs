@@ -36,10 +36,13 @@ impl State {
             let has_details =
                 operation.kind == OperationKind::Bind || operation.page.is_some() || operation.described.is_some();
             let details = has_details.then(|| {
-                Box::new(Details {
-                    operation: Operation { kept: std::mem::take(&mut operation.kept), ..operation.take_record() },
-                    bind_name: None,
-                })
+                // A copy ends with its operation.
+                let bind = if operation.kind == OperationKind::Bind {
+                    std::mem::take(&mut operation.kept)
+                } else {
+                    Kept::Nothing
+                };
+                Box::new(Details { operation: Operation { kept: bind, ..operation.take_record() }, bind_name: None })
             });
             Settled { kind: operation.kind, started: operation.started, code, details }
         })?;
