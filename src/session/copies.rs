@@ -79,7 +79,8 @@ impl Copies {
     pub fn close_up<'a>(&mut self, copies: impl Iterator<Item = (&'a mut usize, usize)>) {
         let mut end = 0;
         for (start, length) in copies {
-            debug_assert!(*start >= end, "it would overwrite the next");
+            // Else it would overwrite the next.
+            debug_assert!(*start >= end);
             self.octets.copy_within(*start..*start + length, end);
             *start = end;
             end += length;
