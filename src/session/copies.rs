@@ -5,7 +5,7 @@ use std::fmt;
 use crate::buffer::Spares;
 
 /// Copies one behind the other in one buffer, which goes back to the worker when none is in use: a buffer for each request
-/// costs more than the copy (measured, bench/README.md). They aren't wiped: that would cost as much as framing, and who holds
+/// costs more than the copy (measured, bench/README.md). They aren't wiped: that would cost as much as framing, and what holds
 /// a password is kept elsewhere.
 #[derive(Default)]
 pub struct Copies {
