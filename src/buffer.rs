@@ -8,6 +8,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::thread::LocalKey;
 
 use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::TcpStream;
@@ -231,6 +232,16 @@ fn give_back(mut buffer: Vec<u8>) {
     }
 }
 
+/// Leaves a buffer to the worker's `spares`, of which each may hold `most` octets.
+#[inline]
+pub fn leave(mut buffer: Vec<u8>, spares: &'static LocalKey<Spares<Vec<u8>>>, most: usize) {
+    if (1..=most).contains(&buffer.capacity()) {
+        buffer.clear();
+        // The worker may be ending, its spare buffers gone.
+        let _ = spares.try_with(|spares| spares.take_back(buffer));
+    }
+}
+
 /// A few octets kept for as long as an operation takes, in a buffer that then goes back to the worker.
 #[derive(Default)]
 pub struct Lent(Vec<u8>);
@@ -276,13 +287,7 @@ impl std::ops::Deref for Lent {
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        let mut buffer = std::mem::take(&mut self.0);
-        if !(1..=MOST_SMALL).contains(&buffer.capacity()) {
-            return;
-        }
-        buffer.clear();
-        // The worker may be ending, its spare buffers gone.
-        let _ = SMALL_SPARE.try_with(|spare| spare.take_back(buffer));
+        leave(std::mem::take(&mut self.0), &SMALL_SPARE, MOST_SMALL);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::buffer::Spares;
+use crate::buffer::{self, Spares};
 
 /// Copies one behind the other in one buffer, which goes back to the worker when none is in use: a buffer for each request
 /// costs more than the copy (measured, bench/README.md). They aren't wiped: that would cost as much as framing, and what holds
@@ -43,16 +43,7 @@ impl Copies {
     pub fn release(&mut self, length: usize) {
         self.in_use -= length;
         if self.in_use == 0 {
-            self.clear();
-        }
-    }
-
-    fn clear(&mut self) {
-        let mut octets = std::mem::take(&mut self.octets);
-        octets.clear();
-        if (1..=MOST_SPARE).contains(&octets.capacity()) {
-            // The worker may be ending, its spare buffers gone.
-            let _ = SPARE.try_with(|spare| spare.take_back(octets));
+            *self = Self::default();
         }
     }
 
@@ -102,6 +93,6 @@ impl fmt::Debug for Copies {
 
 impl Drop for Copies {
     fn drop(&mut self) {
-        self.clear();
+        buffer::leave(std::mem::take(&mut self.octets), &SPARE, MOST_SPARE);
     }
 }

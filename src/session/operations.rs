@@ -131,6 +131,15 @@ impl Operation {
         Self { kept: Kept::Nothing, described: self.described.take(), ..*self }
     }
 
+    /// All of it but a copy of its request, which ends with it.
+    pub fn take(&mut self) -> Self {
+        let kept = match std::mem::take(&mut self.kept) {
+            Kept::Copy(_) => Kept::Nothing,
+            kept => kept,
+        };
+        Self { kept, ..self.take_record() }
+    }
+
     /// Octets that are kept of its request, and for its record.
     #[inline(always)]
     fn kept_octets(&self) -> usize {
@@ -253,7 +262,7 @@ impl Operations {
 
     /// The operation of this messageID.
     pub fn find(&self, id: MessageId) -> Option<&Operation> {
-        self.in_flight.iter().find(|operation| operation.id == id)
+        self.in_flight.get(self.place_of(id)?)
     }
 
     /// The operation of this messageID, to note a response.
@@ -263,7 +272,7 @@ impl Operations {
         self.in_flight.get_mut(place)
     }
 
-    /// Where an operation stands that is answered. Most servers answer in the order of the requests.
+    /// Where an operation stands. Most that are looked for are the oldest: most servers answer in the order of the requests.
     #[inline]
     fn place_of(&self, id: MessageId) -> Option<usize> {
         match self.in_flight.front()? {

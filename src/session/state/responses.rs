@@ -5,7 +5,7 @@ use tokio::time::Instant;
 use super::{Layer, State};
 use crate::failure::EndReason;
 use crate::ldap::{MessageId, OperationKind, Response, ResponseKind, ResultCode};
-use crate::session::operations::{Kept, Operation};
+use crate::session::operations::Kept;
 use crate::session::verdict::{Details, ResponseVerdict, Settled};
 
 impl State {
@@ -35,15 +35,7 @@ impl State {
             // Of most there is no more to be said than this.
             let has_details =
                 operation.kind == OperationKind::Bind || operation.page.is_some() || operation.described.is_some();
-            let details = has_details.then(|| {
-                // A copy ends with its operation.
-                let bind = if operation.kind == OperationKind::Bind {
-                    std::mem::take(&mut operation.kept)
-                } else {
-                    Kept::Nothing
-                };
-                Box::new(Details { operation: Operation { kept: bind, ..operation.take_record() }, bind_name: None })
-            });
+            let details = has_details.then(|| Box::new(Details { operation: operation.take(), bind_name: None }));
             Settled { kind: operation.kind, started: operation.started, code, details }
         })?;
         if settled.details.is_some() {
