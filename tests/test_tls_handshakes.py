@@ -98,6 +98,27 @@ def test_a_handshake_that_is_not_finished_is_ended(start_proxy, start_backend):
     proxy.wait_for(FAILURES, 1, reason="timeout")
 
 
+def test_a_message_in_too_many_records_ends_the_handshake(start_proxy, start_backend):
+    """A regression test: the message is announced to be as long as can be, and an octet of it stands in each record."""
+    proxy = start_proxy([start_backend()], pool=PROBE, extra='[limits]\nhandshake_timeout = "90s"')
+    endpoint = proxy.endpoint()
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    hello = context(endpoint.ca, version=ssl.TLSVersion.TLSv1_2).wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
+    with pytest.raises(ssl.SSLWantReadError):
+        hello.do_handshake()
+    record = b"\x16\x03\x03\x00\x01"
+    with socket.create_connection((endpoint.host, endpoint.port), 30) as client:
+        client.sendall(outgoing.read())
+        assert client.recv(1)
+        with pytest.raises(ConnectionError):
+            client.sendall(record + b"\x10" + record + b"\x00" + record + b"\xff" + (record + b"\xff") * 50_000)
+            while client.recv(1 << 16):
+                pass
+            raise ConnectionError("ended in good order")
+    proxy.wait_for(FAILURES, 1, reason="other")
+    assert "the client's TLS message comes in too many pieces" in proxy.log()
+
+
 @pytest.mark.parametrize(("version", "label", "suite"), [
     (ssl.TLSVersion.TLSv1_2, "1.2", "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256"),
     (ssl.TLSVersion.TLSv1_3, "1.3", "TLS_AES_128_GCM_SHA256"),

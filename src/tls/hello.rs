@@ -8,7 +8,7 @@ use crate::buffer::{Inbox, Source};
 /// Octets of the longest message that rustls takes.
 const MOST: usize = 0xFFFF;
 /// Octets that may be received for it: somebody might put each of its octets into a record of its own.
-const MOST_RECEIVED: usize = 2 * MOST;
+pub(super) const MOST_RECEIVED: usize = 2 * MOST;
 
 /// How much of a ClientHello has arrived. Each record is looked at once, since there may be thousands.
 #[derive(Debug, Default)]

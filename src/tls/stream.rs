@@ -16,11 +16,14 @@ use rustls::unbuffered::{ConnectionState, EncryptError, UnbufferedStatus};
 use rustls::{HandshakeKind, ProtocolVersion, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::hello::Hello;
+use super::hello::{Hello, MOST_RECEIVED};
 use crate::buffer::{Inbox, Outbox, Source};
 
 /// Octets sealed at once: two records.
 const MOST_SEALED: usize = 32 * 1024;
+/// Octets that may wait for the rest of a record, or of a message that is spread over records, once the handshake is made: then
+/// the longest message is a key update.
+const MOST_UNOPENED: usize = 32 * 1024;
 /// Room for them with their headers and tags, and for an alert or a key update that leaves before.
 const SEALING_ROOM: usize = MOST_SEALED + 1024;
 
@@ -32,7 +35,7 @@ thread_local! {
 /// A client's connection with TLS on it.
 ///
 /// Reading ends with `Ok` at the client's close_notify, and with `UnexpectedEof` where the transport ends without one
-/// (RFC 8446 §6.1). At most 32 KiB that were written wait here for the client.
+/// (RFC 8446 §6.1). Nothing more is taken to be written while 32 KiB wait here for the client.
 pub struct ServerStream<IO> {
     io: IO,
     tls: UnbufferedServerConnection,
@@ -120,6 +123,12 @@ impl<IO: Source + AsyncWrite + Unpin> ServerStream<IO> {
     }
 
     fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // rustls keeps the records of a message here until it is whole, however much they are stuffed.
+        let most = if self.tls.is_handshaking() { MOST_RECEIVED } else { MOST_UNOPENED };
+        if self.incoming.unread().len() > most {
+            let error = "the client's TLS message comes in too many pieces";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
+        }
         let received = self.incoming.poll_fill(cx, &mut self.io);
         match received {
             Poll::Ready(Ok(0)) => Poll::Ready(Err(io::Error::new(
@@ -337,6 +346,8 @@ fn invalid(error: rustls::Error) -> io::Error {
 
 #[cfg(test)]
 mod tests {
+    use rustls::crypto::cipher::{OutboundChunks, OutboundPlainMessage};
+    use rustls::{ConnectionTrafficSecrets, ContentType};
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
     use tokio_rustls::{TlsConnector, client::TlsStream};
 
@@ -419,6 +430,32 @@ mod tests {
             server.flush().await.unwrap();
             assert_eq!(client.read_u8().await.unwrap(), n);
         }
+    }
+
+    /// A message that is announced to be as long as can be, an octet of it in each record.
+    #[tokio::test]
+    async fn a_message_in_too_many_records_ends_the_connection() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Authority::root("root");
+        let server = load(&Tls::new(root.issue(NAMES).write(directory.path(), "server")));
+        let mut client = Arc::unwrap_or_clone(client(&root, ONLY_13, None));
+        client.enable_secret_extraction = true;
+        let (near, far) = tokio::io::duplex(1 << 20);
+        let connector = TlsConnector::from(Arc::new(client));
+        let (client, server) = tokio::join!(connector.connect(NAMES[0].try_into().unwrap(), near), server.accept(far));
+        let ((mut transport, session), mut server) = (client.unwrap().into_inner(), server.unwrap().0);
+        let suite = session.negotiated_cipher_suite().unwrap().tls13().unwrap();
+        let (first, secrets) = session.dangerous_extract_secrets().unwrap().tx;
+        let ConnectionTrafficSecrets::Aes128Gcm { key, iv } = secrets else { panic!("the suite of the tests") };
+        let mut encrypter = suite.aead_alg.encrypter(key, iv);
+        for (sequence, octet) in (first..).zip([4, 0, 0xFF, 0xFF].into_iter().chain([0; 3000])) {
+            let typ = ContentType::Handshake;
+            let payload = OutboundChunks::Single(std::slice::from_ref(&octet));
+            let plain = OutboundPlainMessage { typ, version: rustls::ProtocolVersion::TLSv1_2, payload };
+            transport.write_all(&encrypter.encrypt(plain, sequence).unwrap().encode()).await.unwrap();
+        }
+        assert_eq!(server.read_u8().await.unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert!(held(&server) < 3 * MOST_UNOPENED, "{}", held(&server));
     }
 
     #[tokio::test]
