@@ -346,6 +346,12 @@ impl Outbox {
         self.buffer.extend_from_slice(octets);
     }
 
+    /// Takes back `length` octets that wait, of which the first stands at `position` in the stream.
+    pub fn take_back(&mut self, position: u64, length: usize) {
+        let start = self.start + usize::try_from(position - self.taken).expect("what waits is in memory");
+        self.buffer.drain(start..start + length);
+    }
+
     /// Forgets what waits and begins a new stream with these octets.
     pub fn restart(&mut self, octets: Vec<u8>) {
         *self = Self { buffer: octets, ..Self::default() };

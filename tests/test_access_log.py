@@ -164,6 +164,49 @@ def test_sessions_only(start, start_backend, log_file):
     assert [record["event"] for record in written(log_file, 1)] == ["session"]
 
 
+@pytest.mark.parametrize("half_delivered", [False, True])
+def test_a_refused_bind_takes_the_name_from_nothing_asked_before(start, start_backend, log_file, half_delivered):
+    """A regression test: what was in flight when a bind was refused was told as if nobody had asked it, a write too."""
+
+    def answer(connection, pdu):
+        if pdu.tag == ber.BIND_REQUEST:
+            connection.send(ber.result(pdu.message_id, ber.BIND_RESPONSE))
+        elif pdu.tag == ber.SEARCH_REQUEST and half_delivered:
+            connection.send(ber.entry(pdu.message_id, "cn=x", {"a": ["y" * 60_000]})[:50_000])
+
+    proxy = start([start_backend(answer)])
+    with RawClient(proxy.endpoint()) as client:
+        assert client.ask(ber.bind, "cn=app", SECRET)[-1].result_code == ber.SUCCESS
+        client.send(ber.search(6))
+        if half_delivered:
+            assert client.socket.recv(1000)
+        client.send(ber.delete(7, "cn=gone"), ber.bind(8, "cn=other", ""))
+        while client.socket.recv(1 << 16):
+            pass
+    told = {record["message_id"]: record for record in written(log_file, 1) if record["event"] == "operation"}
+    assert [told[number].get("bound_as") for number in (6, 7, 8)] == ["cn=app", "cn=app", None]
+
+
+def test_what_a_lost_backend_was_answering_is_told(start, start_backend, log_file):
+    """A regression test: where the loss left the client inside an entry, nothing that was in flight had a record."""
+
+    def answer(connection, pdu):
+        if pdu.tag == ber.SEARCH_REQUEST:
+            connection.send(ber.entry(pdu.message_id, "cn=x", {"a": ["y" * 60_000]})[:50_000])
+        else:
+            connection.reset()
+
+    proxy = start([start_backend(answer)])
+    with RawClient(proxy.endpoint()) as client:
+        client.send(ber.search(6))
+        assert client.socket.recv(1000)
+        client.send(ber.delete(7, "cn=gone"))
+        while client.socket.recv(1 << 16):
+            pass
+    told = [(record["operation"], record["message_id"]) for record in written(log_file, 1) if record["event"] == "operation"]
+    assert told == [("search", 6), ("delete", 7)]
+
+
 def test_the_text_form_is_one_line_a_record(start, start_backend, log_file):
     proxy = start([start_backend()], keys='format = "text"')
     with RawClient(proxy.endpoint()) as client:

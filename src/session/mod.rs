@@ -41,7 +41,7 @@ use crate::pool::{NoBackend, Pool};
 use crate::referral;
 use crate::throttle::LoginThrottle;
 use crate::tls::Handshake;
-use run::{Kept, Outcome, Parts, Run};
+use run::{Carried, Outcome, Parts, Run};
 use state::State;
 
 /// What all sessions of one listener share.
@@ -114,7 +114,7 @@ impl<T> Session<T> {
     /// A session that begins: anonymous.
     pub fn new(settings: Arc<Settings>, entry: Entry, client: T, start_tls: StartTls) -> Self {
         let state = State::new(settings.pool.settings().failover.clone(), start_tls);
-        let (began, upstream) = (Instant::now(), Kept::default());
+        let (began, upstream) = (Instant::now(), Carried::default());
         Self { settings, parts: Parts { client, state, entry, began, failovers: 0, upstream } }
     }
 

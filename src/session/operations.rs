@@ -312,6 +312,13 @@ impl Operations {
         Some(operation)
     }
 
+    /// Notes that an operation of which nothing had left, and `length` octets from `position` on in the stream, is not sent.
+    pub fn withdraw(&mut self, position: u64, length: usize) {
+        for later in self.in_flight.iter_mut().filter(|operation| operation.position > position) {
+            later.position -= length as u64;
+        }
+    }
+
     /// Keeps no request to be sent again any more.
     pub fn forget_requests(&mut self) {
         for operation in &mut self.in_flight {

@@ -20,6 +20,11 @@ use crate::ldap::{Authentication, BindRequest, Envelope, FrameError, OperationKi
 /// lost.
 const MOST_KEPT: usize = 1 << 20;
 
+/// Octets of a bind that is kept to be replayed, for as long as its session lives. One that is longer binds to its backend.
+const MOST_KEPT_BIND: usize = 4 * 1024;
+/// Octets that are kept of the name in a bind.
+const MOST_KEPT_NAME: usize = 1024;
+
 /// A session's knowledge of itself.
 #[derive(Debug)]
 pub struct State {
@@ -224,7 +229,9 @@ impl State {
     pub fn refuse_bind(&mut self) -> bool {
         let bound = !matches!(self.bind.identity(), Identity::Anonymous) || self.bind.is_stateful();
         self.bind.fail();
-        self.pins.rebound();
+        if bound {
+            self.pins.rebound();
+        }
         bound
     }
 
@@ -317,19 +324,23 @@ impl State {
             && (request.kind() != OperationKind::Bind || is_simple_bind(request))
             && !self.operations.has_unanswered_write()
             && (!request.has_controls() || has_repeatable_controls(request));
-        if !repeatable || self.operations.kept_octets() + request.pdu().len() > MOST_KEPT {
+        let length = request.pdu().len();
+        if !repeatable || self.operations.kept_octets() + length > MOST_KEPT {
             return Kept::Nothing;
         }
         match request.kind() {
+            OperationKind::Bind if length > MOST_KEPT_BIND => Kept::Nothing,
             OperationKind::Bind => Kept::Bind(KeptBind::new(request.pdu())),
             _ => self.operations.copy(request.pdu()),
         }
     }
 }
 
-/// The name in a simple bind. A SASL mechanism has its own way to say who.
+/// The name in a simple bind, as far as Samba reads it and it is worth keeping. A SASL mechanism has its own way to say who.
 fn simple_name(bind: &BindRequest<'_>) -> Option<Box<str>> {
-    matches!(bind.authentication, Authentication::Simple(_)).then(|| String::from_utf8_lossy(bind.name).into())
+    let name = bind.name.split(|octet| *octet == 0).next().unwrap_or_default();
+    let name = &name[..name.len().min(MOST_KEPT_NAME)];
+    matches!(bind.authentication, Authentication::Simple(_)).then(|| String::from_utf8_lossy(name).into())
 }
 
 pub(super) const START_TLS_TOO_EARLY: &str = "StartTLS must wait until no operation and no SASL bind is in progress";

@@ -145,6 +145,7 @@ impl<T> Run<T> {
             self.log_operation(&operation, end, now);
         }
         self.clock.active = now;
+        self.show_in_flight();
     }
 
     /// Sends, counts and logs the success of a request that the proxy itself carries out.
@@ -175,10 +176,23 @@ impl<T> Run<T> {
         if !self.settings.access_log.is_on() {
             return;
         }
+        self.give_up_unfinished(now);
+        log_session(&self.settings, &self.entry, self.began, self.failovers, reason);
+    }
+
+    pub(super) fn show_in_flight(&mut self) {
+        let awaited = self.state.operations().awaited();
+        self.entry.in_flight.store(awaited, Ordering::Relaxed);
+        if let Link::Up(up) = &mut self.link {
+            up.in_flight.set(awaited);
+        }
+    }
+
+    /// Counts and logs what is in flight as what will never be answered.
+    pub(super) fn give_up_unfinished(&mut self, now: Instant) {
         for operation in self.state.take_unfinished() {
             self.unanswered(&operation, now);
         }
-        log_session(&self.settings, &self.entry, self.began, self.failovers, reason);
     }
 
     /// Keeps something that went wrong for the status page.

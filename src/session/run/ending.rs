@@ -2,7 +2,6 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -12,11 +11,11 @@ use tokio::time::Instant;
 use super::{Link, Moved, Outcome, Passing, Phase, Run, Up};
 use crate::buffer::{Inbox, Source};
 use crate::failure::{EndReason, FailoverKind, Refusal, Trouble};
-use crate::ldap::{MessageId, OperationKind, ResultCode, reply};
+use crate::ldap::{MessageId, OperationKind, Request, ResultCode, reply};
 use crate::pool::{Duty, EventKind, Health};
 use crate::session::registry::Command;
 use crate::session::state::{Layer, SESSION_LOST};
-use crate::session::verdict::Ending;
+use crate::session::verdict::{Answer, Ending};
 
 /// A tunnel that is drained ends once this long has passed without a byte: its operations can't be seen.
 const TUNNEL_QUIET: Duration = Duration::from_secs(1);
@@ -56,6 +55,9 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
         }
         if cut {
             // The client is in the middle of a PDU: nothing else can be said on this connection.
+            for (operation, _) in &loss.answers {
+                self.unanswered(operation, now);
+            }
             return self.end(Ending::silent(EndReason::BackendLost));
         }
         self.answer_all(loss.answers, now);
@@ -122,7 +124,7 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
     /// Leaves the backend, if the session was told to and another can take over.
     fn leave_for_another(&mut self, now: Instant) -> Moved {
         // What was abandoned may have its answer half delivered, or be half sent.
-        if self.is_inside_a_response() || !self.to_upstream.is_empty() {
+        if self.is_inside_a_response() || !self.to_upstream.is_flushed() {
             return Moved::No;
         }
         let outweighed = self.entry.is_told(Command::Rebalance);
@@ -150,21 +152,24 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
         self.entry.set_facts(|facts| facts.backend = None);
     }
 
-    /// Leaves the identity that a refused bind has ended, and the upstream with it, so that nothing that follows is done
-    /// under a name the client has given up.
-    pub(super) fn leave_identity(&mut self, now: Instant) {
+    /// Answers a bind that goes no further, and leaves the identity it ends, with the upstream, so that nothing that follows is
+    /// done under a name the client has given up. What was asked under that name is recorded under it first.
+    pub(super) fn refuse_bind(&mut self, answer: Answer, request: &Request<'_>, now: Instant) {
         if !self.state.refuse_bind() {
-            return;
+            return self.answer(answer, request, now);
         }
         if self.is_inside_a_response() {
+            self.give_up_unfinished(now);
+            self.answer(answer, request, now);
             return self.end(Ending::silent(EndReason::Policy));
         }
         self.hang_up();
-        self.entry.set_facts(|facts| facts.bind_name = None);
-        let answers = self.state.stop(self.to_upstream.taken(), Refusal::ProtocolError, BIND_TOO_EARLY);
+        let unfinished = self.state.stop(self.to_upstream.taken(), Refusal::ProtocolError, BIND_TOO_EARLY);
+        let was_too_early = !unfinished.is_empty();
         self.to_upstream.restart(Vec::new());
-        if !answers.is_empty() {
-            self.answer_all(answers, now);
+        self.answer_all(unfinished, now);
+        self.answer(answer, request, now);
+        if was_too_early {
             self.end(Ending::told(EndReason::Policy, ResultCode::UNWILLING_TO_PERFORM, BIND_TOO_EARLY));
         }
     }
@@ -208,18 +213,18 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
         loop {
             match self.phase {
                 Phase::Serving => return Poll::Pending,
-                Phase::Unbinding => {
+                Phase::Leaving(reason) => {
                     // A backend that takes nothing must not cut short what the client was told before it said goodbye.
                     let _ = self.to_client.poll_flush(cx, &mut self.client);
                     let moved = [self.open(cx, now), self.flush_upstream(cx, now)];
-                    if !self.to_upstream.is_empty() {
+                    if !self.to_upstream.is_flushed() {
                         if moved.contains(&Moved::Yes) {
                             continue;
                         }
                         return Poll::Pending;
                     }
                     self.link = Link::Down;
-                    self.phase = Phase::Flushing(EndReason::Unbind);
+                    self.phase = Phase::Flushing(reason);
                     continue;
                 }
                 Phase::Over(reason) => return Poll::Ready(Outcome::Ended(reason)),
@@ -260,14 +265,6 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
                     }
                 }
             }
-        }
-    }
-
-    pub(super) fn show_in_flight(&mut self) {
-        let awaited = self.state.operations().awaited();
-        self.entry.in_flight.store(awaited, Ordering::Relaxed);
-        if let Link::Up(up) = &mut self.link {
-            up.in_flight.set(awaited);
         }
     }
 
@@ -341,13 +338,13 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
             return (Moved::Yes, next);
         }
         if let Some(timeout) = limits.operation_timeout {
-            while let Some((operation, answer)) = self.state.time_out(timeout, now) {
+            while let Some((operation, answer)) = self.state.time_out(timeout, self.to_upstream.taken(), now) {
                 moved = Moved::Yes;
                 let kind = operation.kind;
                 if let Link::Up(up) = &self.link {
                     up.upstream.backend().report(self.entry.client.ip(), EventKind::TimedOut);
                 }
-                let id = operation.id;
+                let (id, position, length) = (operation.id, operation.position, operation.length);
                 self.answer_all(vec![(operation, answer)], now);
                 if kind == OperationKind::Bind {
                     // A bind can't be abandoned (§4.11): only losing the connection keeps its late result from mattering.
@@ -359,6 +356,8 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
                             self.to_upstream.restart(Vec::new());
                         }
                     }
+                } else if position >= self.to_upstream.taken() {
+                    self.to_upstream.take_back(position, length);
                 } else {
                     self.forward(cx, &abandon(id));
                 }

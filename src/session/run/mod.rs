@@ -64,12 +64,12 @@ pub(super) struct Parts<T> {
     /// Times it went on with another backend.
     pub failovers: u64,
     /// What it may go on with behind another transport.
-    pub upstream: Kept,
+    pub upstream: Carried,
 }
 
 /// An upstream that stands, and what is on its way there.
 #[derive(Default)]
-pub(super) struct Kept(Option<(Box<Up>, Outbox)>);
+pub(super) struct Carried(Option<(Box<Up>, Outbox)>);
 
 impl<T> Parts<T> {
     /// The same behind another transport, and the one that was there.
@@ -145,8 +145,8 @@ enum Passing {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Serving,
-    /// The client said goodbye; what it asked before is still on its way to the backend.
-    Unbinding,
+    /// The client has unbound or gone; what it sent before is still on its way to the backend.
+    Leaving(EndReason),
     /// StartTLS was answered; the response is leaving.
     StartingTls,
     /// The last words are leaving.
@@ -163,10 +163,11 @@ impl Phase {
     fn reason(self) -> EndReason {
         match self {
             Self::Serving | Self::StartingTls => EndReason::WriteTimeout,
-            Self::Unbinding => EndReason::Unbind,
-            Self::Flushing(reason) | Self::ShuttingDown(reason) | Self::Lingering(reason, _) | Self::Over(reason) => {
-                reason
-            }
+            Self::Leaving(reason)
+            | Self::Flushing(reason)
+            | Self::ShuttingDown(reason)
+            | Self::Lingering(reason, _)
+            | Self::Over(reason) => reason,
         }
     }
 }
@@ -250,8 +251,8 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
     pub(super) fn into_parts(self) -> (Arc<Settings>, Parts<T>) {
         let Self { settings, client, state, entry, began, failovers, link, to_upstream, .. } = self;
         let upstream = match link {
-            Link::Up(up) => Kept(Some((up, to_upstream))),
-            Link::Down | Link::Opening(..) => Kept::default(),
+            Link::Up(up) => Carried(Some((up, to_upstream))),
+            Link::Down | Link::Opening(..) => Carried::default(),
         };
         (settings, Parts { client, state, entry, began, failovers, upstream })
     }

@@ -69,8 +69,12 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
         self.take_requests(cx, now);
         // A half-closed client still gets what it asked for.
         if self.client_ended && self.phase == Phase::Serving {
-            let opaque = self.state.layer() == Layer::Opaque;
-            if opaque || (self.state.operations().awaited() == 0 && self.to_client.is_empty()) {
+            if self.state.layer() == Layer::Opaque {
+                // It may have unbound: that can't be seen.
+                self.phase = Phase::Leaving(EndReason::ClientClosed);
+                return Moved::Yes;
+            }
+            if self.state.operations().awaited() == 0 && self.to_client.is_empty() {
                 self.end(Ending::silent(EndReason::ClientClosed));
                 return Moved::Yes;
             }
@@ -96,7 +100,7 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
                 Layer::Undecided => {
                     self.state.decide_layer(first);
                     if self.state.layer() == Layer::Opaque {
-                        self.become_tunnel();
+                        self.become_tunnel(now);
                         if self.phase != Phase::Serving {
                             at = octets.len();
                             run = at;
@@ -238,12 +242,10 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
 
     fn carry_out(&mut self, verdict: RequestVerdict, request: &Request<'_>, cx: &mut Context<'_>, now: Instant) {
         match verdict {
-            RequestVerdict::Answer(answer) => {
-                self.answer(answer, request, now);
-                if request.kind() == OperationKind::Bind {
-                    self.leave_identity(now);
-                }
+            RequestVerdict::Answer(answer) if request.kind() == OperationKind::Bind => {
+                self.refuse_bind(answer, request, now);
             }
+            RequestVerdict::Answer(answer) => self.answer(answer, request, now),
             RequestVerdict::End(ending) => self.end(ending),
             RequestVerdict::StartTls if self.is_inside_a_response() => {
                 let (code, reason) = (ResultCode::OPERATIONS_ERROR, Refusal::StartTls);
@@ -258,7 +260,7 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
                 if !matches!(self.link, Link::Down) || !self.to_upstream.is_empty() {
                     self.forward(cx, request.pdu());
                 }
-                self.phase = Phase::Unbinding;
+                self.phase = Phase::Leaving(EndReason::Unbind);
             }
             RequestVerdict::Ignore => self.unanswerable(request, now),
             RequestVerdict::Forward | RequestVerdict::Hold => {}
@@ -395,7 +397,7 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
     }
 
     /// From here on octets pass unread, if the policy lets them.
-    fn become_tunnel(&mut self) {
+    fn become_tunnel(&mut self, now: Instant) {
         if !self.settings.policy.allows_tunnels() {
             self.settings.metrics.refusals.count(Refusal::SaslLayer);
             let text = "SASL security layers are not allowed here (policy.sasl_layer): bind without sign or seal, TLS protects \
@@ -404,6 +406,8 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
         }
         self.settings.metrics.tunnels.inc();
         self.entry.set_facts(|facts| facts.tunnel = true);
+        // Their answers would pass unseen, and nothing of ours may be said between sealed octets.
+        self.give_up_unfinished(now);
     }
 
     fn begin_start_tls(&mut self, request: &Request<'_>, now: Instant) {

@@ -12,6 +12,10 @@ use crate::session::bind::Identity;
 use crate::session::operations::{BACKEND_LOST, Fate, Kept, Operation};
 use crate::session::verdict::{Answer, Ending, Loss};
 
+const TOO_SLOW: &str = "the backend did not answer in time (limits.operation_timeout): narrow the request or retry";
+const WRITE_TOO_SLOW: &str = "outcome unknown: the backend did not answer in time (limits.operation_timeout); read the entry to see \
+                              whether the change was made";
+
 impl State {
     /// The upstream is lost after taking `taken` octets of its stream; `queued` are the octets it didn't take.
     pub fn lose(&mut self, taken: u64, queued: &[u8], now: Instant) -> Loss {
@@ -106,23 +110,55 @@ impl State {
         loss.answers
     }
 
-    /// The oldest operation, if it has taken longer than `timeout`, ended with timeLimitExceeded: the client gets the
-    /// answer, the backend an Abandon of its messageID.
-    pub fn time_out(&mut self, timeout: Duration, now: Instant) -> Option<(Operation, Answer)> {
+    /// The oldest operation, if it has taken longer than `timeout`, ended with timeLimitExceeded: the client gets the answer. What
+    /// had not left for the upstream, which has taken `taken` octets of its stream, must not be sent any more; else the backend gets
+    /// an Abandon of its messageID.
+    pub fn time_out(&mut self, timeout: Duration, taken: u64, now: Instant) -> Option<(Operation, Answer)> {
         let overdue = self.operations.oldest().filter(|oldest| now >= oldest.started + timeout)?;
         let operation = self.operations.abandon(overdue.id)?;
         if operation.kind == OperationKind::Bind {
             self.bind.fail();
         }
+        let is_unsent = operation.position >= taken;
+        if is_unsent {
+            self.operations.withdraw(operation.position, operation.length);
+        } else if operation.writes {
+            self.pins.wrote(now);
+        }
+        let diagnostic = if operation.writes && !is_unsent { WRITE_TOO_SLOW } else { TOO_SLOW };
         let answer = Answer {
             id: operation.id,
             kind: operation.kind,
             code: ResultCode::TIME_LIMIT_EXCEEDED,
             reason: Refusal::OperationTimeout,
-            diagnostic: "the backend did not answer in time (limits.operation_timeout): narrow the request or retry"
-                .into(),
+            diagnostic: diagnostic.into(),
             started: operation.started,
         };
         Some((operation, answer))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Failover;
+    use crate::ldap::{Request, envelope};
+    use crate::session::pins::Pin;
+    use crate::session::state::StartTls;
+
+    /// Nobody knows whether it happened: reads that follow belong to the backend that may have done it.
+    #[test]
+    fn a_write_that_takes_too_long_may_have_happened_if_it_left() {
+        let pdu = b"\x30\x0b\x02\x01\x03\x66\x06\x04\x02cn\x30\x00";
+        let envelope = envelope(pdu, usize::MAX).expect("well-formed").expect("whole");
+        for (taken, pin, outcome_unknown) in [(0, None, false), (pdu.len() as u64, Some(Pin::RecentWrite), true)] {
+            let (mut state, began) = (State::new(Failover::default(), StartTls::Established), Instant::now());
+            state.begin(&Request::new(pdu, envelope).expect("a modify"), 0, None, began);
+            let timeout = Duration::from_secs(1);
+            let (_, answer) = state.time_out(timeout, taken, began + timeout).expect("it is overdue");
+            assert_eq!(answer.code, ResultCode::TIME_LIMIT_EXCEEDED);
+            assert_eq!(answer.diagnostic.contains("outcome unknown"), outcome_unknown);
+            assert_eq!(state.pin(began + timeout), pin);
+        }
     }
 }

@@ -102,12 +102,56 @@ impl State {
 mod tests {
     use super::*;
     use crate::config::Failover;
-    use crate::ldap::{Envelope, Request, envelope};
+    use crate::ldap::{Authentication, BindRequest, Envelope, Request, envelope};
+    use crate::session::pins::Pin;
     use crate::session::state::StartTls;
 
     /// Octets and the envelope in them, which must be whole.
     fn framed(pdu: &[u8]) -> (&[u8], Envelope) {
         (pdu, envelope(pdu, usize::MAX).expect("well-formed").expect("whole"))
+    }
+
+    /// Its name and, for a replay, its request would be kept for as long as the session lives.
+    #[test]
+    fn of_an_oversized_bind_little_is_kept() {
+        let now = Instant::now();
+        for (octets, replayed) in [(100, true), (20_000, false)] {
+            let name = [&b"ann\0"[..], &vec![0xFF; octets]].concat();
+            let element = |tag: u8, content: &[u8]| {
+                let length = u32::try_from(content.len()).expect("32 bits").to_be_bytes();
+                [&[tag, 0x84][..], &length, content].concat()
+            };
+            let bind = element(0x60, &[&b"\x02\x01\x03"[..], &element(0x04, &name), b"\x80\x01p"].concat());
+            let pdu = element(0x30, &[&b"\x02\x01\x01"[..], &bind].concat());
+            let mut state = State::new(Failover::default(), StartTls::Established);
+            let (bind, envelope) = framed(&pdu);
+            state.begin(&Request::new(bind, envelope).expect("a bind"), 0, None, now);
+            let (success, envelope) = framed(b"\x30\x0c\x02\x01\x01\x61\x07\x0a\x01\x00\x04\x00\x04\x00");
+            let verdict = state.response(&Response::new(success, envelope).expect("a response"), now);
+            let ResponseVerdict::Forward(Some(Settled { details: Some(details), .. })) = verdict else {
+                panic!("a bind")
+            };
+            assert_eq!(details.bind_name.as_deref(), Some("ann"));
+            assert!(state.bind().is_authenticated());
+            assert_eq!(state.credential().is_some(), replayed);
+        }
+        let long = [b'x'; 2000];
+        let bind = BindRequest { name: &long, authentication: Authentication::Simple(b"p") };
+        assert_eq!(super::super::simple_name(&bind).expect("it is simple").len(), 1024);
+    }
+
+    /// Its backend knows nothing of the bind: what it keeps for the session still stands.
+    #[test]
+    fn a_refused_bind_of_somebody_anonymous_leaves_its_pins() {
+        let mut state = State::new(Failover::default(), StartTls::Established);
+        let search = b"\x30\x30\x02\x01\x01\x63\x2b\x04\x00\x0a\x01\x00\x0a\x01\x00\x02\x01\x00\x02\x01\x00\x01\x01\x00\x87\x01a\
+            \x30\x15\x04\x13highestCommittedUSN";
+        let (search, envelope) = framed(search);
+        state.begin(&Request::new(search, envelope).expect("a search"), 0, None, Instant::now());
+        let pin = state.pin(Instant::now());
+        assert_eq!(pin, Some(Pin::UpdateSequence));
+        assert!(!state.refuse_bind());
+        assert_eq!(state.pin(Instant::now()), pin);
     }
 
     /// A diagnostic that is longer than the result around it: who can't read it hasn't bound.

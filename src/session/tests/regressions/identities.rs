@@ -36,6 +36,63 @@ async fn a_bind_that_timed_out_unsent_is_not_sent() {
     stage.session.abort();
 }
 
+/// A write that timed out before its upstream stood was sent to it all the same, and the client told to repeat it.
+#[tokio::test]
+async fn a_write_that_timed_out_unsent_is_not_sent() {
+    let mut stage = Stage::set(512, |settings| {
+        settings.limits.operation_timeout = Some(Duration::from_secs(1));
+    })
+    .await;
+    drop(stage.bound().await);
+    stage.client.send(SEARCH).await;
+    let (mut upstream, _) = stage.listener.accept().await.expect("the session opens its upstream");
+    assert_eq!(tags(&arrives(&mut upstream).await), [BIND_REQUEST]);
+    stage.client.send(Send { kind: Kind::Modify, ..SEARCH }).await;
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(2)).await;
+    stage.client.read_answers().await;
+    tokio::time::resume();
+    assert_eq!(stage.client.code, Some(ldap::ResultCode::TIME_LIMIT_EXCEEDED));
+    stage.client.send(SEARCH).await;
+    let success = ldap::reply::result(OperationKind::Bind, 1, ldap::ResultCode::SUCCESS, "");
+    upstream.write_all(&success).await.expect("a socket");
+    assert_eq!(tags(&arrives(&mut upstream).await), [SEARCH_REQUEST], "neither the write nor an abandon of it");
+    stage.session.abort();
+}
+
+/// Sealed octets pass unread, and the answer of the proxy to what was asked before was put between them.
+#[tokio::test]
+async fn nothing_is_said_between_the_octets_of_a_security_layer() {
+    let mut stage = Stage::set(512, |settings| {
+        settings.limits.operation_timeout = Some(Duration::from_secs(1));
+        settings.policy = Policy::new(&config::Policy::default()).expect("it names no DN");
+    })
+    .await;
+    stage.client.send(SEARCH).await;
+    let mut upstream = stage.asked().await;
+    stage.client.open.insert(9, Kind::Bind);
+    let sasl_bind = b"\x30\x14\x02\x01\x09\x60\x0f\x02\x01\x03\x04\x00\xa3\x08\x04\x06GSSAPI";
+    stage.client.writer.write_all(sasl_bind).await.expect("a pipe");
+    arrives(&mut upstream).await;
+    let success = ldap::reply::result(OperationKind::Bind, 9, ldap::ResultCode::SUCCESS, "");
+    upstream.write_all(&success).await.expect("a socket");
+    while stage.client.open.contains_key(&9) {
+        stage.client.read_some().await;
+    }
+    let sealed = b"\0\0\0\x04seal";
+    stage.client.writer.write_all(sealed).await.expect("a pipe");
+    assert_eq!(arrives(&mut upstream).await, sealed);
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(2)).await;
+    tokio::time::resume();
+    upstream.write_all(sealed).await.expect("a socket");
+    let mut received = [0; 8];
+    stage.client.reader.read_exact(&mut received).await.expect("a pipe");
+    assert_eq!(&received, sealed);
+    assert_eq!(stage.registry.sessions()[0].in_flight.load(std::sync::atomic::Ordering::Relaxed), 0);
+    stage.session.abort();
+}
+
 /// What was asked before a bind went out as nobody if its upstream had to be opened, or opened again, meanwhile.
 #[tokio::test]
 async fn what_was_asked_before_a_bind_is_asked_as_who_the_client_was() {
