@@ -278,8 +278,9 @@ def test_without_any_capability_behind_the_socket(service):
     assert int(re.search(r"CapEff:\s+(\w+)", status)[1], 16) == 0
 
 
-def test_credentials(service):
-    """The key and its passphrase are root's; the service gets a copy of its own."""
+@pytest.fixture
+def with_credentials(service):
+    """The service with key and passphrase that are root's alone, and a copy of its own of both."""
     vault = service.path("/etc/ldaps-proxy/credentials")
     vault.mkdir(mode=0o700, exist_ok=True)
     service.run("openssl", "pkcs8", "-topk8", "-v2", "aes256", "-in", "/etc/ldaps-proxy/certs/private_key.pem",
@@ -295,7 +296,35 @@ def test_credentials(service):
         'private_key_passphrase_file = "${CREDENTIALS_DIRECTORY}/private_key_passphrase"', text,
     ))
     service.run("systemctl", "restart", UNIT)
+    return service
+
+
+def test_credentials(with_credentials):
+    """Their copies are for the service; whoever is root may check with them."""
+    service = with_credentials
     assert enters(service)
+    service.run("systemctl", "reload", UNIT)
+    good = service.path(CONFIG).read_text()
+    service.path(CONFIG).write_text(good + "[limits]\nmax_conections = 5\n")
+    assert service.run("systemctl", "reload", UNIT, check=False).returncode != 0
+    assert "max_connections" in service.journal()
+    service.path(CONFIG).write_text(good)
+    assert service.run("ldaps-proxy", "check", check=False).returncode == 1
+    service.run("env", f"CREDENTIALS_DIRECTORY=/run/credentials/{UNIT}", "ldaps-proxy", "check")
+
+
+def test_a_hand_over_with_credentials(with_credentials):
+    """The bridge has the drop-ins of the service, or it would have no key and no hand-over would succeed; it is the bridge all
+    the same, whatever they make of ExecStart=."""
+    service = with_credentials
+    service.drop_in(UNIT, "override", "[Service]\nExecStart=\nExecStart=/usr/bin/ldaps-proxy run\n")
+    service.run("systemctl", "stop", UNIT)
+    service.run("systemctl", "start", "ldaps-proxy.socket", UNIT)
+    before = service.show(UNIT, "MainPID")
+    service.run("ldaps-proxy-handover")
+    assert enters(service)
+    assert service.show(UNIT, "MainPID") != before
+    assert "LoadCredential=private_key" in service.run("systemctl", "cat", "ldaps-proxy-bridge.service").stdout
 
 
 def test_purge_leaves_nothing(service):
