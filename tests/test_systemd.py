@@ -148,6 +148,22 @@ def test_the_access_log_goes_to_the_journal_with_fields_to_search_by(service):
     assert "s3cret" not in service.journal()
 
 
+def test_the_access_log_is_rotated(service):
+    """What the package's rule for logrotate runs once it has moved the file."""
+    service.path(CONFIG).write_text(service.path(CONFIG).read_text() + '\n[access_log]\noutput = "file"\n'
+                                    'path = "/var/log/ldaps-proxy/access.log"\n')
+    service.run("systemctl", "restart", UNIT)
+    log = service.path("/var/log/private/ldaps-proxy/access.log")
+    bind_result(service)
+    eventually(lambda: log.exists() and '"bind"' in log.read_text(), "a login is told")
+    log.rename(log.with_suffix(".log.1"))
+    rule = service.path("/etc/logrotate.d/ldaps-proxy").read_text()
+    service.run("sh", "-ec", re.search(r"postrotate\n(.*?)\n\s*endscript", rule, re.DOTALL)[1])
+    eventually(log.exists, "there is a new file")
+    bind_result(service)
+    eventually(lambda: '"bind"' in log.read_text(), "a login is told in the new file")
+
+
 def test_a_crash_is_mended(service):
     service.kill(UNIT, "ABRT")
     eventually(lambda: service.show(UNIT, "NRestarts") == "1" and enters(service), "it serves again")
@@ -329,7 +345,8 @@ def test_a_hand_over_with_credentials(with_credentials):
 
 def test_purge_leaves_nothing(service):
     service.run("apt-get", "purge", "-y", "ldaps-proxy")
-    left = service.run("sh", "-c", "ls -d /etc/ldaps-proxy /usr/bin/ldaps-proxy /lib/systemd/system/ldaps-proxy*; true").stdout
+    places = "/etc/ldaps-proxy /usr/bin/ldaps-proxy /*/systemd/system/ldaps-proxy* /var/log/ldaps-proxy /var/log/private/ldaps-proxy"
+    left = service.run("sh", "-c", f"ls -d {places}; true").stdout
     assert left.split() in ([], ["/etc/ldaps-proxy"])
     assert service.run("systemctl", "is-active", UNIT, check=False).returncode != 0
 
