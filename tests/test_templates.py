@@ -49,6 +49,40 @@ def test_kubernetes_schemas_are_obeyed(linters):
         subprocess.run([linters / "kubernetes-validate", "--strict", "-"], input=own, text=True, check=True, timeout=60)
 
 
+@pytest.mark.parametrize("template", AWS, ids=lambda path: path.stem)
+def test_the_proxies_reach_the_directory(template):
+    """LDAP, and DNS, which a domain's DHCP options have the directory's servers answer: an instance that could not ask them
+    fetched no packages."""
+    group = resources(template)["ProxySecurityGroup"]["Properties"]
+    outwards = {(rule["IpProtocol"], rule["FromPort"], rule["CidrIp"]) for rule in group["SecurityGroupEgress"]}
+    for server in ("${SimpleADPriIP}/32", "${SimpleADSecIP}/32"):
+        assert {("tcp", 389, server), ("tcp", 53, server), ("udp", 53, server)} <= outwards
+
+
+def test_no_outage_of_the_directory_ends_a_copy():
+    """ECS replaces tasks whose targets are unhealthy, an Auto Scaling group of health check type EC2 none. What tells of a
+    directory that is down goes by the proxy's own words."""
+    fargate, group = (resources(REPOSITORY / "docker" / "aws" / f"{name}.yaml") for name in ("fargate", "auto-scaling"))
+    assert fargate["TargetGroup"]["Properties"]["HealthCheckPath"] == "/healthz"
+    assert group["TargetGroup"]["Properties"]["HealthCheckPath"] == "/readyz"
+    assert group["Group"]["Properties"]["HealthCheckType"] == "EC2"
+    words = fargate["BackendsLost"]["Properties"]["FilterPattern"]
+    assert re.fullmatch('"[a-z ]+"', words) and words in (REPOSITORY / "src" / "health" / "mod.rs").read_text()
+
+
+def resources(template):
+    """A template's resources, with the arguments of functions in their place."""
+    class Loader(yaml.SafeLoader):
+        pass
+
+    def argument(loader, _function, node):
+        make = {yaml.ScalarNode: loader.construct_scalar, yaml.SequenceNode: loader.construct_sequence}
+        return make.get(type(node), loader.construct_mapping)(node)
+
+    Loader.add_multi_constructor("!", argument)
+    return yaml.load(template.read_text(), Loader)["Resources"]
+
+
 def test_kubernetes_parts_fit_together():
     """Labels, names and ports that one part says and another relies on."""
     [manifest] = KUBERNETES
@@ -65,6 +99,10 @@ def test_kubernetes_parts_fit_together():
     settings = parts["ConfigMap"]["data"]["ldaps-proxy.toml"]
     assert all(f":{port}\"" in settings for port in ports.values())
     assert {port["targetPort"] for port in parts["Service"]["spec"]["ports"]} <= set(ports)
+    annotations = parts["Service"]["metadata"]["annotations"]
+    for port in parts["Service"]["spec"]["ports"]:
+        attributes = annotations[f"service.beta.kubernetes.io/aws-load-balancer-listener-attributes.TCP-{port['port']}"]
+        assert attributes == "tcp.idle_timeout.seconds=3660", "the balancer outlasts limits.idle_timeout"
     mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
     assert {"/etc/ldaps-proxy", "/tls", "/run/ldaps-proxy"} == mounted
     volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
