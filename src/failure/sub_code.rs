@@ -30,7 +30,7 @@ closed_list! {
         AccountLocked = "775",
         /// The message holds no code: the backend is no AD, or the proxy speaks itself.
         None = "none",
-        /// Any other code: look at the diagnostic message.
+        /// Any other code: the diagnostic that the client got has it.
         Other = "other",
     }
 }
