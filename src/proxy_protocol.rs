@@ -17,6 +17,7 @@ const V1_MAX: usize = 107;
 /// `PROXY UNKNOWN\r\n`, the shortest header of all.
 const SHORTEST: usize = 15;
 const V2_SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
+const V1_SIGNATURE: [u8; 6] = *b"PROXY ";
 /// Signature, version and command, family, length.
 const V2_FIXED: usize = 16;
 /// Addresses and TLVs take a few hundred bytes, some kilobytes if a sender adds a client certificate's name and ALPN.
@@ -88,6 +89,14 @@ pub async fn read_header(stream: &mut (impl AsyncRead + Unpin), timeout: Duratio
     tokio::time::timeout(timeout, read(stream)).await.unwrap_or(Err(Error::Timeout))
 }
 
+/// Reads past a header where there is one. Gives back what it has read of something else, which belongs to whoever comes next.
+///
+/// # Errors
+/// [`Error`], for a header that begins and isn't one.
+pub async fn skip_header(stream: &mut (impl AsyncRead + Unpin), timeout: Duration) -> Result<Vec<u8>, Error> {
+    tokio::time::timeout(timeout, skip(stream)).await.unwrap_or(Err(Error::Timeout))
+}
+
 /// Appends a v2 header without TLVs to `out`.
 ///
 /// IPv4-mapped addresses are written as IPv4; where then just one of the two is IPv4, both are written as IPv6.
@@ -107,13 +116,32 @@ pub fn write_v2_local(out: &mut Vec<u8>) {
 }
 
 async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<Header, Error> {
-    let mut header = vec![0; SHORTEST];
-    stream.read_exact(&mut header).await?;
+    read_from(stream, Vec::new()).await
+}
+
+async fn skip(stream: &mut (impl AsyncRead + Unpin)) -> Result<Vec<u8>, Error> {
+    let mut read = Vec::new();
+    // Octet by octet: what isn't a header may be shorter than one.
+    while V1_SIGNATURE.starts_with(&read) || V2_SIGNATURE.starts_with(&read) {
+        if read == V1_SIGNATURE || read == V2_SIGNATURE {
+            read_from(stream, read).await?;
+            return Ok(Vec::new());
+        }
+        read.push(stream.read_u8().await?);
+    }
+    Ok(read)
+}
+
+/// Reads the rest of a header that begins so.
+async fn read_from(stream: &mut (impl AsyncRead + Unpin), mut header: Vec<u8>) -> Result<Header, Error> {
+    let begun = header.len();
+    header.resize(SHORTEST, 0);
+    stream.read_exact(&mut header[begun..]).await?;
     if header.starts_with(&V2_SIGNATURE) { read_v2(stream, header).await } else { read_v1(stream, header).await }
 }
 
 async fn read_v1(stream: &mut (impl AsyncRead + Unpin), mut header: Vec<u8>) -> Result<Header, Error> {
-    if !header.starts_with(b"PROXY ") {
+    if !header.starts_with(&V1_SIGNATURE) {
         return Err(Error::Malformed);
     }
     // Only the CRLF tells where it ends, so the rest comes byte by byte. It is at most 92, once a connection.
@@ -282,6 +310,52 @@ mod tests {
         assert!(read_all(&v2(0x21, 0x00, &[0; 4080])).0.is_ok());
     }
 
+    /// A header is skipped, and of anything else no octet is lost, however it arrives.
+    #[test]
+    fn a_header_that_may_be_missing() {
+        let request = &b"GET /readyz HTTP/1.1\r\n\r\n"[..];
+        let headers =
+            [&b"PROXY TCP4 192.0.2.1 10.0.0.1 1000 8080\r\n"[..], &v2(0x21, 0x11, &IPV4), &v2(0x20, 0x00, b""), b""];
+        let others = [
+            request,
+            b"P",
+            b"POST / HTTP/1.1\r\n\r\n",
+            b"PROXYING",
+            b"\r\nGET / HTTP/1.1\r\n\r\n",
+            b"\r\n\r\n\0\r\nQUIT?",
+        ];
+        for (header, rest) in
+            headers.map(|header| (header, request)).into_iter().chain(others.map(|other| (&b""[..], other)))
+        {
+            let bytes = [header, rest].concat();
+            for piece in [1, bytes.len()] {
+                let left = block_on(async {
+                    let (mut near, mut far) = tokio::io::duplex(piece);
+                    let send = async {
+                        far.write_all(&bytes).await.unwrap();
+                        drop(far);
+                    };
+                    let receive = async {
+                        let mut left = skip_header(&mut near, SECOND).await?;
+                        near.read_to_end(&mut left).await?;
+                        Ok::<_, Error>(left)
+                    };
+                    tokio::join!(send, receive).1
+                });
+                match rest {
+                    b"P" => assert!(matches!(left, Err(Error::Io(_))), "it might have become a header"),
+                    rest => assert_eq!(left.unwrap(), rest),
+                }
+            }
+        }
+        for malformed in [b"PROXY TCP4 nonsense\r\n".to_vec(), v2(0x11, 0x11, &IPV4)] {
+            let skipped = block_on(skip_header(&mut &malformed[..], SECOND));
+            assert!(matches!(skipped, Err(Error::Malformed)), "{:?}", String::from_utf8_lossy(&malformed));
+        }
+        let (mut near, _far) = tokio::io::duplex(1);
+        assert!(matches!(block_on(skip_header(&mut near, SECOND)), Err(Error::Timeout)));
+    }
+
     /// Rule 32: the whole header is awaited, with a timeout.
     #[test]
     fn a_header_that_stops_ends_in_time_or_with_the_connection() {
@@ -337,6 +411,19 @@ mod tests {
             prop_assert_eq!(read.source, Some(plain(source)));
             prop_assert_eq!(read.destination, Some(plain(destination)));
             prop_assert_eq!(left, rest);
+        }
+
+        #[test]
+        fn what_is_skipped_is_what_is_read(start in prop::sample::select(vec![
+            &b""[..], b"GET / HTTP/1.1\r\n", b"PROXY UNKNOWN", b"PROXY UNKNOWN\r\n", b"\r\n\r\n\0\r\nQUIT\n\x20\x11\0\x01",
+        ]), rest: Vec<u8>) {
+            let bytes = [start, &rest].concat();
+            let mut left = &bytes[..];
+            match (read_all(&bytes), block_on(skip_header(&mut left, SECOND))) {
+                ((Ok(_), after), begun) => prop_assert_eq!((begun.unwrap(), left), (Vec::new(), after)),
+                (_, Ok(begun)) => prop_assert_eq!([&begun, left].concat(), bytes),
+                (_, Err(_)) => {}
+            }
         }
 
         #[test]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 
 import pytest
 
@@ -10,6 +11,7 @@ from support.backend import answer_nothing
 from support.clients import RawClient, search_after_waiting
 from support.process import run
 from support.proxy import BINARY
+from support.waiting import eventually
 
 FIXED_SERIES = {
     "ldaps_proxy_sessions_active": {},
@@ -210,6 +212,48 @@ def test_the_health_address_serves_nothing_but_health(start_proxy, backend):
     host, port = proxy.health
     for path, status in {"/healthz": 200, "/readyz": 200, "/metrics": 404, "/": 404, "/api/v1/status": 404}.items():
         assert proxy.http(path, address=(host, port))[0] == status, path
+
+
+V2 = b"\r\n\r\n\0\r\nQUIT\n"
+PROXY_HEADERS = {
+    "v2": V2 + b"\x21\x11\0\x0c" + bytes([192, 0, 2, 1, 10, 0, 0, 1, 0x03, 0xE8, 0x1F, 0x90]),
+    "v2 of the balancer's own": V2 + b"\x20\0\0\0",
+    "v1": b"PROXY TCP4 192.0.2.1 10.0.0.1 1000 8080\r\n",
+    "none": b"",
+}
+
+
+@pytest.mark.parametrize("header", PROXY_HEADERS.values(), ids=PROXY_HEADERS)
+def test_the_health_address_takes_a_proxy_header(start_proxy, backend, header):
+    """A Network Load Balancer whose target group has PROXY protocol on sends the header with its health checks too: hyper
+    took it for a bad request, and no target ever became healthy."""
+    proxy = start_proxy([backend], pool='health.probe = "tcp"', extra='[health]\naddress = "127.0.0.1:0"')
+    eventually(lambda: proxy.http("/readyz")[0] == 200, "it is ready")
+    request = header + b"GET /readyz HTTP/1.1\r\nHost: balancer\r\n\r\n"
+    for pieces in ([request], [bytes([octet]) for octet in request]):
+        assert said(proxy.health, pieces).startswith(b"HTTP/1.1 200 "), len(pieces)
+
+
+@pytest.mark.parametrize("header", [V2 + b"\x31\x11\0\0", b"PROXY TCP4 nonsense\r\n"], ids=["v2", "v1"])
+def test_the_health_address_closes_after_a_malformed_proxy_header(start_proxy, backend, header):
+    proxy = start_proxy([backend], pool='health.probe = "tcp"', extra='[health]\naddress = "127.0.0.1:0"')
+    assert said(proxy.health, [header + b"GET /healthz HTTP/1.1\r\nHost: balancer\r\n\r\n"]) == b""
+    assert proxy.http("/healthz", address=proxy.health)[0] == 200
+
+
+def said(address, pieces):
+    """All that is answered to these pieces, each in a segment of its own, until the other side closes or resets."""
+    with socket.create_connection(address, timeout=10) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for piece in pieces:
+            connection.sendall(piece)
+        answer = b""
+        try:
+            while received := connection.recv(4096):
+                answer += received
+        except ConnectionResetError:
+            pass
+        return answer
 
 
 def test_unknown_paths_and_methods(proxy):

@@ -1,6 +1,9 @@
 //! The sockets of the admin side: few connections, one request each, none for long.
+//!
+//! On `[health] address` a PROXY header may precede the request: a Network Load Balancer whose targets get one sends it
+//! with its health checks too. It is skipped, since nothing there depends on who asks.
 
-use std::io;
+use std::io::{self, Cursor};
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -13,6 +16,7 @@ use axum::serve::Listener;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, interval, timeout};
@@ -24,6 +28,7 @@ use super::traffic::{self, Window};
 use super::{Control, routes};
 use crate::config;
 use crate::metrics::Metrics;
+use crate::proxy_protocol;
 
 /// Connections of one endpoint at once; more wait in the kernel.
 const MAX_CONNECTIONS: usize = 64;
@@ -63,6 +68,13 @@ pub struct Endpoint {
 enum Socket {
     Tcp(TcpListener),
     Unix(UnixListener, SocketFile),
+}
+
+/// What may come before a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Preface {
+    Nothing,
+    ProxyHeader,
 }
 
 /// The file of a Unix socket, removed when dropped.
@@ -118,9 +130,11 @@ impl Endpoint {
 
     async fn serve(self, admin: Arc<Admin>) {
         match (self.socket, self.place) {
-            (Socket::Tcp(listener), Place::Health(_)) => accept(listener, routes::health(admin)).await,
-            (Socket::Tcp(listener), _) => accept(listener, routes::tcp(admin)).await,
-            (Socket::Unix(listener, _file), _) => accept(listener, routes::unix(admin)).await,
+            (Socket::Tcp(listener), Place::Health(_)) => {
+                accept(listener, Preface::ProxyHeader, routes::health(admin)).await;
+            }
+            (Socket::Tcp(listener), _) => accept(listener, Preface::Nothing, routes::tcp(admin)).await,
+            (Socket::Unix(listener, _file), _) => accept(listener, Preface::Nothing, routes::unix(admin)).await,
         }
     }
 }
@@ -188,7 +202,7 @@ impl Drop for SocketFile {
 }
 
 /// Accepts until cancelled; the connections under way then end by their own timeout.
-async fn accept(mut listener: impl Listener<Io: Unpin>, router: Router) {
+async fn accept<L: Listener<Io: Unpin>>(mut listener: L, preface: Preface, router: Router) {
     let seats = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let seat = Arc::clone(&seats).acquire_owned().await.expect("this semaphore is never closed");
@@ -196,20 +210,36 @@ async fn accept(mut listener: impl Listener<Io: Unpin>, router: Router) {
         let (stream, _) = listener.accept().await;
         let router = router.clone();
         tokio::spawn(async move {
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_TIMEOUT)
-                .max_buf_size(MAX_HEADER_BYTES)
-                .keep_alive(false)
-                .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-            match timeout(CONNECTION_TIMEOUT, connection).await {
+            match timeout(CONNECTION_TIMEOUT, answer(stream, preface, router)).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => debug!(%error, "admin connection failed"),
+                Ok(Err(error)) => debug!(error, "admin connection failed"),
                 Err(_) => debug!("admin connection took too long"),
             }
             drop(seat);
         });
     }
+}
+
+/// Reads one request and writes its response.
+async fn answer(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    preface: Preface,
+    router: Router,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let begun = match preface {
+        Preface::Nothing => Vec::new(),
+        Preface::ProxyHeader => proxy_protocol::skip_header(&mut stream, HEADER_TIMEOUT).await?,
+    };
+    let (reader, writer) = tokio::io::split(stream);
+    let stream = tokio::io::join(Cursor::new(begun).chain(reader), writer);
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(MAX_HEADER_BYTES)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .await?;
+    Ok(())
 }
 
 /// Binds for owner and group, in the place of a socket that nobody answers any more.
