@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +20,11 @@ pub use door::{Door, House, Keys};
 
 /// Connections that may wait in the kernel; the kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 4096;
+/// An idle client is asked whether it is still there this often. What stands between forgets connections that are silent for
+/// longer, and tells neither side: Amazon's balancers after 350 s unless told otherwise.
+const KEEPALIVE_TIME: Duration = Duration::from_secs(300);
+/// Without an answer it is asked again after this long, nine times by Linux' default.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 /// Pauses after an accept that failed for want of descriptors or memory.
 const BACK_OFF: Duration = Duration::from_millis(50);
 
@@ -45,6 +50,7 @@ pub(crate) fn listen(socket: &Socket) -> io::Result<()> {
     // A client's hello is answered at once: its acknowledgement travels with ours, one segment fewer a session.
     #[cfg(target_os = "linux")]
     socket.set_tcp_quickack(false)?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE_TIME).with_interval(KEEPALIVE_INTERVAL))?;
     socket.listen(BACKLOG)
 }
 
@@ -72,4 +78,25 @@ fn concerns_one_connection(error: &io::Error) -> bool {
 /// The address with an IPv4-mapped one as IPv4, which is how people write trust lists and read logs.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use socket2::SockRef;
+
+    use super::*;
+
+    /// An idle client behind a balancer that forgets it after 350 s would wait for ever for what it asks next.
+    #[tokio::test]
+    async fn clients_are_kept_alive() {
+        let listener = bind("127.0.0.1:0".parse().expect("an address")).expect("loopback has a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let (client, accepted) = tokio::join!(tokio::net::TcpStream::connect(address), listener.accept());
+        let (_client, (accepted, _)) = (client.expect("it listens"), accepted.expect("it accepts"));
+        let socket = SockRef::from(&accepted);
+        assert!(socket.keepalive().expect("an option"));
+        let time = socket.tcp_keepalive_time().expect("an option");
+        assert_eq!(time, KEEPALIVE_TIME);
+        assert!(time + KEEPALIVE_INTERVAL < Duration::from_secs(350), "a lost probe is repeated in time");
+    }
 }
