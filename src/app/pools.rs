@@ -190,7 +190,7 @@ impl Proxy {
         let failures = Arc::clone(&self.metrics().failures);
         let pool = Arc::clone(pool);
         move |change: &health::Change| {
-            if let Some(trouble) = trouble(change.verdict.health) {
+            if let Some(trouble) = trouble(change.verdict.health).filter(|_| change.before != change.verdict.health) {
                 failures.record(SystemTime::now(), trouble, change.backend.name(), &change.verdict.reason);
             }
             if change.is_loss() {

@@ -33,7 +33,7 @@ use prober::Prober;
 /// Reports that may wait; checkers wait behind them.
 const REPORTS: usize = 64;
 
-/// A backend's state has changed.
+/// A backend's state has changed, or one that is down has stopped answering altogether.
 #[derive(Debug, Clone)]
 pub struct Change {
     /// Whose.
@@ -59,7 +59,7 @@ impl Change {
 }
 
 /// Probes the pool's backends, as the pool has them, and judges them by that and by `events`. Runs until it is dropped,
-/// and its checkers with it. `on_change` is called after each change of a backend's state.
+/// and its checkers with it. `on_change` is called after each [`Change`].
 pub async fn watch(pool: Arc<Pool>, mut events: mpsc::Receiver<Event>, on_change: impl Fn(&Change) + Send) {
     let (reports, mut reported) = mpsc::channel(REPORTS);
     let mut sets = pool.subscribe();
@@ -117,6 +117,8 @@ struct Patient {
     judgement: Judgement,
     troubles: Troubles,
     reason: String,
+    /// The last verdict: it doesn't answer at all.
+    silent: bool,
     /// It has been down and not up since.
     fallen: bool,
     /// Rung for a probe at once.
@@ -170,6 +172,7 @@ impl<F: Fn(&Change)> Watcher<F> {
             judgement: Judgement::new(&settings),
             troubles: Troubles::default(),
             reason: String::new(),
+            silent: false,
             fallen: false,
             hurry,
             checkers,
@@ -240,12 +243,18 @@ impl<F: Fn(&Change)> Watcher<F> {
             return;
         }
         let before = patient.backend.health();
-        if before == verdict.health && patient.reason == verdict.reason {
+        let falls_silent = verdict.silent && !std::mem::replace(&mut patient.silent, verdict.silent);
+        if before == verdict.health && patient.reason == verdict.reason && !falls_silent {
             return;
         }
         patient.reason.clone_from(&verdict.reason);
         patient.backend.set_health(verdict.health, verdict.reason.as_str());
         if before == verdict.health {
+            // It went down for another reason, for which its sessions could go on waiting.
+            if falls_silent {
+                let backend = Arc::clone(&patient.backend);
+                (self.on_change)(&Change { backend, before, verdict, returns: false });
+            }
             return;
         }
         let (pool, backend, reason) = (&self.pool.settings().name, patient.backend.name(), &verdict.reason);

@@ -278,6 +278,35 @@ async fn silence_takes_down_and_its_sessions_need_not_wait() {
     assert!(watched.change().await.is_return());
 }
 
+/// A regression test: what took it down first was no reason to leave it, and that it had stopped answering was no change
+/// of its state any more. Its sessions waited for ever.
+#[tokio::test]
+async fn one_that_is_down_for_another_reason_and_falls_silent_is_lost() {
+    let expect = [("isSynchronized".to_owned(), "TRUE".to_owned())].into();
+    let patience = Duration::from_millis(100);
+    let probe = config::Probe { expect, timeout: patience, fall: 1, ..often(ProbeKind::RootDse) };
+    for is_ejected in [true, false] {
+        let (dc, other) = (Dc::start().await, Dc::start().await);
+        let mut watched = Watched::start(cheap(probe.clone()), &[dc.address, other.address]);
+        for _ in 0..2 {
+            assert_eq!(watched.change().await.verdict.health, Health::Up);
+        }
+        if is_ejected {
+            let backend = Arc::clone(&watched.pool.backends()[0]);
+            (1..=3).for_each(|last| backend.report(client(last), EventKind::ConnectFailed));
+        } else {
+            dc.tell(|script| script.synchronized = "FALSE");
+        }
+        let change = watched.change().await;
+        assert!(change.verdict.health == Health::Down && !change.is_loss(), "{change:?}");
+        dc.tell(|script| script.silent = true);
+        let change = watched.change().await;
+        assert!(change.is_loss() && !change.is_return(), "{change:?}");
+        assert_eq!((change.before, change.backend.address()), (Health::Down, dc.address));
+        assert_eq!(change.backend.account().reason, "no answer within 100ms");
+    }
+}
+
 #[tokio::test]
 async fn a_directory_that_goes_and_comes_back() {
     let directory = Arc::new(Directory::corp());
