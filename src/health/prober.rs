@@ -14,7 +14,7 @@ use super::request::Search;
 use crate::config::{self, ProbeKind};
 use crate::ldap::dn::Dn;
 use crate::pool::{Backend, Pool};
-use crate::upstream::is_our_own;
+use crate::upstream::{is_our_own, is_refusal};
 
 /// Asks. Dropping [`Prober::probe`]'s future, as a timeout does, also drops the connection it asked on.
 pub(super) struct Prober {
@@ -61,7 +61,7 @@ impl Prober {
     }
 
     async fn tcp(&self) -> Result<(), Failure> {
-        self.pool.connector().reach(&self.backend, None).await.map(drop).map_err(unreachable)
+        self.pool.connector().reach(&self.backend, None).await.map(drop).map_err(unconnected)
     }
 
     async fn root_dse(&mut self) -> Result<(), Failure> {
@@ -141,7 +141,7 @@ impl Prober {
     }
 
     async fn connect(&self) -> Result<Conversation, Failure> {
-        self.pool.connector().open_own(&self.backend).await.map(Conversation::new).map_err(unreachable)
+        self.pool.connector().open_own(&self.backend).await.map(Conversation::new).map_err(unconnected)
     }
 }
 
@@ -176,11 +176,13 @@ fn meets(root: &LdapSearchResultEntry, expect: &BTreeMap<String, String>) -> Res
     Ok(())
 }
 
-fn unreachable(error: io::Error) -> Failure {
-    if is_our_own(&error) {
-        return Failure::NotAsked(error.to_string());
+fn unconnected(error: io::Error) -> Failure {
+    let reason = error.to_string();
+    match error {
+        error if is_our_own(&error) => Failure::NotAsked(reason),
+        error if is_refusal(&error) => Failure::Wrong(reason),
+        _ => Failure::Unreachable(reason),
     }
-    Failure::Unreachable(error.to_string())
 }
 
 impl fmt::Display for ProbeKind {

@@ -123,6 +123,7 @@ async fn serve(mut stream: TcpStream, script: Arc<Mutex<Script>>) {
         let answer = match kind {
             OperationKind::Bind => bind_response(id, told.bind),
             OperationKind::Search => [entry(id, told.synchronized), reply::result(kind, id, told.search, "")].concat(),
+            OperationKind::Extended => reply::start_tls(id, ResultCode::PROTOCOL_ERROR, "no certificate"),
             _ => return,
         };
         stream.write_all(&answer).await.unwrap();
@@ -156,10 +157,13 @@ struct Watched {
 
 impl Watched {
     fn start(health: config::Health, addresses: &[SocketAddr]) -> Self {
+        Self::start_as(config::Pool { health, ..config::Pool::new("p", Vec::new()) }, addresses)
+    }
+
+    fn start_as(mut settings: config::Pool, addresses: &[SocketAddr]) -> Self {
         let source =
             |address| BackendSource { address: BackendAddress::Socket(address), weight: 1, tier: 0, max_sessions: 0 };
-        let mut settings = config::Pool::new("p", addresses.iter().map(|address| source(*address)).collect());
-        settings.health = health;
+        settings.backends = addresses.iter().map(|address| source(*address)).collect();
         let (reports, events) = mpsc::channel(64);
         let (metrics, connector) = (Metrics::new(), Connector::new(&settings).unwrap());
         let pool = Arc::new(Pool::new(Arc::new(settings), connector, Arc::clone(&metrics), reports));
@@ -261,6 +265,24 @@ async fn what_is_expected_of_the_root_dse_decides() {
     assert_eq!(change.backend.account().reason, "answers its probes");
     dc.tell(|script| script.search = ResultCode::BUSY);
     assert_eq!(watched.change().await.verdict.reason, "the search got busy (51)");
+}
+
+/// A regression test: a reload that has `ca_file` wrong refuses every handshake, and cut the connections that worked.
+#[tokio::test]
+async fn a_backend_that_refuses_tls_has_answered() {
+    let directory = tempfile::tempdir().unwrap();
+    let ca_file = directory.path().join("ca.pem");
+    std::fs::write(&ca_file, rcgen::generate_simple_self_signed(["dc1".to_owned()]).unwrap().cert.pem()).unwrap();
+    let dc = Dc::start().await;
+    let settings = config::Pool {
+        protocol: config::BackendProtocol::StartTls,
+        ca_file: Some(ca_file),
+        health: cheap(often(ProbeKind::RootDse)),
+        ..config::Pool::new("p", Vec::new())
+    };
+    let change = Watched::start_as(settings, &[dc.address]).change().await;
+    assert!(change.verdict.health == Health::Down && !change.is_loss(), "{change:?}");
+    assert_eq!(change.verdict.reason, "the backend refused StartTLS: protocolError (2), \"no certificate\"");
 }
 
 /// SIGSTOP: the kernel accepts, nobody answers.

@@ -134,6 +134,13 @@ pub fn is_our_own(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|code| own.contains(&code))
 }
 
+/// Whether connecting failed by what the backend said, or by what we think of it: it refused StartTLS, its certificate isn't
+/// trusted, it speaks no TLS. Others failed for want of an answer.
+pub fn is_refusal(error: &io::Error) -> bool {
+    // TLS has the first kind, the second is our own word for an answer that won't do.
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::Other)
+}
+
 fn prepare(socket: &TcpSocket) -> io::Result<()> {
     socket.set_nodelay(true)?;
     let socket = SockRef::from(socket);

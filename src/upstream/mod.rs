@@ -12,7 +12,7 @@ use std::time::Duration;
 
 #[cfg(fuzzing)]
 pub use connector::Dial;
-pub use connector::{Connector, is_our_own};
+pub use connector::{Connector, is_our_own, is_refusal};
 pub use pdu::read_pdu;
 pub use stream::Stream;
 

@@ -140,6 +140,47 @@ async fn a_refused_start_tls_is_an_error_that_says_why() {
     assert_eq!(error, "the backend refused StartTLS: unavailable (52), \"no certificate\"");
 }
 
+/// Whether a backend has answered decides what becomes of the sessions that wait for it.
+#[tokio::test]
+async fn a_refusal_is_told_from_no_answer() {
+    let directory = tempfile::tempdir().unwrap();
+    let (trusted, other) = (directory.path().join("trusted"), directory.path().join("other"));
+    [&trusted, &other].into_iter().for_each(|path| std::fs::create_dir(path).unwrap());
+    let tls = server_tls(&other);
+    server_tls(&trusted);
+    let refused = reply::start_tls(1, ResultCode::UNAVAILABLE, "no certificate");
+    let nothing = Vec::new();
+    for (protocol, answer, expected) in [
+        (BackendProtocol::StartTls, Some(refused), true),
+        (BackendProtocol::StartTls, Some(b"HTTP/1.1 400".to_vec()), true),
+        (BackendProtocol::StartTls, Some(nothing.clone()), false),
+        (BackendProtocol::Ldaps, Some(b"HTTP/1.1 400".to_vec()), true),
+        (BackendProtocol::Ldaps, Some(nothing), false),
+        // A certificate that isn't trusted.
+        (BackendProtocol::Ldaps, None, true),
+    ] {
+        let (listener, backend) = backend().await;
+        let connector = connector(&trusted, protocol, false);
+        let far = async {
+            let (mut tcp, _) = listener.accept().await.unwrap();
+            match &answer {
+                None => drop(tls.accept(tcp).await),
+                Some(answer) => {
+                    tcp.write_all(answer).await.unwrap();
+                    tcp.shutdown().await.unwrap();
+                    // Unread octets would have the kernel reset the connection.
+                    let _ = tcp.read_to_end(&mut Vec::new()).await;
+                }
+            }
+        };
+        let (opened, ()) = tokio::join!(connector.open_own(&backend), far);
+        let error = opened.unwrap_err();
+        assert_eq!(is_refusal(&error), expected, "{protocol:?} {answer:?} {error:?}");
+        drop(listener);
+        assert!(!is_refusal(&connector.open_own(&backend).await.unwrap_err()), "nobody listens");
+    }
+}
+
 #[tokio::test]
 async fn pdus_arrive_in_pieces_and_several_at_once() {
     let pdus = [reply::start_tls(1, ResultCode::SUCCESS, "a"), reply::start_tls(2, ResultCode::BUSY, "b")];
