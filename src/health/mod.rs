@@ -184,7 +184,13 @@ impl<F: Fn(&Change)> Watcher<F> {
         // The last word on a backend that was dropped is none on the one that came back.
         let is_its = |patient: &Patient| Arc::ptr_eq(&patient.backend, &report.backend);
         let Some(index) = self.patients.iter().position(is_its) else { return };
-        self.patients[index].judgement.take(report.depth, &report.outcome);
+        // Since it was ejected the others may have fallen, an operator may have drained them, DNS may have dropped them.
+        let is_needed = !self.patients.iter().any(|patient| patient.backend.is_usable());
+        let judgement = &mut self.patients[index].judgement;
+        judgement.take(report.depth, &report.outcome);
+        if is_needed {
+            judgement.pardon(now);
+        }
         self.pronounce(index, now);
     }
 
@@ -273,12 +279,8 @@ impl<F: Fn(&Change)> Watcher<F> {
     }
 
     /// A backend has gone down. One that comes and goes costs its sessions a failover each time: it has to wait longer and
-    /// longer, unless it is needed.
+    /// longer, if others can take its place.
     fn take_fall(&mut self, index: usize, now: Instant) {
-        if !self.patients.iter().any(|patient| patient.backend.is_usable()) {
-            self.patients.iter_mut().for_each(|patient| patient.judgement.pardon(now));
-            return;
-        }
         if self.patients[index].judgement.is_ejected(now) || !self.may_eject(index, now) {
             return;
         }

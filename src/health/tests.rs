@@ -605,6 +605,35 @@ async fn checkers_follow_the_pools_backends() {
     assert!(first.seen().seen.len() <= asked + 1);
 }
 
+/// A regression test: only another's failed probe ended an ejection, so that an operator's drain or DNS could leave the pool
+/// without a backend for minutes.
+#[tokio::test]
+async fn an_ejection_ends_when_no_other_is_left_for_whatever_reason() {
+    let addresses = [1, 2].map(|last| SocketAddr::from(([10, 0, 0, last], 389)));
+    let drain: fn(&Pool) = |pool| assert!(pool.drain("10.0.0.2:389"));
+    let drop_from_dns: fn(&Pool) = |pool| pool.set_backends(pool.backends()[..1].to_vec());
+    for leave in [drain, drop_from_dns] {
+        // Nothing is awaited: no task runs but this one.
+        let pool = Arc::clone(&Watched::start(cheap(once(ProbeKind::RootDse)), &addresses).pool);
+        let (reports, _reported) = mpsc::channel(1);
+        let mut watcher = Watcher::new(Arc::clone(&pool), reports, |_: &Change| {});
+        watcher.follow(&pool.backends());
+        let (backend, now) = (Arc::clone(&pool.backends()[0]), Instant::now());
+        let passed =
+            Report { backend: Arc::clone(&backend), depth: Depth::Cheap, outcome: Ok(Duration::from_millis(1)) };
+        watcher.take_report(&passed, now);
+        (1..=3).for_each(|last| {
+            watcher.take_event(&Event { backend: Arc::clone(&backend), client: client(last), kind: LOST }, now)
+        });
+        watcher.take_report(&passed, now);
+        assert_eq!(backend.health(), Health::Down, "the other one serves");
+        leave(&pool);
+        watcher.follow(&pool.backends());
+        watcher.take_report(&passed, now);
+        assert_eq!(backend.health(), Health::Up);
+    }
+}
+
 /// A checker's report may be under way when DNS drops its backend and names it again.
 #[tokio::test]
 async fn the_last_word_on_a_dropped_backend_is_none_on_the_one_that_comes_back() {
