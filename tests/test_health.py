@@ -284,6 +284,9 @@ def test_a_full_pool_is_busy_and_its_queue_serves_in_turn(start_proxy, start_bac
         with RawClient(proxy.endpoint()) as third:
             refused = third.ask(ber.search)[-1]
             assert refused.result_code == ber.BUSY, refused.diagnostic
+        assert proxy.metrics().sum("ldaps_proxy_refusals_total", reason="queue_full") == 1
+        assert proxy.metrics().sum("ldaps_proxy_failovers_total", kind="exhausted") == 0, "it wasn't told unavailable"
+        assert "no backend can be reached" not in proxy.log()
         first.close()
         assert second.read_result(waiting)[-1].result_code == ber.SUCCESS
     proxy.wait_for("ldaps_proxy_queue_waiting", 0)

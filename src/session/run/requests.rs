@@ -369,7 +369,11 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
         match error {
             EstablishError::NoBackend(error) => {
                 self.state.upstream_awaited(since, error.queued, now);
-                self.settings.no_backend.warn(&self.settings.pool.settings().name, &error, now);
+                let pool = &self.settings.pool.settings().name;
+                if error.shortage == Shortage::NoBackend {
+                    self.settings.no_backend.warn(pool, &error, now);
+                    self.settings.metrics.failovers.count(FailoverKind::Exhausted);
+                }
                 let (code, reason, text) = match error.shortage {
                     Shortage::NoBackend => (ResultCode::UNAVAILABLE, Refusal::NoBackend, NO_BACKEND),
                     Shortage::QueueFull => (ResultCode::BUSY, Refusal::QueueFull, NO_SEAT),
@@ -378,8 +382,7 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
                 let attempts: Vec<_> =
                     error.attempts.iter().map(|(backend, why)| format!("{backend}: {why}")).collect();
                 let detail = if attempts.is_empty() { text.to_owned() } else { attempts.join("; ") };
-                self.record(reason, &self.settings.pool.settings().name, detail);
-                self.settings.metrics.failovers.count(FailoverKind::Exhausted);
+                self.record(reason, pool, detail);
                 let answers = self.state.fail_all(code, reason, text);
                 self.answer_all(answers, now);
             }
