@@ -173,6 +173,39 @@ def test_a_refused_replay_stops_those_of_the_same_account(start, first, second):
     assert [pdu.tag for pdu in pdus(second)] == [ber.BIND_REQUEST]
 
 
+@pytest.mark.parametrize("code", [ber.OPERATIONS_ERROR, ber.UNWILLING_TO_PERFORM])
+def test_only_invalid_credentials_stop_those_of_the_same_account(start, first, second, code):
+    """Any other code may be that backend's own trouble, and says nothing of the password."""
+    proxy = start()
+    with RawClient(proxy.endpoint()) as unlucky, RawClient(proxy.endpoint()) as lucky:
+        bind(unlucky)
+        bind(lucky)
+        second.answer = lambda connection, pdu: connection.send(ber.result(pdu.message_id, ber.BIND_RESPONSE, code))
+        first.die()
+        unlucky.send(ber.search(9))
+        assert unlucky.read_to_end()[-1].is_notice(ber.UNAVAILABLE)
+        second.answer = answer_everything
+        assert answered_by(lucky) == str(second)
+
+
+def test_who_logs_in_again_takes_back_what_a_replay_was_refused(start, first, second):
+    """A password that hadn't reached that backend yet is right, as its next login shows."""
+    proxy = start()
+    with RawClient(proxy.endpoint()) as refused, RawClient(proxy.endpoint()) as later:
+        bind(refused)
+        bind(later)
+        second.answer = lambda connection, pdu: connection.send(
+            ber.result(pdu.message_id, ber.BIND_RESPONSE, ber.INVALID_CREDENTIALS)
+        )
+        first.die()
+        refused.send(ber.search(9))
+        assert refused.read_to_end()[-1].is_notice(ber.UNAVAILABLE)
+        second.answer = answer_everything
+        with RawClient(proxy.endpoint()) as again:
+            bind(again)
+        assert answered_by(later) == str(second)
+
+
 def test_a_refused_replay_does_not_stop_other_accounts(start, first, second):
     proxy = start()
 

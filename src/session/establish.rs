@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tokio_util::bytes::BytesMut;
 
 use super::operations::KeptBind;
-use super::replay::{Permit, ReplayGuard};
+use super::replay::ReplayGuard;
 use crate::ldap::{self, Request, Response, ResultCode};
 use crate::pool::{Backend, EventKind, NoBackend, Pool, patiently};
 use crate::upstream::{Stream, Upstream, read_pdu};
@@ -66,17 +66,16 @@ impl Establish {
             let failure = match patiently(deadline, works, bind(&mut upstream.stream, &credential)).await {
                 Some(Ok(ResultCode::SUCCESS)) => {
                     upstream.heard();
-                    if let Permit::First(trial) = permit {
-                        trial.accepted();
-                    }
+                    permit.accepted();
                     return Ok(upstream);
                 }
                 Some(Ok(code @ (ResultCode::BUSY | ResultCode::UNAVAILABLE))) => {
                     format!("the bind was answered {code}")
                 }
                 Some(Ok(code)) => {
-                    if let Permit::First(trial) = permit {
-                        trial.refused();
+                    // Any other code may be this backend's own trouble: it proves nothing against the password.
+                    if code == ResultCode::INVALID_CREDENTIALS {
+                        permit.refused();
                     }
                     return Err(EstablishError::ReplayRefused(Some(code)));
                 }

@@ -40,10 +40,28 @@ pub struct Refused;
 /// What a session may do with its credential now.
 #[derive(Debug)]
 pub enum Permit {
-    /// Bind, and report by the trial what came of it.
+    /// Bind on behalf of all that wait for what comes of it.
     First(Trial),
     /// Bind: another session has just done so.
-    Proven,
+    Proven(Proven),
+}
+
+impl Permit {
+    /// A backend accepted the pair.
+    pub fn accepted(self) {
+        if let Self::First(trial) = self {
+            trial.conclude(Pair::Accepted(Instant::now()));
+        }
+    }
+
+    /// A backend refused the pair: whoever else has it is stopped.
+    pub fn refused(self) {
+        let verdict = Pair::Refused(Instant::now());
+        match self {
+            Self::First(trial) => trial.conclude(verdict),
+            Self::Proven(Proven { guard, digest }) => guard.judge(digest, verdict),
+        }
+    }
 }
 
 impl ReplayGuard {
@@ -75,11 +93,25 @@ impl ReplayGuard {
         }
     }
 
+    /// A client has bound the pair itself: where it was refused before, it was not yet known.
+    pub fn vouch(&self, credential: &KeptBind) {
+        if self.pairs().is_empty() {
+            return;
+        }
+        let digest = self.digest(credential);
+        let mut pairs = self.pairs();
+        if let Some(Pair::Refused(_)) = pairs.get(&digest) {
+            pairs.remove(&digest);
+        }
+    }
+
     fn ask(self: &Arc<Self>, digest: Digest, now: Instant) -> Result<Result<Permit, Refused>, watch::Receiver<()>> {
         let mut pairs = self.pairs();
         match pairs.get(&digest) {
             Some(Pair::Trying(trying)) => return Err(trying.clone()),
-            Some(Pair::Accepted(at)) if now < *at + Self::ACCEPTED_FOR => return Ok(Ok(Permit::Proven)),
+            Some(Pair::Accepted(at)) if now < *at + Self::ACCEPTED_FOR => {
+                return Ok(Ok(Permit::Proven(Proven { guard: Arc::clone(self), digest })));
+            }
             Some(Pair::Refused(at)) if now < *at + Self::REFUSED_FOR => return Ok(Err(Refused)),
             _ => {}
         }
@@ -114,6 +146,10 @@ impl ReplayGuard {
         context.sign().as_ref().try_into().expect("HMAC-SHA-256 gives 32 octets")
     }
 
+    fn judge(&self, digest: Digest, verdict: Pair) {
+        self.pairs().insert(digest, verdict);
+    }
+
     fn pairs(&self) -> MutexGuard<'_, HashMap<Digest, Pair>> {
         self.pairs.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -133,19 +169,21 @@ impl std::fmt::Debug for Trial {
     }
 }
 
+/// One session's bind of a pair that was accepted a moment ago, by another backend perhaps.
+pub struct Proven {
+    guard: Arc<ReplayGuard>,
+    digest: Digest,
+}
+
+impl std::fmt::Debug for Proven {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Proven")
+    }
+}
+
 impl Trial {
-    /// A backend accepted the pair.
-    pub fn accepted(self) {
-        self.conclude(Pair::Accepted(Instant::now()));
-    }
-
-    /// A backend refused the pair.
-    pub fn refused(self) {
-        self.conclude(Pair::Refused(Instant::now()));
-    }
-
     fn conclude(self, verdict: Pair) {
-        self.guard.pairs().insert(self.digest, verdict);
+        self.guard.judge(self.digest, verdict);
     }
 }
 
@@ -180,13 +218,12 @@ mod tests {
                 let (guard, tried) = (Arc::clone(&guard), Arc::clone(&tried));
                 tokio::spawn(async move {
                     match guard.permit(&bind(id as u8 % 100, b"old")).await {
-                        Ok(Permit::First(trial)) => {
+                        Ok(permit) => {
                             tried.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                             tokio::time::sleep(Duration::from_millis(5)).await;
-                            trial.refused();
+                            permit.refused();
                             true
                         }
-                        Ok(Permit::Proven) => unreachable!("nothing was accepted"),
                         Err(Refused) => false,
                     }
                 })
@@ -204,17 +241,42 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_accepted_pair_lets_the_others_through_for_a_moment() {
         let guard = ReplayGuard::new();
-        let Ok(Permit::First(trial)) = guard.permit(&bind(1, b"p")).await else { panic!("the first may try") };
+        let first = guard.permit(&bind(1, b"p")).await.expect("the first may try");
         let waiting = tokio::spawn({
             let guard = Arc::clone(&guard);
             async move { guard.permit(&bind(2, b"p")).await }
         });
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
-        trial.accepted();
-        assert!(matches!(waiting.await.expect("no panic"), Ok(Permit::Proven)));
+        first.accepted();
+        assert!(matches!(waiting.await.expect("no panic"), Ok(Permit::Proven(_))));
         tokio::time::advance(ReplayGuard::ACCEPTED_FOR).await;
         assert!(matches!(guard.permit(&bind(1, b"p")).await, Ok(Permit::First(_))));
+    }
+
+    /// Both backends of a pool may not know the same password: the first that refuses it stops all others.
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_counts_although_the_pair_has_just_been_accepted() {
+        let guard = ReplayGuard::new();
+        guard.permit(&bind(1, b"p")).await.expect("the first may try").accepted();
+        let permits = [guard.permit(&bind(2, b"p")).await, guard.permit(&bind(3, b"p")).await];
+        for permit in permits {
+            permit.expect("it was accepted").refused();
+            assert!(matches!(guard.permit(&bind(4, b"p")).await, Err(Refused)));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clients_own_bind_ends_a_refusal_of_the_same_pair() {
+        let guard = ReplayGuard::new();
+        guard.permit(&bind(1, b"p")).await.expect("the first may try").refused();
+        guard.vouch(&bind(2, b"q"));
+        assert!(matches!(guard.permit(&bind(3, b"p")).await, Err(Refused)));
+        guard.vouch(&bind(4, b"p"));
+        let trial = guard.permit(&bind(5, b"p")).await;
+        assert!(matches!(trial, Ok(Permit::First(_))), "one session at a time");
+        guard.vouch(&bind(6, b"p"));
+        assert!(!guard.pairs().is_empty(), "a trial under way goes on");
     }
 
     #[tokio::test(start_paused = true)]

@@ -100,6 +100,9 @@ impl<T> Run<T> {
                 self.record(Trouble::BindRefused, self.entry.client.ip(), detail);
                 sub_code = Some(reason);
             }
+            if let Some(credential) = self.state.credential().filter(|_| code == ResultCode::SUCCESS) {
+                self.settings.replay_guard.vouch(credential);
+            }
             // A bind that failed leaves the session anonymous (RFC 4513 §4).
             let bound_as = bind_name.filter(|_| code == ResultCode::SUCCESS);
             self.entry.set_facts(|facts| facts.bind_name = bound_as);
