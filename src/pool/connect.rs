@@ -23,6 +23,22 @@ pub struct NoBackend {
     pub queued: Duration,
 }
 
+/// The backend a session comes from, which is tried after its equals.
+#[derive(Debug, Clone)]
+pub enum Left {
+    /// It has failed the session, or gives its sessions up.
+    Lost(Arc<Backend>),
+    /// It has more than its share since another has returned (`rebalance`), whose slow start is for newcomers.
+    Outweighed(Arc<Backend>),
+}
+
+impl Left {
+    fn is(&self, other: &Backend) -> bool {
+        let (Self::Lost(backend) | Self::Outweighed(backend)) = self;
+        backend.is(other)
+    }
+}
+
 /// Why no upstream could be opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shortage {
@@ -76,17 +92,16 @@ struct OpenFailure {
 impl Pool {
     /// Opens an upstream for `client`: the best backend first, then the next, until the connect budget is used up. Each is
     /// tried once; one that is up but left a connect unanswered is tried again when no other is left. Backends that are
-    /// down are tried last, drained and disabled ones never. `lost` is the backend
-    /// that has just failed this session, tried after its equals.
+    /// down are tried last, drained and disabled ones never.
     ///
     /// Waits up to `queue_timeout` where all usable backends are at their `max_sessions`, and for a turn to connect, longer
     /// than the budget where no better backend is left than one that is only slow. The budget isn't charged for either.
     ///
     /// # Errors
     /// [`Shortage`]
-    pub async fn connect(&self, client: SocketAddr, lost: Option<Arc<Backend>>) -> Result<Upstream, NoBackend> {
+    pub async fn connect(&self, client: SocketAddr, left: Option<Left>) -> Result<Upstream, NoBackend> {
         let mut budget = Budget { deadline: Instant::now() + self.settings.connect_budget, queued: Duration::ZERO };
-        match self.seek(client, lost, &mut budget).await {
+        match self.seek(client, left, &mut budget).await {
             Ok(mut upstream) => {
                 upstream.queued = budget.queued;
                 Ok(upstream)
@@ -96,18 +111,13 @@ impl Pool {
     }
 
     /// [`Self::connect`] within this budget.
-    async fn seek(
-        &self,
-        client: SocketAddr,
-        lost: Option<Arc<Backend>>,
-        budget: &mut Budget,
-    ) -> Result<Upstream, NoBackend> {
+    async fn seek(&self, client: SocketAddr, left: Option<Left>, budget: &mut Budget) -> Result<Upstream, NoBackend> {
         let mut tried = Vec::new();
         let mut overrun: Vec<Arc<Backend>> = Vec::new();
         let mut attempts = Vec::new();
         loop {
             // Whoever waits already comes first.
-            let choice = if self.queue.is_empty() { self.choose(&tried, client, lost.as_ref()) } else { Choice::Full };
+            let choice = if self.queue.is_empty() { self.choose(&tried, client, left.as_ref()) } else { Choice::Full };
             let seat = match choice {
                 Choice::Seat(seat) => seat,
                 Choice::Nobody if !overrun.is_empty() => {
@@ -118,7 +128,7 @@ impl Pool {
                 Choice::Nobody => return Err(NoBackend::unreachable(attempts)),
                 Choice::Full => {
                     let began = Instant::now();
-                    let ask = || match self.choose(&tried, client, lost.as_ref()) {
+                    let ask = || match self.choose(&tried, client, left.as_ref()) {
                         Choice::Seat(seat) => Some(Some(seat)),
                         Choice::Nobody => Some(None),
                         Choice::Full => None,
@@ -202,13 +212,13 @@ impl Pool {
     }
 
     /// The best seat at a backend that isn't in `tried`.
-    fn choose(&self, tried: &[Arc<Backend>], client: SocketAddr, lost: Option<&Arc<Backend>>) -> Choice {
+    fn choose(&self, tried: &[Arc<Backend>], client: SocketAddr, left: Option<&Left>) -> Choice {
         let backends = self.backends();
         let enabled = || backends.iter().filter(|backend| backend.duty() == Duty::Enabled);
         let panic = self.settings.health.panic_mode && enabled().all(|backend| backend.standing() != Standing::Good);
         let rank = |backend: &Arc<Backend>| {
             let standing = if panic { Standing::Good } else { backend.standing() };
-            (standing, lost.is_some_and(|lost| lost.is(backend)), backend.tier())
+            (standing, left.is_some_and(|left| left.is(backend)), backend.tier())
         };
         let mut untried: Vec<_> =
             enabled().filter(|backend| !is_among(tried, backend)).map(|backend| (rank(backend), backend)).collect();
@@ -219,7 +229,7 @@ impl Pool {
             }
             let eligible: Vec<_> = (0..untried.len()).filter(|&index| untried[index].0 == best).collect();
             let equals: Vec<_> = eligible.iter().map(|&index| untried[index].1).collect();
-            let (_, backend) = untried.remove(eligible[self.choose_equal(&equals, client)]);
+            let (_, backend) = untried.remove(eligible[self.choose_equal(&equals, client, left)]);
             match backend.occupy() {
                 Some(seat) => return Choice::Seat(seat),
                 None => full = true,
@@ -229,10 +239,11 @@ impl Pool {
     }
 
     /// Which of these, between which only the policy decides. Weights count in sixteenths while one of them starts slowly.
-    fn choose_equal(&self, equals: &[&Arc<Backend>], client: SocketAddr) -> usize {
+    fn choose_equal(&self, equals: &[&Arc<Backend>], client: SocketAddr, left: Option<&Left>) -> usize {
         let now = Instant::now();
         let ramps: Vec<_> = equals.iter().map(|backend| backend.ramp(now)).collect();
-        let starting = ramps.iter().any(|ramp| *ramp != ramps[0]);
+        let is_moved = matches!(left, Some(Left::Outweighed(_)));
+        let starting = !is_moved && ramps.iter().any(|ramp| *ramp != ramps[0]);
         let candidates: Vec<_> =
             equals.iter().zip(ramps).map(|(backend, ramp)| backend.candidate(starting.then_some(ramp))).collect();
         self.policy.choose(&candidates, Draw { client: client.ip(), random: fastrand::u64(..) })
@@ -250,11 +261,11 @@ mod tests {
     use super::*;
 
     /// Chosen addresses' last octets in the order of trying; `F` where the rest is full.
-    fn order(pool: &Pool, lost: Option<&Arc<Backend>>) -> String {
+    fn order(pool: &Pool, left: Option<&Left>) -> String {
         let mut tried = Vec::new();
         let mut order = String::new();
         loop {
-            match pool.choose(&tried, CLIENT, lost) {
+            match pool.choose(&tried, CLIENT, left) {
                 Choice::Seat(seat) => {
                     let octet = seat.backend().name().split(['.', ':']).nth(3).unwrap().to_owned();
                     order.push_str(&octet);
@@ -304,8 +315,8 @@ mod tests {
                 backend.set_health(health, "");
             }
             let _seats: Vec<_> = full.iter().map(|&index: &usize| backends[index].occupy().unwrap()).collect();
-            let lost = lost.map(|index: usize| &backends[index]);
-            assert_eq!(order(&pool, lost), expected, "{panic_mode} {healths:?} {full:?} {lost:?}");
+            let left = lost.map(|index: usize| Left::Lost(Arc::clone(&backends[index])));
+            assert_eq!(order(&pool, left.as_ref()), expected, "{panic_mode} {healths:?} {full:?} {lost:?}");
         }
     }
 
@@ -324,7 +335,7 @@ mod tests {
         pool.admit(&[endpoint(2)]);
         pool.admit(&[endpoint(1), endpoint(2)]);
         pool.backends()[0].set_health(Health::Up, "answers");
-        assert_eq!(order(&pool, Some(&backends[0])), "21");
+        assert_eq!(order(&pool, Some(&Left::Lost(Arc::clone(&backends[0])))), "21");
     }
 
     /// A backend that was down gets its sessions by and by, not all new ones at once for being empty.
@@ -352,5 +363,27 @@ mod tests {
         let (first, second) = (backends[0].sessions(), backends[1].sessions());
         assert!(first.abs_diff(second) <= 1, "{first} {second}");
         drop(seats);
+    }
+
+    /// A regression test: the slow start sent nearly all sessions that had left two backends for a third to the other of the
+    /// two.
+    #[tokio::test(start_paused = true)]
+    async fn those_that_make_room_for_a_returning_backend_go_to_it() {
+        let (pool, _events) = pool(settings(), &[1, 2, 3].map(|last| endpoint(([10, 0, 0, last], 389).into())));
+        let backends = pool.backends();
+        backends[2].set_health(Health::Down, "refused");
+        let mut seats = [0, 1].map(|index| (0..60).map(|_| backends[index].occupy().unwrap()).collect::<Vec<_>>());
+        backends[2].set_health(Health::Up, "answers");
+        let mut moved = Vec::new();
+        for (from, excess) in pool.excess(&backends[2]) {
+            let seats = seats.iter_mut().find(|seats| seats[0].backend().is(&from)).unwrap();
+            for _ in 0..excess {
+                seats.pop();
+                let left = Left::Outweighed(Arc::clone(&from));
+                let Choice::Seat(seat) = pool.choose(&[], CLIENT, Some(&left)) else { panic!("there are seats") };
+                moved.push(seat);
+            }
+        }
+        assert_eq!(backends.iter().map(|backend| backend.sessions()).collect::<Vec<_>>(), [40; 3]);
     }
 }

@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, watch};
 pub use account::{Account, ProbeRecord};
 pub use address_book::AddressBook;
 pub use backend::{Backend, Duty, Endpoint, Event, EventKind, Health, Seat, Standing};
-pub use connect::{NoBackend, Shortage};
+pub use connect::{Left, NoBackend, Shortage};
 pub use opening::Opening;
 pub use patience::patiently;
 pub use warm::keep_warm;

@@ -12,7 +12,7 @@ use tokio_util::bytes::BytesMut;
 use super::operations::KeptBind;
 use super::replay::ReplayGuard;
 use crate::ldap::{self, Request, Response, ResultCode};
-use crate::pool::{Backend, EventKind, NoBackend, Pool, patiently};
+use crate::pool::{EventKind, Left, NoBackend, Pool, patiently};
 use crate::upstream::{Stream, Upstream, read_pdu};
 
 /// What to open an upstream for.
@@ -20,8 +20,8 @@ pub(super) struct Establish {
     pub pool: Arc<Pool>,
     pub guard: Arc<ReplayGuard>,
     pub client: SocketAddr,
-    /// The backend that has just failed this session.
-    pub lost: Option<Arc<Backend>>,
+    /// The backend the session comes from.
+    pub left: Option<Left>,
     /// The bind to repeat, if the session is bound.
     pub credential: Option<KeptBind>,
 }
@@ -45,8 +45,8 @@ impl Establish {
     /// Opens the upstream. Takes little longer than the pool's connect budget, unless probes say that the backend works
     /// and is only slow: the survivor of two, to which all sessions of the other come at once.
     pub(super) async fn run(self) -> Result<Upstream, EstablishError> {
-        let Self { pool, guard, client, mut lost, credential } = self;
-        let Some(credential) = credential else { return Ok(pool.connect(client, lost).await?) };
+        let Self { pool, guard, client, mut left, credential } = self;
+        let Some(credential) = credential else { return Ok(pool.connect(client, left).await?) };
         let mut deadline = Instant::now() + pool.settings().connect_budget;
         let mut attempts = Vec::new();
         let mut queued = Duration::ZERO;
@@ -57,7 +57,7 @@ impl Establish {
         };
         let permit = permit.map_err(|_| EstablishError::ReplayRefused(None))?;
         loop {
-            let mut upstream = pool.connect(client, lost).await?;
+            let mut upstream = pool.connect(client, left).await?;
             deadline += upstream.queued;
             queued += upstream.queued;
             upstream.queued = queued;
@@ -87,7 +87,7 @@ impl Establish {
             if Instant::now() >= deadline || attempts.len() > pool.backends().len() {
                 return Err(NoBackend::unreachable(attempts).into());
             }
-            lost = Some(backend);
+            left = Some(Left::Lost(backend));
         }
     }
 }

@@ -12,7 +12,7 @@ use super::{Link, Moved, Outcome, Passing, Phase, Run, Up};
 use crate::buffer::{Inbox, Source};
 use crate::failure::{EndReason, FailoverKind, Refusal, Trouble};
 use crate::ldap::{MessageId, OperationKind, Request, ResultCode, reply};
-use crate::pool::{Duty, EventKind, Health};
+use crate::pool::{Duty, EventKind, Health, Left};
 use crate::session::registry::Command;
 use crate::session::state::{Layer, SESSION_LOST};
 use crate::session::verdict::{Answer, Ending};
@@ -71,7 +71,7 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
             None => {
                 self.moving = Some(FailoverKind::Idle);
                 // A backend that closes an idle connection in good order is as good as before.
-                self.lost = (in_flight > 0).then_some(backend);
+                self.left = (in_flight > 0).then_some(Left::Lost(backend));
             }
         }
     }
@@ -141,8 +141,11 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
             return Moved::No;
         }
         self.entry.fulfil(Command::Move);
-        self.lost = Some(backend);
-        self.moving = Some(if drained { FailoverKind::Drain } else { FailoverKind::Rebalance });
+        let (left, moving) = match drained {
+            true => (Left::Lost(backend), FailoverKind::Drain),
+            false => (Left::Outweighed(backend), FailoverKind::Rebalance),
+        };
+        (self.left, self.moving) = (Some(left), Some(moving));
         self.hang_up();
         Moved::Yes
     }

@@ -28,7 +28,7 @@ use super::state::State;
 use crate::buffer::{FULL_READ, Inbox, Outbox, Source};
 use crate::failure::{EndReason, FailoverKind};
 use crate::metrics::Share;
-use crate::pool::Backend;
+use crate::pool::Left;
 use crate::throttle::Attempt;
 use crate::upstream::Upstream;
 pub(super) use account::log_session;
@@ -93,7 +93,8 @@ pub(super) struct Run<T> {
     held_words: Vec<u8>,
     link: Link,
     to_upstream: Outbox,
-    lost: Option<Arc<Backend>>,
+    /// The backend it comes from, if another is to be preferred.
+    left: Option<Left>,
     /// What failover is about to have done, counted when the next upstream stands.
     moving: Option<FailoverKind>,
     /// The login that awaits its result.
@@ -222,7 +223,7 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
             held_words: Vec::new(),
             link,
             to_upstream,
-            lost: None,
+            left: None,
             moving: None,
             attempt: None,
             failovers: parts.failovers,

@@ -314,7 +314,7 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
                 pool: Arc::clone(&self.settings.pool),
                 guard: Arc::clone(&self.settings.replay_guard),
                 client: self.entry.client,
-                lost: self.lost.take(),
+                left: self.left.take(),
                 credential: self.state.credential().cloned(),
             };
             self.link = Link::Opening(Box::pin(establish.run()), now);
