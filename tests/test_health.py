@@ -361,6 +361,25 @@ def test_rebalance_moves_idle_sessions_to_a_backend_that_returns(start_proxy, st
     assert any(session.of(ber.BIND_REQUEST) for session in returning.sessions()), "bound as before"
 
 
+def test_rebalance_moves_sessions_to_the_backend_that_returns_and_to_no_other(start_proxy, start_backend):
+    """A regression test: its slow start had most of them change places among the others."""
+    steady, returning = (start_backend(), start_backend()), start_backend()
+    proxy = start_proxy(
+        [*steady, returning], pool='health.interval = "100ms"\nhealth.rise = 1\nhealth.fall = 1\nrebalance = true'
+    )
+    returning.die()
+    proxy.wait_for("ldaps_proxy_backend_up", 0, backend=str(returning))
+    with ExitStack() as stack:
+        clients = [stack.enter_context(RawClient(proxy.endpoint())) for _ in range(24)]
+        before = [served_by(client) for client in clients]
+        returning.listen_again()
+        proxy.wait_for("ldaps_proxy_backend_up", 1, backend=str(returning))
+        eventually(lambda: proxy.metrics().sum("ldaps_proxy_backend_sessions") == 16, "a third of them leaves")
+        after = [served_by(client) for client in clients]
+    moved = [now for then, now in zip(before, after) if then != now]
+    assert moved == [str(returning)] * 8
+
+
 def unanswered(backend):
     """`(connection, PDU)` of each search that a backend has taken last on a connection, but for probes."""
     last = [(session, session.pdus[-1]) for session in backend.open() if session.pdus]
