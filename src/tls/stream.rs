@@ -346,6 +346,8 @@ fn invalid(error: rustls::Error) -> io::Error {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use rustls::crypto::cipher::{OutboundChunks, OutboundPlainMessage};
     use rustls::{ConnectionTrafficSecrets, ContentType};
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
@@ -454,7 +456,9 @@ mod tests {
             let plain = OutboundPlainMessage { typ, version: rustls::ProtocolVersion::TLSv1_2, payload };
             transport.write_all(&encrypter.encrypt(plain, sequence).unwrap().encode()).await.unwrap();
         }
-        assert_eq!(server.read_u8().await.unwrap_err().kind(), io::ErrorKind::InvalidData);
+        let read =
+            tokio::time::timeout(Duration::from_secs(20), server.read_u8()).await.expect("no more is waited for");
+        assert_eq!(read.unwrap_err().kind(), io::ErrorKind::InvalidData);
         assert!(held(&server) < 3 * MOST_UNOPENED, "{}", held(&server));
     }
 
