@@ -249,7 +249,8 @@ impl<F: Fn(&Change)> Watcher<F> {
             return;
         }
         let before = patient.backend.health();
-        let falls_silent = verdict.silent && !std::mem::replace(&mut patient.silent, verdict.silent);
+        let was_silent = std::mem::replace(&mut patient.silent, verdict.silent);
+        let falls_silent = verdict.silent && !was_silent;
         if before == verdict.health && patient.reason == verdict.reason && !falls_silent {
             return;
         }

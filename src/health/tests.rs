@@ -329,6 +329,24 @@ async fn one_that_is_down_for_another_reason_and_falls_silent_is_lost() {
     }
 }
 
+/// That it was silent once before is forgotten when it answers.
+#[tokio::test]
+async fn one_that_falls_silent_again_is_lost_again() {
+    let expect = [("isSynchronized".to_owned(), "TRUE".to_owned())].into();
+    let probe = config::Probe { expect, timeout: Duration::from_millis(100), fall: 1, ..often(ProbeKind::RootDse) };
+    let dc = Dc::start().await;
+    let mut watched = Watched::start(cheap(probe), &[dc.address]);
+    assert_eq!(watched.change().await.verdict.health, Health::Up);
+    dc.tell(|script| script.silent = true);
+    assert!(watched.change().await.is_loss());
+    dc.tell(|script| script.silent = false);
+    assert!(watched.change().await.is_return());
+    dc.tell(|script| script.synchronized = "FALSE");
+    assert!(!watched.change().await.is_loss());
+    dc.tell(|script| script.silent = true);
+    assert!(watched.change().await.is_loss());
+}
+
 #[tokio::test]
 async fn a_directory_that_goes_and_comes_back() {
     let directory = Arc::new(Directory::corp());
