@@ -1,13 +1,16 @@
 """Private keys in a token: SoftHSM, behind a module that can be slow, lose its sessions or have no token (needs a build with
 the feature `pkcs11`: `cargo build --features pkcs11`, and a C compiler)."""
 
+import os
 import ssl
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
 from support import ber
+from support.attacks import client_hello
 from support.certs import Certificate
 from support.clients import RawClient
 from support.process import run
@@ -79,8 +82,8 @@ def settings(token, certificates, start_backend):
 def start(token, settings, authority, tmp_path):
     with ExitStack() as stack:
 
-        def start(*names):
-            proxy = stack.enter_context(Proxy(settings(*names), tmp_path, ca=authority.ca, env=token.env, binary=TOKEN_BINARY))
+        def start(*names, extra=""):
+            proxy = stack.enter_context(Proxy(settings(*names) + extra, tmp_path, ca=authority.ca, env=token.env, binary=TOKEN_BINARY))
             stack.callback(token.is_well)
             stack.callback(_no_pin_in, proxy)
             return proxy
@@ -186,6 +189,38 @@ def test_a_reload_that_waits_for_the_token_holds_up_no_end(start, token):
     proxy.terminate()
     assert proxy.wait() == 0
     assert "the reload is given up" in proxy.log() and "reload refused" not in proxy.log()
+
+
+def test_a_token_that_blocks_keeps_no_more_sockets_than_it_has_sessions(start, token):
+    """A regression test: handshakes went to the token's threads, where those that had timed out kept their sockets, past
+    `max_connections`, for as long as the token blocked."""
+    proxy = start("rsa", extra='[limits]\nhandshake_timeout = "1s"')
+    descriptors = Path(f"/proc/{proxy.process.pid}/fd")
+
+    def sockets():
+        return sum(os.readlink(one).startswith("socket:") for one in descriptors.iterdir())
+
+    crowd = 4 * SESSIONS
+    before = sockets()
+    token.has_trouble("C_SignInit wait")
+    with ThreadPoolExecutor(2 * crowd) as clients:
+        for crowds in (1, 2):
+            refused = [clients.submit(is_refused, proxy) for _ in range(crowd)]
+            proxy.wait_for("ldaps_proxy_connections_total", crowds * crowd, outcome="handshake_timeout")
+            eventually(lambda: sockets() <= before + SESSIONS, "only those being signed for are open")
+        token.is_well()
+        assert all(client.result() for client in refused)
+    assert served(proxy)
+
+
+def test_clients_that_stall_after_our_hello_hold_no_thread(start):
+    proxy = start("p256")
+    with ExitStack() as stack:
+        for _ in range(3 * SESSIONS):
+            client = stack.enter_context(RawClient(proxy.endpoint(tls=False)))
+            client.socket.sendall(client_hello())
+            assert client.socket.recv(1), "the token has signed"
+        assert served(proxy)
 
 
 def test_clients_that_say_nothing_hold_no_thread(start):

@@ -22,7 +22,7 @@ impl Threads {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    pub(super) async fn run<T>(&self, _: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    pub(super) async fn run<T>(&self, _: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         match self.0 {}
     }
 }

@@ -167,25 +167,8 @@ impl<IO: Source + AsyncWrite + Unpin + Send + 'static> Greeted<IO> {
         tls: &ServerTls,
         turn: impl Fn() -> Wait,
     ) -> io::Result<Option<(ServerStream<IO>, Handshake)>> {
-        let Some(first) = turn().await else { return Ok(None) };
+        let Some(mut held) = turn().await else { return Ok(None) };
         let state = tls.current.load_full();
-        match &state.threads {
-            None => self.answer_with(&state, first, turn).await,
-            Some(threads) => {
-                // A slow token holds up its own handshakes only: its threads are what bounds them.
-                drop(first);
-                let state = Arc::clone(&state);
-                threads.run(async move { self.answer_with(&state, (), || ready(Some(()))).await }).await
-            }
-        }
-    }
-
-    async fn answer_with<Turn, Wait: Future<Output = Option<Turn>>>(
-        self,
-        state: &State,
-        mut held: Turn,
-        turn: impl Fn() -> Wait,
-    ) -> io::Result<Option<(ServerStream<IO>, Handshake)>> {
         let config = match &state.without_tickets {
             Some(without_tickets) if is_gnutls(self.received.unread()) => without_tickets,
             _ => &state.config,
@@ -193,9 +176,21 @@ impl<IO: Source + AsyncWrite + Unpin + Send + 'static> Greeted<IO> {
         let mut stream = ServerStream::new(Arc::clone(config), self.io, self.received)?;
         let mut server_name = None;
         loop {
-            stream.answer_hello()?;
-            drop(held);
-            server_name = resolver::take_asked().or(server_name);
+            let asked = match &state.threads {
+                None => {
+                    let asked = answer_hello(&mut stream)?;
+                    drop(held);
+                    asked
+                }
+                Some(threads) => {
+                    // A slow token holds up its own handshakes only: each waits for one of its threads.
+                    drop(held);
+                    let asked;
+                    (asked, stream) = threads.run(move || Ok((answer_hello(&mut stream)?, stream))).await?;
+                    asked
+                }
+            };
+            server_name = asked.or(server_name);
             if !stream.awaits_hello() {
                 break;
             }
@@ -207,6 +202,12 @@ impl<IO: Source + AsyncWrite + Unpin + Send + 'static> Greeted<IO> {
         let handshake = Handshake::new(stream.connection(), server_name.flatten());
         Ok(Some((stream, handshake)))
     }
+}
+
+/// Computes the answer to a hello, in which a token may sign; and the host name it asked for.
+fn answer_hello<IO: Source + AsyncWrite + Unpin>(stream: &mut ServerStream<IO>) -> io::Result<Option<Option<String>>> {
+    stream.answer_hello()?;
+    Ok(resolver::take_asked())
 }
 
 /// One consistent reading of the settings and their files.
