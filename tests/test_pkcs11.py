@@ -287,6 +287,38 @@ def test_a_pin_that_was_changed_is_tried_once(start, token):
     eventually(lambda: not is_refused(proxy), "a reload tries again")
 
 
+def test_a_pin_that_was_changed_is_tried_once_by_all_together(start, token):
+    """A regression test: each of the handshakes under way tried it."""
+    proxy = start("rsa")
+    token.has_trouble(f"C_SignInit {SESSION_HANDLE_INVALID}\nC_Login wait")
+    before = token.calls("C_Login")
+    with ThreadPoolExecutor(SESSIONS) as clients:
+        handshakes = [clients.submit(is_refused, proxy) for _ in range(SESSIONS)]
+        eventually(lambda: token.calls("C_Login") > before, "the PIN is tried")
+        token.has_trouble(f"C_Login {PIN_INCORRECT}")
+        assert all(handshake.result() for handshake in handshakes)
+    assert token.calls("C_Login") == before + 1
+    token.is_well()
+    proxy.reload()
+    eventually(lambda: not is_refused(proxy), "a reload tries again")
+
+
+def test_sessions_that_are_logged_in_go_on_after_a_pin_was_refused(start, token):
+    """The success of one doesn't have the PIN tried again."""
+    proxy = start("rsa")
+    before = token.calls("C_Login")
+    for _ in range(2):
+        token.has_trouble(f"C_SignInit wait\nC_Login {PIN_INCORRECT}")
+        signed = token.calls("C_SignInit")
+        with ThreadPoolExecutor(1) as client:
+            handshake = client.submit(served, proxy)
+            eventually(lambda: token.calls("C_SignInit") > signed, "the one session signs")
+            assert is_refused(proxy)
+            token.is_well()
+            assert handshake.result()
+    assert token.calls("C_Login") == before + 1
+
+
 def test_a_renewed_certificate_is_swapped_in(start, token, authority, certificates):
     proxy = start("p256")
     with RawClient(proxy.endpoint()) as before, RawClient(proxy.endpoint()) as client:

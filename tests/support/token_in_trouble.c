@@ -5,6 +5,7 @@
  *   CALL wait          that call waits until the file changes
  *   CALL RV            that call answers the CK_RV of this hexadecimal number
  *   CALL RV once       so, and the file is removed
+ * Each line is about one call.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -33,23 +34,27 @@ static const char *name_of(int index) {
     abort();
 }
 
-static int trouble(char call[32], char what[32], char times[32]) {
+static int trouble(const char *name, char what[32], char times[32]) {
     FILE *file = fopen(getenv("TOKEN_TROUBLE"), "r");
     if (!file) return 0;
-    *times = 0;
-    int words = fscanf(file, "%31s %31s %31s", call, what, times);
+    char line[128], call[32];
+    int found = 0;
+    while (!found && fgets(line, sizeof line, file)) {
+        *times = 0;
+        found = sscanf(line, "%31s %31s %31s", call, what, times) >= 2 && !strcmp(call, name);
+    }
     fclose(file);
-    return words >= 2;
+    return found;
 }
 
 static CK_RV meet(int index) {
     const char *name = name_of(index);
-    char call[32], what[32], times[32], line[32];
+    char what[32], times[32], line[32];
     int calls = open(getenv("TOKEN_CALLS"), O_WRONLY | O_APPEND | O_CREAT, 0600);
     ssize_t written = write(calls, line, snprintf(line, sizeof line, "%s\n", name));
     close(calls);
     if (written < 0) abort();
-    while (trouble(call, what, times) && !strcmp(call, name)) {
+    while (trouble(name, what, times)) {
         if (!strcmp(what, "wait")) { usleep(2000); continue; }
         /* Of several threads that see it, only the one that removes it is the once. */
         if (!*times || !unlink(getenv("TOKEN_TROUBLE"))) return strtoul(what, NULL, 16);

@@ -20,6 +20,7 @@ pub(super) struct Module {
     library: RwLock<Pkcs11>,
     /// Sessions nobody signs with, by their key's number.
     idle: Mutex<HashMap<u64, Vec<Opened>>>,
+    opening: Mutex<()>,
 }
 
 /// A session that is logged in, and the key in it.
@@ -42,7 +43,12 @@ impl Module {
             TokenError::new("pkcs11_module", format!("{} is no PKCS#11 module: {error}", path.display()), help)
         })?;
         initialize(&library)?;
-        let module = Self { path: path.into(), library: RwLock::new(library), idle: Mutex::default() };
+        let module = Self {
+            path: path.into(),
+            library: RwLock::new(library),
+            idle: Mutex::default(),
+            opening: Mutex::default(),
+        };
         let module = Arc::new(module);
         modules.insert(path.into(), Arc::clone(&module));
         Ok(module)
@@ -51,6 +57,11 @@ impl Module {
     /// The library, which isn't restarted while the guard lives.
     pub(super) fn library(&self) -> RwLockReadGuard<'_, Pkcs11> {
         self.library.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The right to open sessions and to log in, which one has at a time: whoever is next must know what became of the PIN.
+    pub(super) fn opening(&self) -> MutexGuard<'_, ()> {
+        self.opening.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A session from [`Self::keep`]. Hold [`Self::library`] from here to there.

@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use cryptoki::context::Pkcs11;
 use cryptoki::types::AuthPin;
 use rustls::SignatureScheme;
 
 use super::error::{Remedy, TokenError};
 use super::mechanism::{PublicKey, input, mechanism, output};
-use super::module::Module;
+use super::module::{Module, Opened};
 use super::search;
 use crate::config::TokenKey;
 
@@ -29,7 +30,8 @@ pub(super) struct Token {
     trouble: Mutex<Option<Trouble>>,
 }
 
-/// Why nothing is signed, and until when the token isn't asked; `None` is for ever.
+/// Why nothing is signed, and until when the token isn't asked. `None` is for ever, and about the PIN alone: no session is
+/// opened with it any more.
 struct Trouble {
     error: TokenError,
     until: Option<Instant>,
@@ -59,6 +61,7 @@ impl Token {
         let module = self.module()?;
         let look = || {
             let library = module.library();
+            let _alone = module.opening();
             let (opened, mechanisms) = search::open(&library, &self.wanted, self.pin.as_ref(), &self.public_key)?;
             module.keep(self.number, opened);
             Ok(mechanisms)
@@ -112,25 +115,43 @@ impl Token {
         let library = module.library();
         let opened = match module.take(self.number) {
             Some(opened) => opened,
-            None => search::open(&library, &self.wanted, self.pin.as_ref(), &self.public_key)?.0,
+            None => self.open(module, &library)?,
         };
         let signature = opened.session.sign(&mechanism(scheme), opened.key, &input(scheme, message))?;
         module.keep(self.number, opened);
         Ok(output(scheme, signature))
     }
 
+    fn open(&self, module: &Module, library: &Pkcs11) -> Result<Opened, TokenError> {
+        let _alone = module.opening();
+        if let Some(Trouble { error, until: None }) = &*self.trouble() {
+            return Err(error.clone());
+        }
+        let opened = search::open(library, &self.wanted, self.pin.as_ref(), &self.public_key);
+        // At once: others wait here who passed `after_trouble` before there was any.
+        if let Some(refused) = opened.as_ref().err().filter(|error| error.remedy == Remedy::NewPin) {
+            self.note(Some(refused));
+        }
+        opened.map(|(opened, _mechanisms)| opened)
+    }
+
     /// The standing error, unless it is this caller's turn to look again.
     fn after_trouble(&self) -> Result<(), TokenError> {
         match &mut *self.trouble() {
             Some(Trouble { until: Some(until), .. }) if *until <= Instant::now() => *until = Instant::now() + PAUSE,
-            Some(Trouble { error, .. }) => return Err(error.clone()),
-            None => {}
+            Some(Trouble { error, until: Some(_) }) => return Err(error.clone()),
+            // A session that is there may sign all the same.
+            Some(Trouble { until: None, .. }) | None => {}
         }
         Ok(())
     }
 
     fn note(&self, error: Option<&TokenError>) {
         let mut trouble = self.trouble();
+        if matches!(&*trouble, Some(Trouble { until: None, .. })) {
+            // A PIN stays refused, whatever sessions from before still sign.
+            return;
+        }
         let until = match error.map(|error| error.remedy) {
             None => {
                 if trouble.take().is_some() {
