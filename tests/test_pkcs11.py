@@ -319,6 +319,19 @@ def test_sessions_that_are_logged_in_go_on_after_a_pin_was_refused(start, token)
     assert token.calls("C_Login") == before + 1
 
 
+def test_the_module_is_not_started_again_while_sessions_are_being_closed(start, token):
+    """A regression test: C_Finalize while another thread is in the library is undefined behaviour."""
+    proxy = start("rsa", extra="[runtime]\nworkers = 2")
+    token.has_trouble("C_CloseSession wait once")
+    proxy.reload()
+    eventually(lambda: token.waits_once, "the sessions of before the reload are being closed")
+    token.has_trouble(f"C_SignInit {DEVICE_REMOVED}")
+    assert is_refused(proxy)
+    assert token.waits_once and token.calls("C_Finalize") == 0
+    token.is_well()
+    eventually(lambda: not is_refused(proxy), "handshakes succeed again")
+
+
 def test_a_renewed_certificate_is_swapped_in(start, token, authority, certificates):
     proxy = start("p256")
     with RawClient(proxy.endpoint()) as before, RawClient(proxy.endpoint()) as client:

@@ -23,6 +23,7 @@ class Token:
         self.pin_file.chmod(0o600)
         self.module = self.directory / "token_in_trouble.so"
         self._trouble, self._calls = self.directory / "trouble", self.directory / "calls"
+        self._waits = self.directory / "trouble.waits"
         self._calls.touch()
         source = Path(__file__).with_name("token_in_trouble.c")
         run(["cc", "-shared", "-fPIC", "-Wall", "-Werror", "-o", self.module, source, "-ldl"])
@@ -47,6 +48,12 @@ class Token:
 
     def is_well(self):
         self._trouble.unlink(missing_ok=True)
+        self._waits.unlink(missing_ok=True)
+
+    @property
+    def waits_once(self):
+        """Whether a call has met `wait once` and waits until the token is well."""
+        return self._waits.exists()
 
     @property
     def trouble_is_over(self):

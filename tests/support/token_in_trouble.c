@@ -5,6 +5,7 @@
  *   CALL wait          that call waits until the file changes
  *   CALL RV            that call answers the CK_RV of this hexadecimal number
  *   CALL RV once       so, and the file is removed
+ *   CALL wait once     one call waits: the file becomes $TOKEN_TROUBLE.waits, until that is gone
  * Each line is about one call.
  */
 #define _GNU_SOURCE
@@ -21,10 +22,10 @@ typedef unsigned long (*function)(void *, void *, void *, void *, void *, void *
 /* CK_FUNCTION_LIST of PKCS#11 2.40: a version and 68 functions. */
 struct list { unsigned char version[2]; function functions[68]; };
 
-enum { INITIALIZE = 0, FINALIZE = 1, GET_FUNCTION_LIST = 3, GET_SLOT_LIST = 4, OPEN_SESSION = 12, LOGIN = 18, SIGN_INIT = 42 };
+enum { INITIALIZE = 0, FINALIZE = 1, GET_FUNCTION_LIST = 3, GET_SLOT_LIST = 4, OPEN_SESSION = 12, CLOSE_SESSION = 13, LOGIN = 18, SIGN_INIT = 42 };
 static const struct { int index; const char *name; } CALLS[] = {
     {INITIALIZE, "C_Initialize"}, {FINALIZE, "C_Finalize"}, {GET_SLOT_LIST, "C_GetSlotList"},
-    {OPEN_SESSION, "C_OpenSession"}, {LOGIN, "C_Login"}, {SIGN_INIT, "C_SignInit"},
+    {OPEN_SESSION, "C_OpenSession"}, {CLOSE_SESSION, "C_CloseSession"}, {LOGIN, "C_Login"}, {SIGN_INIT, "C_SignInit"},
 };
 static struct list *real, ours;
 
@@ -47,6 +48,14 @@ static int trouble(const char *name, char what[32], char times[32]) {
     return found;
 }
 
+static void wait_once(void) {
+    char waits[4096];
+    snprintf(waits, sizeof waits, "%s.waits", getenv("TOKEN_TROUBLE"));
+    /* Of several threads that see it, only the one that renames it is the once. */
+    if (rename(getenv("TOKEN_TROUBLE"), waits)) return;
+    while (!access(waits, F_OK)) usleep(2000);
+}
+
 static CK_RV meet(int index) {
     const char *name = name_of(index);
     char what[32], times[32], line[32];
@@ -55,7 +64,7 @@ static CK_RV meet(int index) {
     close(calls);
     if (written < 0) abort();
     while (trouble(name, what, times)) {
-        if (!strcmp(what, "wait")) { usleep(2000); continue; }
+        if (!strcmp(what, "wait")) { *times ? wait_once() : (void)usleep(2000); continue; }
         /* Of several threads that see it, only the one that removes it is the once. */
         if (!*times || !unlink(getenv("TOKEN_TROUBLE"))) return strtoul(what, NULL, 16);
     }
@@ -67,7 +76,7 @@ static CK_RV meet(int index) {
         CK_RV answer = meet(INDEX); \
         return answer ? answer : real->functions[INDEX](a, b, c, d, e, f); \
     }
-CALL(INITIALIZE) CALL(FINALIZE) CALL(GET_SLOT_LIST) CALL(OPEN_SESSION) CALL(LOGIN) CALL(SIGN_INIT)
+CALL(INITIALIZE) CALL(FINALIZE) CALL(GET_SLOT_LIST) CALL(OPEN_SESSION) CALL(CLOSE_SESSION) CALL(LOGIN) CALL(SIGN_INIT)
 
 CK_RV C_GetFunctionList(struct list **list) {
     void *library = dlopen(getenv("TOKEN_MODULE"), RTLD_NOW | RTLD_LOCAL);
@@ -81,6 +90,7 @@ CK_RV C_GetFunctionList(struct list **list) {
     ours.functions[FINALIZE] = call_FINALIZE;
     ours.functions[GET_SLOT_LIST] = call_GET_SLOT_LIST;
     ours.functions[OPEN_SESSION] = call_OPEN_SESSION;
+    ours.functions[CLOSE_SESSION] = call_CLOSE_SESSION;
     ours.functions[LOGIN] = call_LOGIN;
     ours.functions[SIGN_INIT] = call_SIGN_INIT;
     *list = &ours;
