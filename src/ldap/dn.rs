@@ -77,14 +77,15 @@ impl fmt::Display for Dn {
 }
 
 /// The text in lower case, without spaces around it and with each run of spaces inside as one: how directories compare
-/// strings that ignore case (RFC 4518 §2.4, §2.6.1).
+/// strings that ignore case (RFC 4518 §2.4, §2.6.1). ς, which is in lower case as it is, is σ: Samba compares in upper case,
+/// where both are Σ. There is no other such letter, and ß must not become two, as it would in upper case here but not there.
 pub fn fold(text: &str) -> String {
     let mut folded = String::with_capacity(text.len());
     for word in text.split(' ').filter(|word| !word.is_empty()) {
         if !folded.is_empty() {
             folded.push(' ');
         }
-        folded.extend(word.chars().flat_map(char::to_lowercase));
+        folded.extend(word.chars().flat_map(char::to_lowercase).map(|lower| if lower == 'ς' { 'σ' } else { lower }));
     }
     folded
 }
@@ -169,6 +170,19 @@ mod tests {
             assert_eq!(dn(other), plain, "{other}");
         }
         assert_eq!(dn(r"cn=M\C3\BCller"), dn("cn=MÜLLER"));
+    }
+
+    #[test]
+    fn case_does_not_count() {
+        for (one, other, equal) in [
+            ("Ann", "aNN", true),
+            ("ÉCOLE", "école", true),
+            ("πέτρος", "ΠΈΤΡΟΣ", true),
+            ("πέτρος", "πέτροσ", true),
+            ("Straße", "STRASSE", false),
+        ] {
+            assert_eq!(fold(one) == fold(other), equal, "{one} {other}");
+        }
     }
 
     #[test]
