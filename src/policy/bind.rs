@@ -65,7 +65,8 @@ impl Policy {
     }
 
     /// A name that can't be told from a denied one is denied: GUIDs, SIDs, DNs that not everybody reads alike, and
-    /// principals with escapes.
+    /// principals with escapes. Other names of the account pass: nothing in them tells whose they are, and to refuse every DN
+    /// and `name@suffix` would keep out those whom nobody denied.
     fn judge_name(&self, name: &LoginName) -> Result<(), Refused> {
         let allowed = self.bind_names.as_ref().is_none_or(|patterns| patterns.iter().any(|one| one.matches(name)));
         let unclear = name.account().is_none() && !self.denied_bind_names.is_empty();

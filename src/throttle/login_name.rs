@@ -86,8 +86,9 @@ impl LoginName {
     /// | `corp.example.com/People/ann` | after the last `/` |
     /// | `ann` | all of it |
     ///
-    /// What AD would have to be asked for stays apart: an account whose DN names it otherwise than its sAMAccountName, and
-    /// displayName. `None` for forms in which anybody may write one account in endlessly many ways: GUIDs, SIDs, DNs that
+    /// What AD would have to be asked for stays apart: a DN whose leaf isn't the sAMAccountName, a userPrincipalName that was
+    /// given on its own, a servicePrincipalName, displayName. So `denied_bind_names` stops the names it knows of, not the
+    /// account, and the throttle counts each such name by itself. `None` for forms in which anybody may write one account in endlessly many ways: GUIDs, SIDs, DNs that
     /// only some directories can read (Samba takes `cn="ann",…` and `<GUID=…>;anything`), and principals with escapes.
     pub fn account(&self) -> Option<&str> {
         self.account.as_deref()

@@ -8,8 +8,8 @@
 //! - **A name's** failures are forgotten all at once: on a success, as AD does, and after a window without a failure, as
 //!   AD's lockout counter does. A bucket that refilled steadily would let a patient attacker reach the lockout. With
 //!   `failures_per_name` below the domain's lockoutThreshold and `window` not below its lockoutObservationWindow, guesses
-//!   through one proxy can't lock an account; several copies don't know of each other, so each gets
-//!   lockoutThreshold / copies, rounded down.
+//!   at one name through one proxy can't lock its account. Several copies don't know of each other, so each gets
+//!   lockoutThreshold / copies, rounded down; and whoever knows names of an account that aren't linked has a budget for each.
 //! - **An address's** failures (IPv6 by /64) refill steadily, since many people may share one, and a success of one
 //!   doesn't excuse the others. An attacker with one good account must not wash the address clean with it.
 //!

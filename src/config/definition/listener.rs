@@ -128,7 +128,10 @@ fn policy(t: &mut Table<'_, '_, '_>) -> Policy {
             .key("bind_names", "The only names that may bind; * stands for any characters.")
             .optional(list(name()).of_some()),
         denied_bind_names: t
-            .key("denied_bind_names", "Names that may not bind; * stands for any characters.")
+            .key(
+                "denied_bind_names",
+                "Names that may not bind, with * too; an account may have others, which pass: prefer bind_names.",
+            )
             .default(list(name()), Vec::new()),
         sasl_layer: default.sasl_layer,
     };

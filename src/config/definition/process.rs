@@ -15,7 +15,10 @@ pub(super) fn limits(t: &mut Table<'_, '_, '_>) -> (Limits, LoginThrottle) {
         t.table("login_throttle", "When failed logins are answered here, before they lock an account.", |t| {
             let throttle = LoginThrottle {
                 failures_per_name: t
-                    .key("failures_per_name", "Failed binds of one name within the window; off if left out.")
+                    .key(
+                        "failures_per_name",
+                        "Failed binds of one name, not of one account, within the window; off if left out.",
+                    )
                     .optional(number(1..=1_000_000)),
                 failures_per_address: t
                     .key("failures_per_address", "Failed binds from one address within the window; off if left out.")
