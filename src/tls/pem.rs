@@ -1,4 +1,5 @@
-//! Reads PEM files and says what stands in one that doesn't hold what it should.
+//! Reads PEM files, and the passphrases, PINs and ticket keys beside them; says what stands in one that doesn't hold what it
+//! should.
 
 use std::fmt;
 use std::io::Read;
@@ -51,7 +52,7 @@ impl<'a> PemFile<'a> {
                 _ => Finding::error(key, format!("{shown} can't be read: {error}"), "check the path"),
             })?;
         if bytes.len() as u64 > MAX_SIZE {
-            let help = format!("PEM files here are at most {} MiB", MAX_SIZE >> 20);
+            let help = format!("such files are at most {} MiB here", MAX_SIZE >> 20);
             return Err(Finding::error(key, format!("{shown} is too large"), help));
         }
         Self::new(key, path, bytes)
@@ -65,7 +66,7 @@ impl<'a> PemFile<'a> {
         }
         if bytes.iter().all(u8::is_ascii_whitespace) {
             let message = format!("{} is empty", path.display());
-            return Err(Finding::error(key, message, "write the PEM text to it, whole, in one rename"));
+            return Err(Finding::error(key, message, "write it whole, in one rename"));
         }
         Ok(Self { key, path, bytes })
     }
@@ -113,9 +114,9 @@ impl<'a> PemFile<'a> {
         &self.bytes[..end]
     }
 
-    /// The file as text.
-    pub(super) fn text(&self) -> Result<&str, Finding> {
-        std::str::from_utf8(&self.bytes).map_err(|_| self.error("the file isn't text", AGAIN))
+    /// The file as text, which `help` says how to write.
+    pub(super) fn text(&self, help: &str) -> Result<&str, Finding> {
+        std::str::from_utf8(&self.bytes).map_err(|_| self.error("the file isn't text", help))
     }
 
     /// An error about this file, which its message names.
@@ -282,7 +283,7 @@ mod tests {
         let _ = file.private_key(Some(b"secret"));
         let _ = file.revocation_lists();
         let _ = file.passphrase();
-        let _ = file.text();
+        let _ = file.text("");
     }
 
     #[test]
@@ -409,6 +410,9 @@ mod tests {
         assert_eq!((missing.key, missing.message.as_str()), ("client_ca", "/nonexistent/ca.pem doesn't exist"));
         let endless = PemFile::read("client_ca", Path::new("/dev/zero")).map(|_| ()).unwrap_err();
         assert!(endless.message.contains("too large"), "{endless}");
+        for found in [file("").map(|_| ()).unwrap_err(), endless] {
+            assert!(!found.help.contains("PEM"), "it may be a passphrase: {found}");
+        }
     }
 
     #[test]

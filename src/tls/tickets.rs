@@ -31,7 +31,7 @@ impl TicketKeys {
     pub(super) fn parse(file: &PemFile<'_>) -> Result<Self, Finding> {
         let help = "each line is one key, made by: openssl rand -hex 48; the first encrypts, all decrypt";
         let mut keys: Vec<TicketKey> = Vec::new();
-        for (index, line) in file.text()?.lines().enumerate() {
+        for (index, line) in file.text(help)?.lines().enumerate() {
             let line = line.trim();
             if line.is_empty() || line.starts_with('#') {
                 continue;
@@ -185,6 +185,13 @@ mod tests {
             let finding = keys(&text).map(|_| ()).unwrap_err();
             assert!(finding.message.contains(expected), "{finding}");
         }
+    }
+
+    #[test]
+    fn a_file_of_octets_leads_to_the_one_of_digits() {
+        let file = PemFile::new("ticket_key_file", Path::new("t"), Zeroizing::new(vec![0xff; 48])).unwrap();
+        let finding = TicketKeys::parse(&file).map(|_| ()).unwrap_err();
+        assert!(finding.help.contains("openssl rand -hex 48"), "{finding}");
     }
 
     proptest! {
