@@ -251,7 +251,7 @@ def test_a_refused_bind_with_operations_in_flight_ends_the_session(client, backe
     backend.session().wait_for(ber.DELETE_REQUEST)
     client.send(ber.bind(9, "cn=bob", ""))
     *results, notice = client.read_to_end()
-    assert [(pdu.message_id, pdu.result_code) for pdu in results] == [(9, 53), (7, 52), (8, 52)]
+    assert [(pdu.message_id, pdu.result_code) for pdu in results] == [(7, 52), (8, 52), (9, 53)]
     assert notice.is_notice(ber.UNWILLING_TO_PERFORM)
 
 
