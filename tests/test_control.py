@@ -527,6 +527,33 @@ def test_a_reload_loses_sight_of_no_session(start_proxy, start_backend, socket, 
         assert other.open() and not used.open(), "it was moved"
 
 
+def test_older_sessions_follow_their_pool_to_other_backends(start_proxy, start_backend, socket, command):
+    """A regression test: a session kept the set of backends it had begun with, which nobody probed any more after a reload. With
+    those switched off it got `unavailable` for ever."""
+    old, new = ([start_backend(), start_backend()] for _ in range(2))
+    proxy = start_proxy(old, pool='health.probe = "tcp"', extra=f'socket = "{socket}"')
+    with RawClient(proxy.endpoint()) as client:
+        client.bind(("cn=app,dc=x", "secret"))
+        reloaded(proxy, command, *((str(before), str(after)) for before, after in zip(old, new)))
+        for backend in old:
+            backend.die()
+        assert client.ask(ber.search)[-1].result_code == ber.SUCCESS
+        assert any(backend.open() for backend in new)
+
+
+def test_a_drain_moves_older_sessions_to_what_a_reload_has_added(start_proxy, start_backend, socket, command):
+    """A regression test, as above: there was no other backend that works for such a session, and the drain never ended."""
+    first, second = start_backend(), start_backend()
+    proxy = start_proxy([first], pool='health.probe = "tcp"', extra=f'socket = "{socket}"')
+    with RawClient(proxy.endpoint()) as client:
+        client.ask(ber.search)
+        reloaded(proxy, command, (f"['{first}']", f"['{first}', '{second}']"))
+        eventually(lambda: states(command)[str(second)] == "up", "it has passed a probe")
+        assert command("drain", str(first), seconds=SECONDS)[0] == 0
+        client.ask(ber.search)
+        assert second.open()
+
+
 def sessions(command):
     """How many sessions `status` counts on each backend."""
     return {one["name"]: one["sessions"] for one in json.loads(command("status", "--json")[1])["backends"]}

@@ -288,7 +288,7 @@ impl Proxy {
             implicit_tls: settings.protocol == ListenerProtocol::Ldaps,
             proxy_protocol_from: settings.proxy_protocol_from.clone(),
             session: Arc::new(session::Settings {
-                pool: Arc::clone(&pool.pool),
+                pool: pool.current.clone(),
                 replay_guard: Arc::clone(&pool.replay_guard),
                 limits: config.limits.clone(),
                 policy: planned.policy.clone(),

@@ -15,7 +15,7 @@ use crate::config::{self, Config};
 use crate::discovery::{self, Discovery};
 use crate::failure::Trouble;
 use crate::health;
-use crate::pool::{AddressBook, Health, Pool, keep_warm};
+use crate::pool::{AddressBook, CurrentPool, Health, Pool, keep_warm};
 use crate::session::{Command, ReplayGuard};
 use crate::upstream::Connector;
 
@@ -25,6 +25,8 @@ const EVENTS: usize = 1024;
 #[derive(Clone)]
 pub(super) struct RunningPool {
     pub pool: Arc<Pool>,
+    /// The same for its sessions, through all reloads.
+    pub current: CurrentPool,
     pub replay_guard: Arc<ReplayGuard>,
     memory: discovery::Memory,
     stop: CancellationToken,
@@ -171,8 +173,17 @@ impl Proxy {
             Some(before) => pool.succeed(&before.pool, &discovery.endpoints()),
             None => pool.admit(&discovery.endpoints()),
         };
+        let pool = Arc::new(pool);
+        let current = match before {
+            Some(before) => {
+                before.current.replace(Arc::clone(&pool));
+                before.current.clone()
+            }
+            None => CurrentPool::new(Arc::clone(&pool)),
+        };
         let running = RunningPool {
-            pool: Arc::new(pool),
+            pool,
+            current,
             replay_guard: before.map_or_else(ReplayGuard::new, |before| Arc::clone(&before.replay_guard)),
             memory: discovery.memory(),
             stop: self.stopping.child_token(),

@@ -4,6 +4,7 @@ mod account;
 mod address_book;
 mod backend;
 mod connect;
+mod current;
 mod names;
 mod opening;
 mod patience;
@@ -23,6 +24,7 @@ pub use account::{Account, ProbeRecord};
 pub use address_book::AddressBook;
 pub use backend::{Backend, Duty, Endpoint, Event, EventKind, Health, Seat, Standing};
 pub use connect::{Left, NoBackend, Shortage};
+pub use current::CurrentPool;
 pub use opening::Opening;
 pub use patience::patiently;
 pub use warm::keep_warm;
@@ -215,7 +217,14 @@ impl Pool {
         *self.duties() = duties;
         let lives = before.lives().clone();
         *self.lives() = lives;
-        self.admit_heirs(endpoints, &before.backends())
+        let admission = self.admit_heirs(endpoints, &before.backends());
+        // Who waits there may find a seat, if there are more of them now.
+        before.bells.seats.notify_one();
+        let known = before.backends();
+        if self.backends().iter().any(|backend| known.iter().any(|other| other.is(backend))) {
+            self.inherit_names(before);
+        }
+        admission
     }
 
     /// How many sessions of each other backend a backend that has returned should take over: by weight where they are

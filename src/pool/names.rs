@@ -49,6 +49,16 @@ impl Pool {
         }
     }
 
+    /// Knows what `before`, the same pool as it was, has learned.
+    pub(super) fn inherit_names(&self, before: &Self) {
+        let (hosts, domains) = {
+            let known = before.names.lock();
+            (known.hosts.clone(), known.domains.clone())
+        };
+        let mut learned = self.names.lock();
+        (learned.hosts, learned.domains) = (hosts, domains);
+    }
+
     /// Hosts and domains that are this pool's own: configured, resolved or learned.
     pub fn own_names(&self) -> (Vec<String>, Vec<String>) {
         let learned = self.names.lock();

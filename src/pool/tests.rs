@@ -350,6 +350,7 @@ fn a_pool_with_new_settings_goes_on_where_the_old_one_was() {
     old.drain("10.0.0.1:389");
     old.backends()[1].set_health(Health::Down, "refused");
     let (new, _events) = pool(settings(), &[]);
+    old.learn_names(Some("dc1.corp.example.com".into()), Some("corp.example.com".into()));
     new.succeed(&old, &[at(1), at(2), at(3)]);
     let states: Vec<_> = new.backends().iter().map(|backend| (backend.duty(), backend.health())).collect();
     assert_eq!(
@@ -357,6 +358,29 @@ fn a_pool_with_new_settings_goes_on_where_the_old_one_was() {
         [(Duty::Draining, Health::Unknown), (Duty::Enabled, Health::Down), (Duty::Enabled, Health::Unknown)]
     );
     assert_eq!(new.backends()[1].account().reason, "refused");
+    let (hosts, domains) = new.own_names();
+    assert!(hosts.contains(&"dc1.corp.example.com".into()) && domains.contains(&"corp.example.com".into()));
+}
+
+/// The seats of a server are one for the pool as it was and as it is.
+#[tokio::test]
+async fn who_waits_in_the_pool_as_it_was_takes_a_seat_that_a_reload_adds() {
+    let (_listening, address) = listener().await;
+    let mut settings = settings();
+    (settings.queue, settings.queue_timeout) = (1, Duration::from_secs(3600));
+    let at = |max_sessions| Endpoint { max_sessions, ..endpoint(address) };
+    let (old, _events) = pool(settings.clone(), &[at(1)]);
+    let _first = old.connect(CLIENT, None).await.unwrap();
+    let waiting = tokio::spawn({
+        let old = Arc::clone(&old);
+        async move { old.connect(CLIENT, None).await }
+    });
+    while old.queue.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let (new, _events) = pool(settings, &[]);
+    new.succeed(&old, &[at(2)]);
+    assert_eq!(in_time(waiting).await.unwrap().unwrap().backend().sessions(), 2);
 }
 
 #[test]

@@ -37,7 +37,7 @@ use crate::config::Limits;
 use crate::failure::EndReason;
 use crate::metrics::{ListenerMetrics, Metrics};
 use crate::policy::Policy;
-use crate::pool::{NoBackend, Pool};
+use crate::pool::{CurrentPool, NoBackend};
 use crate::referral;
 use crate::throttle::LoginThrottle;
 use crate::tls::Handshake;
@@ -47,7 +47,7 @@ use state::State;
 /// What all sessions of one listener share.
 pub struct Settings {
     /// Where their operations go.
-    pub pool: Arc<Pool>,
+    pub pool: CurrentPool,
     /// The pool's memory of replayed binds.
     pub replay_guard: Arc<ReplayGuard>,
     /// `[limits]`
@@ -113,7 +113,7 @@ impl<T> Served<T> {
 impl<T> Session<T> {
     /// A session that begins: anonymous.
     pub fn new(settings: Arc<Settings>, entry: Entry, client: T, start_tls: StartTls) -> Self {
-        let state = State::new(settings.pool.settings().failover.clone(), start_tls);
+        let state = State::new(settings.pool.now().settings().failover.clone(), start_tls);
         let (began, upstream) = (Instant::now(), Carried::default());
         Self { settings, parts: Parts { client, state, entry, began, failovers: 0, upstream } }
     }

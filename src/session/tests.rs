@@ -25,7 +25,7 @@ use super::*;
 use crate::config;
 use crate::ldap::{self, OperationKind, ResponseKind};
 use crate::pipe::Pipe;
-use crate::pool::{Endpoint, Health};
+use crate::pool::{Endpoint, Health, Pool};
 use crate::upstream::Connector;
 
 mod regressions;
@@ -335,7 +335,7 @@ impl Client {
 fn settings(pool: Pool) -> Arc<Settings> {
     let metrics = Metrics::new();
     Arc::new(Settings {
-        pool: Arc::new(pool),
+        pool: CurrentPool::new(Arc::new(pool)),
         replay_guard: ReplayGuard::new(),
         limits: Limits::default(),
         policy: Policy::new(&config::Policy::default()).expect("the default policy names no DN"),

@@ -10,7 +10,7 @@ use super::*;
 use crate::config;
 use crate::ldap::{Response, ResultCode, envelope};
 use crate::pipe::Pipe;
-use crate::pool::Endpoint;
+use crate::pool::{Endpoint, Pool};
 use crate::upstream::Connector;
 
 /// A simple bind of `ann` with messageID 1.
@@ -29,7 +29,7 @@ fn client(backends: &[SocketAddr]) -> DuplexStream {
     let metrics = Metrics::new();
     let throttle = config::LoginThrottle { failures_per_name: Some(1), ..config::LoginThrottle::default() };
     let settings = Settings {
-        pool: Arc::new(pool),
+        pool: CurrentPool::new(Arc::new(pool)),
         replay_guard: ReplayGuard::new(),
         limits: Limits::default(),
         policy: Policy::new(&config::Policy::default()).expect("the default policy names no DN"),

@@ -8,7 +8,7 @@ use ldaps_proxy::access_log::AccessLog;
 use ldaps_proxy::config::{self, Balance, FailoverMode, Limits, SaslLayer};
 use ldaps_proxy::metrics::Metrics;
 use ldaps_proxy::policy::Policy;
-use ldaps_proxy::pool::{Endpoint, Pool};
+use ldaps_proxy::pool::{CurrentPool, Endpoint, Pool};
 use ldaps_proxy::referral;
 use ldaps_proxy::session::{Memory, Outage, ReplayGuard, Settings, StartTls};
 use ldaps_proxy::throttle::LoginThrottle;
@@ -60,7 +60,7 @@ impl Setup {
         let throttle = config::LoginThrottle { failures_per_name: failures, ..config::LoginThrottle::default() };
         let metrics = metrics();
         let settings = Settings {
-            pool: Arc::new(self::pool(pool, &metrics)),
+            pool: CurrentPool::new(Arc::new(self::pool(pool, &metrics))),
             replay_guard: ReplayGuard::new(),
             limits,
             policy: Policy::new(&policy).expect("it names no DN"),

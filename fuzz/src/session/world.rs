@@ -306,7 +306,7 @@ impl World {
         assert!(self.registry.is_empty());
         self.backend_closes();
         drop(DIALLED.take());
-        let backends = self.setup.settings.pool.backends();
+        let backends = self.setup.settings.pool.now().backends();
         assert!(backends.iter().all(|backend| backend.sessions() == 0), "a seat is kept");
     }
 

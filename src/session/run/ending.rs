@@ -136,7 +136,8 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
             self.entry.fulfil(Command::Move);
         }
         let drained = self.entry.is_told(Command::Move);
-        let another = || self.settings.pool.backends().iter().any(|other| other.is_usable() && !other.is(&backend));
+        let another =
+            || self.settings.pool.now().backends().iter().any(|other| other.is_usable() && !other.is(&backend));
         if !(drained || outweighed) || self.state.pin(now).is_some() || !another() {
             return Moved::No;
         }
@@ -328,7 +329,9 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
             self.end(Ending::silent(EndReason::WriteTimeout));
         } else if let Link::Up(up) = &self.link
             && (up.stuck.is_some_and(|since| due(since + limits.write_timeout))
-                || self.silent_since(up).is_some_and(|since| due(since + self.settings.pool.settings().connect_budget)))
+                || self
+                    .silent_since(up)
+                    .is_some_and(|since| due(since + self.settings.pool.now().settings().connect_budget)))
         {
             self.lose(now);
             moved = Moved::Yes;

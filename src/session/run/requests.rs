@@ -311,7 +311,7 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
                 return Moved::Yes;
             }
             let establish = Establish {
-                pool: Arc::clone(&self.settings.pool),
+                pool: self.settings.pool.now(),
                 guard: Arc::clone(&self.settings.replay_guard),
                 client: self.entry.client,
                 left: self.left.take(),
@@ -369,7 +369,8 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
         match error {
             EstablishError::NoBackend(error) => {
                 self.state.upstream_awaited(since, error.queued, now);
-                let pool = &self.settings.pool.settings().name;
+                let pool = self.settings.pool.now();
+                let pool = &pool.settings().name;
                 if error.shortage == Shortage::NoBackend {
                     self.settings.no_backend.warn(pool, &error, now);
                     self.settings.metrics.failovers.count(FailoverKind::Exhausted);

@@ -172,7 +172,7 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
     fn treat(&self, response: &Response<'_>) -> Outcome {
         match &self.settings.referrals {
             Some(mode) if response.has_references() => {
-                let (hosts, domains) = self.settings.pool.own_names();
+                let (hosts, domains) = self.settings.pool.now().own_names();
                 Referrals::new(mode.clone(), hosts, domains).apply(response.pdu(), response.envelope())
             }
             _ => Outcome::Unchanged,

@@ -28,9 +28,15 @@ impl Stage {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         let mut settings = Arc::into_inner(settings(pool(&Arc::default()).await)).expect("nobody else has it");
-        settings.pool.admit(&[Endpoint { address, host: "127.0.0.1".into(), weight: 1, tier: 0, max_sessions: 0 }]);
+        settings.pool.now().admit(&[Endpoint {
+            address,
+            host: "127.0.0.1".into(),
+            weight: 1,
+            tier: 0,
+            max_sessions: 0,
+        }]);
         change(&mut settings);
-        let backend = Arc::clone(&settings.pool.backends()[0]);
+        let backend = Arc::clone(&settings.pool.now().backends()[0]);
         let registry = Arc::new(Registry::default());
         let (near, far) = duplex(pipe);
         let entry = registry.enter(([127, 0, 0, 1], 1000).into(), "l".into());

@@ -106,6 +106,42 @@ async fn what_is_kept_of_requests_counts_as_buffers() {
     assert_eq!(stage.session.await.expect("no panic").reason(), EndReason::BufferMemory);
 }
 
+/// A reload that changed a pool left the sessions that were there with the backends it had had: once those were switched off,
+/// nothing was left to them.
+#[tokio::test]
+async fn a_session_goes_on_with_the_backends_that_a_reload_has_brought() {
+    let mut current = None;
+    let mut stage = Stage::set(1 << 20, |settings| current = Some(settings.pool.clone())).await;
+    let current = current.expect("there are settings");
+    stage.client.send(SEARCH).await;
+    let mut upstream = stage.asked().await;
+    let done = ldap::reply::result(OperationKind::Search, 1, ldap::ResultCode::SUCCESS, "");
+    upstream.write_all(&done).await.expect("a socket");
+    stage.client.read_answers().await;
+
+    let second = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = second.local_addr().expect("bound");
+    let settings = Arc::new(config::Pool::new("p", Vec::new()));
+    let connector = Connector::new(&settings).expect("cleartext needs nothing");
+    let pool = Pool::new(settings, connector, Metrics::new(), mpsc::channel(64).0);
+    let endpoint = Endpoint { address, host: "127.0.0.1".into(), weight: 1, tier: 0, max_sessions: 0 };
+    pool.succeed(&current.now(), &[endpoint]);
+    current.replace(Arc::new(pool));
+    stage.backend.set_duty(crate::pool::Duty::Draining);
+    let handle = Arc::clone(&stage.registry.sessions()[0]);
+    handle.command(Command::Move);
+    let leaves = async {
+        while handle.facts().backend.is_some() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(20), leaves).await.expect("there is another now");
+    stage.client.send(SEARCH).await;
+    let (mut upstream, _) = second.accept().await.expect("the session turns to the new one");
+    arrives(&mut upstream).await;
+    stage.nobody_comes();
+}
+
 /// An abandoned search's entry was on its way in pieces when its session was told to move: the rest never came, and the next
 /// response was taken for it.
 #[tokio::test]
@@ -117,9 +153,10 @@ async fn nobody_moves_in_the_middle_of_a_response() {
             let host = address.ip().to_string();
             Endpoint { address, host, weight: 1, tier, max_sessions: 0 }
         };
-        let first = settings.pool.backends()[0].address();
-        settings.pool.admit(&[endpoint(first, 0), endpoint(second.local_addr().expect("bound"), 1)]);
-        other = Some(Arc::clone(&settings.pool.backends()[1]));
+        let pool = settings.pool.now();
+        let first = pool.backends()[0].address();
+        pool.admit(&[endpoint(first, 0), endpoint(second.local_addr().expect("bound"), 1)]);
+        other = Some(Arc::clone(&pool.backends()[1]));
     })
     .await;
     let handle = Arc::clone(&stage.registry.sessions()[0]);

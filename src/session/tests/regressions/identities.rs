@@ -230,6 +230,6 @@ fn change_failover(settings: &mut Settings, change: impl FnOnce(&mut config::Fai
     change(&mut changed.failover);
     let connector = Connector::new(&changed).expect("cleartext needs nothing");
     let pool = Pool::new(Arc::new(changed), connector, Metrics::new(), mpsc::channel(64).0);
-    pool.set_backends(settings.pool.backends().to_vec());
-    settings.pool = Arc::new(pool);
+    pool.set_backends(settings.pool.now().backends().to_vec());
+    settings.pool = CurrentPool::new(Arc::new(pool));
 }
