@@ -554,6 +554,26 @@ def test_a_drain_moves_older_sessions_to_what_a_reload_has_added(start_proxy, st
         assert second.open()
 
 
+def test_a_reload_forgets_no_probe(start_proxy, start_backend, socket, command):
+    """A regression test: after a reload that changed anything of a pool, the first probe decided alone about each of its
+    backends, and one that got no answer in time took all sessions off it."""
+    backend = start_backend()
+    health = 'health.interval = "200ms"\nhealth.timeout = "50ms"\nhealth.fall = 100'
+    proxy = start_proxy([backend], pool=health, extra=f'socket = "{socket}"')
+
+    def shown():
+        return json.loads(command("status", "--json")[1])["backends"][0]
+
+    def shown_after_failures():
+        one = shown()
+        return one if all(probe["failure"] for probe in one["probes"][:3]) else None
+
+    eventually(lambda: shown()["state"] == "up", "it has passed a probe")
+    backend.answer = answer_nothing
+    reloaded(proxy, command, ("[pools.directory]", "[pools.directory]\nqueue = 7"))
+    assert eventually(shown_after_failures, "a few of a hundred probes have failed")["state"] == "up"
+
+
 def sessions(command):
     """How many sessions `status` counts on each backend."""
     return {one["name"]: one["sessions"] for one in json.loads(command("status", "--json")[1])["backends"]}

@@ -28,7 +28,8 @@ pub(super) struct RunningPool {
     /// The same for its sessions, through all reloads.
     pub current: CurrentPool,
     pub replay_guard: Arc<ReplayGuard>,
-    memory: discovery::Memory,
+    names: discovery::Memory,
+    health: health::Memory,
     stop: CancellationToken,
 }
 
@@ -73,7 +74,7 @@ impl FreshPool {
         let connector = Connector::new(settings).map_err(|finding| format!("pools.{}.{finding}", settings.name))?;
         let mut discovery = Discovery::new(settings);
         if let Some(before) = before {
-            discovery.succeed(&before.memory);
+            discovery.succeed(&before.names);
         }
         let has_same_file = |before: &&RunningPool| before.pool.settings().ca_file == settings.ca_file;
         let other_contents = |before: &RunningPool| !connector.trusts_as(before.pool.connector());
@@ -185,11 +186,12 @@ impl Proxy {
             pool,
             current,
             replay_guard: before.map_or_else(ReplayGuard::new, |before| Arc::clone(&before.replay_guard)),
-            memory: discovery.memory(),
+            names: discovery.memory(),
+            health: before.map(|before| before.health.clone()).unwrap_or_default(),
             stop: self.stopping.child_token(),
         };
         let pool = Arc::clone(&running.pool);
-        self.keep_up(&running, health::watch(Arc::clone(&pool), events, self.on_change(&pool)));
+        self.keep_up(&running, health::watch(Arc::clone(&pool), events, running.health.clone(), self.on_change(&pool)));
         self.keep_up(&running, keep_warm(Arc::clone(&pool)));
         self.keep_up(&running, discovery.run(pool));
         running

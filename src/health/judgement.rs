@@ -74,7 +74,7 @@ pub struct Verdict {
 }
 
 /// Everything the verdict about one backend depends on.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Judgement {
     cheap: Track,
     deep: Option<Track>,
@@ -84,7 +84,7 @@ pub struct Judgement {
 }
 
 /// One probe's results.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Track {
     answers: Streak,
     swift: Streak,
@@ -103,6 +103,17 @@ impl Judgement {
             ejection: Ejection::default(),
             suspected: false,
         }
+    }
+
+    /// Goes on under the settings `now`, after `before`.
+    #[must_use]
+    pub fn under(self, before: &config::Health, now: &config::Health) -> Self {
+        let cheap = self.cheap.under(&before.cheap, &now.cheap);
+        let deep = now.deep.as_ref().map(|probe| match (self.deep, &before.deep) {
+            (Some(track), Some(before)) => track.under(before, probe),
+            _ => Track::new(probe),
+        });
+        Self { cheap, deep, ..self }
     }
 
     /// Takes a probe's result.
@@ -184,6 +195,15 @@ impl Track {
             trouble: String::new(),
             silent: false,
         }
+    }
+
+    /// A probe that has changed asks something else, or more patiently: what it found wrong before says nothing any more.
+    fn under(self, before: &config::Probe, now: &config::Probe) -> Self {
+        if before == now {
+            return self;
+        }
+        let [answers, swift] = [&self.answers, &self.swift].map(|streak| streak.under(now.rise, now.fall));
+        Self { answers, swift, max_latency: now.max_latency, ..self }
     }
 
     fn take(&mut self, outcome: &Outcome) {

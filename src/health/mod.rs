@@ -7,6 +7,7 @@ mod account;
 mod check;
 mod conversation;
 mod judgement;
+mod memory;
 mod outlier;
 mod prober;
 mod request;
@@ -21,6 +22,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 pub use judgement::{Depth, Failure, Judgement, Outcome, Verdict};
+pub use memory::Memory;
 pub use outlier::{Ejection, Suspicion, Troubles};
 pub use streak::Streak;
 
@@ -28,6 +30,7 @@ use crate::config::{Probe, ProbeKind};
 use crate::pool::{Backend, Backends, Duty, Event, EventKind, Health, Pool, Standing};
 use account::ServiceAccount;
 use check::{Report, check};
+use memory::{Histories, History};
 use prober::Prober;
 
 /// Reports that may wait; checkers wait behind them.
@@ -59,12 +62,18 @@ impl Change {
 }
 
 /// Probes the pool's backends, as the pool has them, and judges them by that and by `events`. Runs until it is dropped,
-/// and its checkers with it. `on_change` is called after each [`Change`].
-pub async fn watch(pool: Arc<Pool>, mut events: mpsc::Receiver<Event>, on_change: impl Fn(&Change) + Send) {
+/// and its checkers with it. Goes on where the watcher that has had this `memory` was. `on_change` is called after each
+/// [`Change`].
+pub async fn watch(
+    pool: Arc<Pool>,
+    mut events: mpsc::Receiver<Event>,
+    memory: Memory,
+    on_change: impl Fn(&Change) + Send,
+) {
     let (reports, mut reported) = mpsc::channel(REPORTS);
     let mut sets = pool.subscribe();
     sets.mark_changed();
-    let mut watcher = Watcher::new(pool, reports, on_change);
+    let mut watcher = Watcher::new(pool, reports, on_change).after(memory);
     loop {
         tokio::select! {
             Ok(()) = sets.changed() => {
@@ -103,6 +112,9 @@ struct Watcher<F> {
     checkers: JoinSet<()>,
     reports: mpsc::Sender<Report>,
     on_change: F,
+    memory: Memory,
+    /// What the watcher before this one knew of the first set of backends.
+    histories: Histories,
 }
 
 /// The accounts of the cheap and the deep probe.
@@ -141,7 +153,22 @@ impl<F: Fn(&Change)> Watcher<F> {
         }
         let account = |probe| Arc::new(ServiceAccount::new(&pool.settings().name, probe, pool.metrics().clone()));
         let accounts = Accounts { cheap: account(&health.cheap), deep: health.deep.as_ref().map(account) };
-        Self { pool, accounts, patients: Vec::new(), checkers: JoinSet::new(), reports, on_change }
+        let (memory, histories) = (Memory::default(), Histories::default());
+        Self { pool, accounts, patients: Vec::new(), checkers: JoinSet::new(), reports, on_change, memory, histories }
+    }
+
+    /// The same, going on where the watcher that has had this memory was.
+    fn after(self, memory: Memory) -> Self {
+        Self { histories: memory.recall(), memory, ..self }
+    }
+
+    /// Keeps what it has found out for the watcher that comes after it.
+    fn remember(&self) {
+        let history = |patient: &Patient| {
+            let Patient { backend, judgement, fallen, .. } = patient;
+            (backend.address(), History { judgement: judgement.clone(), fallen: *fallen })
+        };
+        self.memory.keep(&self.pool.settings().health, self.patients.iter().map(history));
     }
 
     /// Starts checkers for the backends that are new, ends those of the ones that are gone.
@@ -154,10 +181,13 @@ impl<F: Fn(&Change)> Watcher<F> {
                 self.patients.push(patient);
             }
         }
+        self.histories = Histories::default();
+        self.remember();
     }
 
     fn admit(&mut self, backend: Arc<Backend>) -> Patient {
         let settings = self.pool.settings().health.clone();
+        let History { judgement, fallen } = self.histories.continue_with(&backend, &settings);
         let hurry = Arc::new(Notify::new());
         let mut checkers = Vec::new();
         let mut start = |probe, account: &Arc<ServiceAccount>, depth, hurry: Arc<Notify>| {
@@ -169,11 +199,11 @@ impl<F: Fn(&Change)> Watcher<F> {
             start(probe.clone(), account, Depth::Deep, Arc::default());
         }
         Patient {
-            judgement: Judgement::new(&settings),
+            judgement,
             troubles: Troubles::default(),
             reason: String::new(),
             silent: false,
-            fallen: false,
+            fallen,
             hurry,
             checkers,
             backend,
@@ -192,6 +222,7 @@ impl<F: Fn(&Change)> Watcher<F> {
             judgement.pardon(now);
         }
         self.pronounce(index, now);
+        self.remember();
     }
 
     fn take_event(&mut self, event: &Event, now: Instant) {
@@ -228,6 +259,7 @@ impl<F: Fn(&Change)> Watcher<F> {
         let length = self.patients[index].judgement.eject(now);
         tracing::warn!(pool, backend = self.patients[index].backend.name(), ?length, "ejected");
         self.pronounce(index, now);
+        self.remember();
     }
 
     /// Whether the pool can do without one more.

@@ -83,7 +83,7 @@ fn household(client: IpAddr) -> IpAddr {
 }
 
 /// How long a backend stays ejected: longer each time it fails.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Ejection {
     /// Failures lately.
     times: u32,

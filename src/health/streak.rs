@@ -17,6 +17,12 @@ impl Streak {
         Self { rise, fall, works: None, against: 0 }
     }
 
+    /// Goes on, but with these numbers. A failure is forgotten: other circumstances led to it, and the next result decides.
+    #[must_use]
+    pub fn under(&self, rise: u32, fall: u32) -> Self {
+        Self { works: self.works.filter(|works| *works), ..Self::new(rise, fall) }
+    }
+
     /// Counts a result; whether it works now.
     pub fn count(&mut self, passed: bool) -> bool {
         let Some(works) = self.works else { return self.settle(passed) };
@@ -81,6 +87,18 @@ mod tests {
         assert_eq!(streak.works(), Some(false));
         assert!(!streak.count(true));
         assert!(streak.count(true));
+    }
+
+    #[test]
+    fn other_numbers_keep_a_good_name_and_forget_a_bad_one() {
+        let mut streak = Streak::new(2, 3);
+        assert_eq!(streak.under(1, 1).works(), None);
+        streak.count(true);
+        streak.count(false);
+        let mut stricter = streak.under(2, 2);
+        assert!(stricter.count(false), "counting begins anew");
+        assert!(!stricter.count(false));
+        assert!(stricter.under(5, 5).count(true), "the next result decides");
     }
 
     proptest! {

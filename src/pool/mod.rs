@@ -151,6 +151,10 @@ impl Pool {
 
     fn admit_heirs(&self, endpoints: &[Endpoint], ancestors: &[Arc<Backend>]) -> Admission {
         let before = self.backends();
+        let ancestor_of =
+            |endpoint: &Endpoint| ancestors.iter().find(|ancestor| ancestor.address() == endpoint.address);
+        // A set that is new as a whole is believed, as at the start: there is nothing better.
+        let has_better = !before.is_empty() || endpoints.iter().any(|endpoint| ancestor_of(endpoint).is_some());
         self.addresses.enter(&self.settings.name, endpoints.iter().map(|endpoint| endpoint.address));
         let mut admission = Admission::default();
         let mut backends: Vec<Arc<Backend>> = Vec::with_capacity(endpoints.len());
@@ -167,7 +171,7 @@ impl Pool {
             let name = self.addresses.name(&self.settings.name, endpoint.address);
             let metrics = self.metrics.backend(&self.settings.name, &name);
             let events = self.events.clone();
-            let ancestor = ancestors.iter().find(|ancestor| ancestor.address() == endpoint.address);
+            let ancestor = ancestor_of(endpoint);
             let former_life = self.lives().get(&endpoint.address).and_then(Weak::upgrade);
             let life = match ancestor {
                 Some(ancestor) => Some(Arc::clone(ancestor.life())),
@@ -177,7 +181,7 @@ impl Pool {
                 Some(life) => Backend::successor(endpoint, name.clone(), metrics, events, life),
                 None => Backend::new(endpoint, name.clone(), metrics, events),
             };
-            if !before.is_empty() {
+            if has_better && ancestor.is_none() {
                 backend.make_newcomer();
             }
             if let Some(duty) = self.duties().get(&endpoint.address) {

@@ -362,6 +362,26 @@ fn a_pool_with_new_settings_goes_on_where_the_old_one_was() {
     assert!(hosts.contains(&"dc1.corp.example.com".into()) && domains.contains(&"corp.example.com".into()));
 }
 
+/// A regression test: what a reload added to a pool was believed to work, and got every new session for having none.
+#[test]
+fn what_a_reload_adds_is_used_once_it_has_passed_a_probe() {
+    let at = |last| endpoint(([10, 0, 0, last], 389).into());
+    let (old, _events) = pool(settings(), &[at(1), at(2)]);
+    for backend in old.backends().iter() {
+        backend.set_health(Health::Up, "answers");
+    }
+    for (endpoints, expected) in [
+        ([at(1), at(2)], [Standing::Good; 2]),
+        ([at(2), at(3)], [Standing::Good, Standing::Down]),
+        // There is nothing better.
+        ([at(3), at(4)], [Standing::Good; 2]),
+    ] {
+        let (new, _events) = pool(settings(), &[]);
+        new.succeed(&old, &endpoints);
+        assert_eq!([0, 1].map(|index| new.backends()[index].standing()), expected, "{endpoints:?}");
+    }
+}
+
 /// The seats of a server are one for the pool as it was and as it is.
 #[tokio::test]
 async fn who_waits_in_the_pool_as_it_was_takes_a_seat_that_a_reload_adds() {
