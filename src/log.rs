@@ -48,7 +48,9 @@ pub fn parse(level: &str) -> Result<EnvFilter, String> {
     if let Some(word) = lone {
         return Err(format!("{word:?} is no log level: use error, warn, info, debug, trace or off, or TARGET=LEVEL"));
     }
-    EnvFilter::builder().parse(level).map_err(|error| format!("{level:?} is no log level: {error}"))
+    // To EnvFilter a space after a comma is a mistake.
+    let parts: Vec<_> = level.split(',').map(str::trim).collect();
+    EnvFilter::builder().parse(parts.join(",")).map_err(|error| format!("{level:?} is no log level: {error}"))
 }
 
 fn subscriber<W>(settings: &config::Log, writer: W, colour: bool) -> Result<(impl Subscriber, LogHandle), String>
@@ -171,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_level_is_a_level_or_a_filter() {
-        for good in ["info", "DEBUG", "off", "info,ldaps_proxy::health=debug"] {
+        for good in ["info", "DEBUG", "off", "info,ldaps_proxy::health=debug", "info, ldaps_proxy=debug "] {
             assert!(parse(good).is_ok(), "{good}");
         }
         for bad in ["", " ", "warning", "info,ldaps_proxy=loud", "info,verbose"] {

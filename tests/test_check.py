@@ -53,6 +53,21 @@ WRONG = {
     "bad network": ('"127.0.0.1/32"', '"127.0.0.1/99"', "127.0.0.1/99", ""),
     "bad duration": ("[pools.directory]", '[pools.directory]\nconnect_timeout = "2 parsecs"', "parsecs", ""),
     "wrong type": ("[pools.directory]", '[pools.directory]\nwarm = "some"', "warm", ""),
+    "log level": ("[admin]", '[log]\nlevel = "info, /=debug"\n[admin]', "/=debug", "info,ldaps_proxy::health=debug"),
+    "base DN": ("[tls]", '[listener.policy]\nbase_dns = ["DC=corp,example"]\n[tls]', "corp,example", "DC=corp,DC=example,DC=com"),
+    "address within another": (
+        "[pools.directory]",
+        """[[listener]]
+name = "one"
+address = "127.0.0.1:9636"
+trusted_networks = ["127.0.0.1"]
+pool = "directory"
+[health]
+address = "0.0.0.0:9636"
+[pools.directory]""",
+        "0.0.0.0:9636",
+        "listener[1].address",
+    ),
     "no TOML": ("[admin]", "[admin", "[admin", ""),
 }
 
@@ -103,6 +118,13 @@ def test_warnings_do_not_change_the_exit(checked, good, authority, certificate):
     )
     assert done.returncode == 0
     assert [kind for kind, _, _ in found] == ["warning"]
+
+
+def test_a_token_file_that_cannot_be_read_is_warned_of(checked, good, tmp_path):
+    """It runs: the token is read for each change."""
+    done, found = checked(good.replace("[admin]", f'[admin]\ntoken_file = "{tmp_path}/token"'))
+    [(kind, line, message)] = found
+    assert (done.returncode, kind) == (0, "warning") and "token_file" in line and "changes over TCP" in message
 
 
 def test_probe_asks_every_backend(tmp_path, certificate, dc, start_backend):

@@ -12,6 +12,7 @@ mod traffic;
 use std::pin::Pin;
 
 pub(crate) use page::duration;
+pub use routes::read_token;
 pub use serve::{Admin, Endpoint, Place, Running, places};
 
 use model::{Session, Snapshot};

@@ -248,8 +248,8 @@ fn deny(request: &Request, denied: access::Denied) -> Response {
     Problem::new(status, what_to_do).into_response()
 }
 
-/// The first line of the file. An empty token would let anyone in.
-fn read_token(path: &std::path::Path) -> std::io::Result<Zeroizing<String>> {
+/// The token in a file, its first line. An empty one would let anyone in, and is an error.
+pub fn read_token(path: &std::path::Path) -> std::io::Result<Zeroizing<String>> {
     let text = Zeroizing::new(std::fs::read_to_string(path)?);
     let token = text.lines().next().unwrap_or_default().trim();
     if token.is_empty() {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
+use crate::admin;
 use crate::config::{self, Diagnostic, Diagnostics, ListenerProtocol, Loaded, PrivateKeySource, Severity};
 use crate::discovery::Discovery;
 use crate::health;
@@ -62,7 +63,17 @@ pub(super) fn files(loaded: &Loaded) -> (Served, Vec<Diagnostic>) {
             found.push(loaded.report(&key, Severity::Error, error.to_string(), ""));
         }
     }
+    found.extend(token_file(loaded));
     (served, found)
+}
+
+/// The admin token is read for each change, so that its file may come later.
+fn token_file(loaded: &Loaded) -> Option<Diagnostic> {
+    let admin = &loaded.config.admin;
+    let file = admin.token_file.as_ref().filter(|_| admin.address.is_some())?;
+    let error = admin::read_token(file).err()?;
+    let message = format!("changes over TCP are refused as long as this file can't be read: {error}");
+    Some(loaded.report("admin.token_file", Severity::Warning, message, "put the token into its first line"))
 }
 
 /// What is wrong with the files that pools name for TLS to their backends.

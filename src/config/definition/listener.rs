@@ -119,7 +119,7 @@ fn policy(t: &mut Table<'_, '_, '_>) -> Policy {
             .optional(list(string("a SASL mechanism such as \"GSSAPI\"", value::sasl_mechanism))),
         base_dns: t
             .key("base_dns", "The only subtrees requests may name.")
-            .optional(list(string("a distinguished name", value::distinguished_name)).of_some()),
+            .optional(list(string("a distinguished name", value::subtree)).of_some()),
         denied_controls: t.key("denied_controls", "Controls that are refused.").default(oids(), Vec::new()),
         max_size_limit: t
             .key("max_size_limit", "The most entries a search may ask for.")

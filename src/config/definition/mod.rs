@@ -8,7 +8,6 @@ mod pool;
 mod process;
 mod tls;
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -60,19 +59,40 @@ pub(super) fn config(t: &mut Table<'_, '_, '_>) -> Option<Config> {
 fn one_of_each_address(t: &mut Table<'_, '_, '_>, config: &Config) {
     let listeners = config.listeners.iter().enumerate();
     let others = [("admin.address", config.admin.address), ("health.address", config.health_address)];
-    let mut seen: HashMap<SocketAddr, String> = HashMap::new();
+    let mut seen: Vec<(SocketAddr, String)> = Vec::new();
     for (path, address) in listeners
         .map(|(index, listener)| (format!("listener[{index}].address"), Some(listener.address)))
         .chain(others.map(|(path, address)| (path.into(), address)))
     {
         let Some(address) = address.filter(|address| address.port() != 0) else { continue };
-        match seen.get(&address) {
-            Some(first) => {
-                t.report_at(&path, Severity::Error, format!("{address} is taken by `{first}` already"), String::new())
+        let other_family = |(other, _): &&(SocketAddr, String)| other.is_ipv4() != address.is_ipv4();
+        match seen.iter().filter(|(other, _)| overlap(*other, address)).min_by_key(other_family) {
+            Some(taken @ (first, by)) if !other_family(&taken) => {
+                let message = if *first == address {
+                    format!("{address} is taken by `{by}` already")
+                } else {
+                    format!("{address} can't be opened beside {first}, which `{by}` has")
+                };
+                t.report_at(&path, Severity::Error, message, String::new());
             }
-            None => drop(seen.insert(address, path)),
+            // Not where net.ipv6.bindv6only is set, nor where a socket unit says BindIPv6Only=ipv6-only.
+            Some((first, by)) => {
+                let message = format!(
+                    "{address} can't be opened beside {first}, which `{by}` has, as [::] takes IPv4 clients too"
+                );
+                let help = "leave the IPv4 address out, unless IPv6 sockets are for IPv6 alone on this system".into();
+                t.report_at(&path, Severity::Warning, message, help);
+            }
+            None => {}
         }
+        seen.push((address, path));
     }
+}
+
+/// Whether a socket at one address leaves no place for one at the other.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let takes = |all: SocketAddr, one: SocketAddr| all.ip().is_unspecified() && (all.is_ipv6() || one.is_ipv4());
+    one == other || (one.port() == other.port() && (takes(one, other) || takes(other, one)))
 }
 
 /// Names are what metrics and logs tell listeners apart by.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use ldap3_proto::parse_ldap_filter_str;
 use serde_json::{Value as Json, json};
 use toml::de::DeValue;
 
@@ -198,6 +199,10 @@ fn probe(t: &mut Table<'_, '_, '_>, default: Probe) -> Probe {
     }
     if probe.kind == ProbeKind::Search && !t.has("base") {
         t.missing("base", "probe \"search\" needs a place to search, such as \"DC=corp,DC=example,DC=com\"");
+    }
+    if probe.kind == ProbeKind::Search && parse_ldap_filter_str(&probe.filter).is_err() {
+        let help = "(ATTRIBUTE=VALUE), with plain names of attributes, alone or within (&…), (|…) and (!…)";
+        t.warn("filter", "this filter can't be read, so the search is never asked", help);
     }
     if matches!(probe.kind, ProbeKind::RootDse | ProbeKind::Tcp) {
         t.no_effect("bind_name", "probe = \"bind\" or \"search\"");

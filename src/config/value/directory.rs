@@ -1,6 +1,7 @@
 //! The words of LDAP.
 
 use super::{Refusal, host_name};
+use crate::ldap::dn::Dn;
 
 /// An object identifier in dotted form (RFC 4512 §1.4).
 pub(in crate::config) fn object_identifier(text: &str) -> Result<String, Refusal> {
@@ -42,6 +43,17 @@ pub(in crate::config) fn distinguished_name(text: &str) -> Result<String, Refusa
     })
 }
 
+/// A distinguished name that a policy can compare others with.
+pub(in crate::config) fn subtree(text: &str) -> Result<String, Refusal> {
+    let name = distinguished_name(text)?;
+    if Dn::parse(&name).is_none() {
+        return Err(Refusal::new("not a distinguished name that others can be compared with").help(
+            "ATTRIBUTE=VALUE between commas, without quotes and `+`, such as \"OU=People,DC=corp,DC=example,DC=com\"",
+        ));
+    }
+    Ok(name)
+}
+
 /// A search filter (RFC 4515), only so far as that its parentheses pair up.
 pub(in crate::config) fn filter(text: &str) -> Result<String, Refusal> {
     let mut depth = 0_i32;
@@ -73,6 +85,14 @@ mod tests {
         assert!(distinguished_name("").is_ok());
         assert!(distinguished_name("DC=corp,DC=example").is_ok());
         assert!(refusal(distinguished_name("corp.example.com")).contains("DC=corp,DC=example,DC=com"));
+        for text in ["", "DC=corp,DC=example", r"OU=R\26D, DC=corp"] {
+            assert!(subtree(text).is_ok(), "{text}");
+        }
+        for text in ["DC=corp,example", "OU=a+b,DC=x", "DC=corp,", r#"OU="a,b",DC=x"#] {
+            assert!(distinguished_name(text).is_ok(), "{text}: a probe may search there");
+            assert!(refusal(subtree(text)).contains("ATTRIBUTE=VALUE"), "{text}");
+        }
+        assert!(refusal(subtree("corp.example.com")).contains("DC=corp,DC=example,DC=com"));
         for text in ["(a=b)", "(&(a=b)(c=d))"] {
             assert!(filter(text).is_ok(), "{text}");
         }

@@ -10,6 +10,8 @@ pub(super) use directory::*;
 pub(super) use pkcs11_uri::*;
 pub(super) use quantity::*;
 
+use crate::log;
+
 /// Why a text is not the value it should be, and what would be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::config) struct Refusal {
@@ -32,7 +34,7 @@ impl Refusal {
 /// A level, or levels per module: `info`, `info,ldaps_proxy::health=debug`.
 pub(super) fn log_level(text: &str) -> Result<String, Refusal> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-    for directive in text.split(',') {
+    for directive in text.split(',').map(str::trim) {
         let (target, level) =
             directive.rsplit_once('=').map_or((None, directive), |(target, level)| (Some(target), level));
         if target.is_some_and(|target| target.trim().is_empty()) {
@@ -45,6 +47,8 @@ pub(super) fn log_level(text: &str) -> Result<String, Refusal> {
             );
         }
     }
+    // The log itself has the last word, so that what is taken here is never refused at the start.
+    log::parse(text).map_err(|_| Refusal::new("not a level").help("such as \"info,ldaps_proxy::health=debug\""))?;
     Ok(text.into())
 }
 
@@ -72,6 +76,8 @@ mod tests {
     #[test]
     fn levels() {
         assert!(log_level("info,ldaps_proxy::health=debug").is_ok());
+        assert!(log_level("info, ldaps_proxy=debug ").is_ok());
+        assert!(refusal(log_level("info,/=debug")).contains("not a level"));
         assert!(refusal(log_level("inof")).contains("\"inof\" is not a level"));
         assert!(refusal(log_level("=debug")).contains("before `=`"));
         assert!(log_level("").is_err());
@@ -81,7 +87,7 @@ mod tests {
         #[test]
         fn no_text_panics(text in ".{0,40}") {
             let _ = (network(&text), socket_address(&text), backend_address(&text, 389), duration(&text), size(&text));
-            let _ = (distinguished_name(&text), filter(&text), log_level(&text), sasl_mechanism(&text));
+            let _ = (distinguished_name(&text), subtree(&text), filter(&text), log_level(&text), sasl_mechanism(&text));
         }
     }
 }
