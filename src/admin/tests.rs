@@ -228,8 +228,8 @@ async fn tcp_takes_changes_with_the_token_and_from_its_own_page_only() {
     assert_eq!(running.proxy.asked().len(), 1);
     // An emptied token file must not let everyone in.
     std::fs::write(&token_file, "\n").expect("the folder is ours");
-    let refused = ask(running.http(), Some(&token_file), drain).await;
-    assert!(refused.is_err_and(|error| error.contains("token file")));
+    let refused = raw(running.tcp, &from_a_page(&format!("http://{}", running.tcp))).await;
+    assert!(refused.starts_with("HTTP/1.1 503 ") && refused.contains("token file"), "{refused}");
 }
 
 #[tokio::test]

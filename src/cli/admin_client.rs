@@ -1,5 +1,6 @@
 //! How the commands speak to a running proxy: one small blocking HTTP request each.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -11,6 +12,8 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
+
+use crate::{admin, config};
 
 const DEFAULT_SOCKET: &str = "/run/ldaps-proxy/admin.sock";
 const DEFAULT_CONFIG: &str = "/etc/ldaps-proxy/ldaps-proxy.toml";
@@ -69,95 +72,171 @@ impl fmt::Display for AdminAddress {
 
 /// A running proxy's admin side.
 pub struct AdminClient {
-    address: AdminAddress,
-    token: Option<Zeroizing<String>>,
+    /// The first that takes the connection is asked.
+    places: Vec<AdminAddress>,
+    /// Where the token is, or why that can't be told. Only a change needs it, so it is read for one and not before.
+    token_file: Option<Result<PathBuf, String>>,
+}
+
+/// What a place answered.
+struct Answer<'c> {
+    place: &'c AdminAddress,
+    status: u16,
+    body: Vec<u8>,
 }
 
 impl AdminClient {
     /// The admin side these options mean; an error says what to give.
     pub fn new(args: &AdminArgs) -> Result<Self, String> {
-        let (address, token_file) = match &args.admin {
-            Some(address) => (address.clone(), None),
-            None => default_address(Path::new(DEFAULT_SOCKET), Path::new(DEFAULT_CONFIG))?,
+        let client = match &args.admin {
+            Some(address) => Self { places: vec![address.clone()], token_file: None },
+            None => {
+                let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+                Self::of_this_machine(Path::new(DEFAULT_SOCKET), Path::new(DEFAULT_CONFIG), credentials.as_deref())?
+            }
         };
-        let token = match args.token_file.as_ref().or(token_file.as_ref()) {
-            Some(path) => Some(read_token(path)?),
-            None => None,
-        };
-        Ok(Self { address, token })
+        Ok(Self { token_file: args.token_file.clone().map(Ok).or(client.token_file), ..client })
+    }
+
+    /// The socket, unless there is none; then what `[admin]` of the configuration says, with its token file. The rest of the
+    /// configuration doesn't matter here and may be broken.
+    fn of_this_machine(socket: &Path, config: &Path, credentials: Option<&Path>) -> Result<Self, String> {
+        let is_absent = std::fs::symlink_metadata(socket).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        let mut places: Vec<_> = (!is_absent).then(|| AdminAddress::Unix(socket.to_owned())).into_iter().collect();
+        let admin =
+            std::fs::read_to_string(config).ok().and_then(|text| text.parse::<toml::Table>().ok()?.remove("admin"));
+        let text = |key| admin.as_ref()?.get(key)?.as_str();
+        let file = |text| config::file(text, config.parent().unwrap_or(Path::new("")), credentials);
+        let configured = [
+            text("socket").and_then(file).map(AdminAddress::Unix),
+            text("address").map(|address| AdminAddress::Http(address.into())),
+        ];
+        for place in configured.into_iter().flatten() {
+            if !places.contains(&place) {
+                places.push(place);
+            }
+        }
+        if places.is_empty() {
+            return Err(format!(
+                "there is no {} and no [admin] in {}: say where the proxy is with --admin unix:PATH or --admin http://HOST:PORT",
+                socket.display(),
+                config.display()
+            ));
+        }
+        let token_file = text("token_file").map(|written| {
+            file(written)
+                .ok_or_else(|| format!("only the service knows where {written} is: give a copy with --token-file FILE"))
+        });
+        Ok(Self { places, token_file })
     }
 
     /// `GET path`
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, String> {
-        self.json("GET", path, "")
+        Self::json(self.exchange("GET", path, "")?)
     }
 
     /// `POST path` with a JSON body.
     pub fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, String> {
         let body = serde_json::to_string(body).expect("request bodies are structs of strings and numbers");
-        self.json("POST", path, &body)
+        Self::json(self.exchange("POST", path, &body)?)
     }
 
     /// `GET path`: whether the answer is a success, and its text.
     pub fn probe(&self, path: &str) -> Result<(bool, String), String> {
-        let (status, body) = self.exchange("GET", path, "")?;
-        Ok(((200..300).contains(&status), String::from_utf8_lossy(&body).trim().to_owned()))
+        let answer = self.exchange("GET", path, "")?;
+        Ok((answer.is_success(), answer.text().into_owned()))
     }
 
-    fn json<T: DeserializeOwned>(&self, method: &str, path: &str, body: &str) -> Result<T, String> {
+    fn json<T: DeserializeOwned>(answer: Answer<'_>) -> Result<T, String> {
         #[derive(serde::Deserialize)]
         struct Problem {
             error: String,
         }
-        let (status, body) = self.exchange(method, path, body)?;
-        if (200..300).contains(&status) {
-            return serde_json::from_slice(&body)
-                .map_err(|error| format!("{} answered something else than expected: {error}", self.address));
+        let Answer { place, status, body } = &answer;
+        if answer.is_success() {
+            return serde_json::from_slice(body)
+                .map_err(|error| format!("{place} answered something else than expected: {error}"));
         }
-        Err(match serde_json::from_slice::<Problem>(&body) {
+        Err(match serde_json::from_slice::<Problem>(body) {
             Ok(Problem { error }) => error,
-            Err(_) => format!("{} answered HTTP {status}: {}", self.address, String::from_utf8_lossy(&body).trim()),
+            Err(_) => format!("{place} answered HTTP {status}: {}", answer.text()),
         })
     }
 
-    fn exchange(&self, method: &str, path: &str, body: &str) -> Result<(u16, Vec<u8>), String> {
-        let failed = |error: io::Error| format!("no answer from {}: {error}", self.address);
-        let host = match &self.address {
-            AdminAddress::Unix(_) => "localhost",
-            AdminAddress::Http(authority) => authority,
+    /// One request. What can't be connected to has not been asked, so the next place may be.
+    fn exchange(&self, method: &str, path: &str, body: &str) -> Result<Answer<'_>, String> {
+        let mut failures = Vec::new();
+        for place in &self.places {
+            let failed = |error: io::Error| format!("no answer from {place}: {error}");
+            match place.connect() {
+                Ok(stream) => {
+                    let request = self.request(place, method, path, body)?;
+                    let response = speak(stream, request.as_bytes()).map_err(failed)?;
+                    let (status, body) = parse_response(&response).map_err(failed)?;
+                    return Ok(Answer { place, status, body });
+                }
+                Err(error) => failures.push(failed(error)),
+            }
+        }
+        Err(failures.join("\n"))
+    }
+
+    fn request(&self, place: &AdminAddress, method: &str, path: &str, body: &str) -> Result<Zeroizing<String>, String> {
+        let (host, is_open) = match place {
+            AdminAddress::Unix(_) => ("localhost", true),
+            AdminAddress::Http(authority) => (authority.as_str(), method == "GET"),
         };
         let mut request = Zeroizing::new(format!(
             "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Type: application/json\r\n\
              Content-Length: {}\r\n",
             body.len()
         ));
-        if let Some(token) = &self.token {
+        if let Some(file) = self.token_file.as_ref().filter(|_| !is_open) {
+            let file = file.as_ref().map_err(String::clone)?;
+            let token = admin::read_token(file);
+            let token = token.map_err(|error| format!("can't read the token file {}: {error}", file.display()))?;
             request.push_str("Authorization: Bearer ");
-            request.push_str(token);
+            request.push_str(&token);
             request.push_str("\r\n");
         }
         request.push_str("\r\n");
         request.push_str(body);
-        let response = self.send(request.as_bytes()).map_err(failed)?;
-        parse_response(&response).map_err(failed)
+        Ok(request)
+    }
+}
+
+impl Answer<'_> {
+    fn is_success(&self) -> bool {
+        (200..300).contains(&self.status)
     }
 
-    fn send(&self, request: &[u8]) -> io::Result<Vec<u8>> {
-        match &self.address {
-            AdminAddress::Unix(path) => {
+    fn text(&self) -> Cow<'_, str> {
+        String::from_utf8_lossy(self.body.trim_ascii())
+    }
+}
+
+/// A connection to either kind of place.
+trait Stream: Read + Write {}
+
+impl<T: Read + Write> Stream for T {}
+
+impl AdminAddress {
+    fn connect(&self) -> io::Result<Box<dyn Stream>> {
+        match self {
+            Self::Unix(path) => {
                 let stream = UnixStream::connect(path)?;
                 stream.set_read_timeout(Some(TIMEOUT))?;
                 stream.set_write_timeout(Some(TIMEOUT))?;
-                speak(stream, request)
+                Ok(Box::new(stream))
             }
-            AdminAddress::Http(authority) => {
+            Self::Http(authority) => {
                 let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
                 for address in authority.to_socket_addrs()? {
                     match TcpStream::connect_timeout(&address, TIMEOUT) {
                         Ok(stream) => {
                             stream.set_read_timeout(Some(TIMEOUT))?;
                             stream.set_write_timeout(Some(TIMEOUT))?;
-                            return speak(stream, request);
+                            return Ok(Box::new(stream));
                         }
                         Err(error) => failure = error,
                     }
@@ -168,7 +247,7 @@ impl AdminClient {
     }
 }
 
-fn speak(mut stream: impl Read + Write, request: &[u8]) -> io::Result<Vec<u8>> {
+fn speak(mut stream: Box<dyn Stream>, request: &[u8]) -> io::Result<Vec<u8>> {
     stream.write_all(request)?;
     let mut response = Vec::new();
     stream.take(MAX_RESPONSE_BYTES).read_to_end(&mut response)?;
@@ -198,40 +277,10 @@ fn parse_response(response: &[u8]) -> io::Result<(u16, Vec<u8>)> {
     Ok((status.ok_or(malformed("this is not HTTP"))?, body.to_vec()))
 }
 
-/// The socket, if it is there; else what `[admin]` of the configuration says, and its token file. The rest of the
-/// configuration doesn't matter here and may be broken.
-fn default_address(socket: &Path, config: &Path) -> Result<(AdminAddress, Option<PathBuf>), String> {
-    if socket.exists() {
-        return Ok((AdminAddress::Unix(socket.to_owned()), None));
-    }
-    let found = || {
-        let config_text = std::fs::read_to_string(config).ok()?;
-        let admin = config_text.parse::<toml::Table>().ok()?.remove("admin")?;
-        let text = |key| Some(admin.get(key)?.as_str()?.to_owned());
-        let beside_config = |path: String| config.parent().unwrap_or(Path::new("")).join(path);
-        let address = match text("socket") {
-            Some(path) => AdminAddress::Unix(beside_config(path)),
-            None => AdminAddress::Http(text("address")?),
-        };
-        Some((address, text("token_file").map(beside_config)))
-    };
-    found().ok_or_else(|| {
-        format!(
-            "there is no {} and no [admin] in {}: say where the proxy is with --admin unix:PATH or --admin http://HOST:PORT",
-            socket.display(),
-            config.display()
-        )
-    })
-}
-
-fn read_token(path: &Path) -> Result<Zeroizing<String>, String> {
-    let text = std::fs::read_to_string(path).map(Zeroizing::new);
-    let text = text.map_err(|error| format!("can't read the token file {}: {error}", path.display()))?;
-    Ok(Zeroizing::new(text.lines().next().unwrap_or_default().trim().to_owned()))
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value as Json, json};
+
     use super::*;
 
     #[test]
@@ -258,15 +307,91 @@ mod tests {
         assert!(parse("").is_err());
     }
 
+    /// The client of a machine whose socket and configuration are in `folder`.
+    fn of_folder(folder: &Path, credentials: Option<&Path>) -> Result<AdminClient, String> {
+        AdminClient::of_this_machine(&folder.join("admin.sock"), &folder.join("ldaps-proxy.toml"), credentials)
+    }
+
     #[test]
-    fn the_default_is_the_socket_else_what_the_configuration_says() {
+    fn the_default_is_the_socket_then_what_the_configuration_says() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let (socket, config) = (folder.path().join("admin.sock"), folder.path().join("ldaps-proxy.toml"));
-        assert!(default_address(&socket, &config).is_err_and(|error| error.contains("--admin")));
-        std::fs::write(&config, "[admin]\naddress = \"127.0.0.1:9636\"\ntoken_file = \"token\"\n").expect("writes");
-        let from_config = (AdminAddress::Http("127.0.0.1:9636".into()), Some(folder.path().join("token")));
-        assert_eq!(default_address(&socket, &config), Ok(from_config));
-        std::fs::write(&socket, "").expect("writes");
-        assert_eq!(default_address(&socket, &config), Ok((AdminAddress::Unix(socket.clone()), None)));
+        let folder = folder.path();
+        let socket = AdminAddress::Unix(folder.join("admin.sock"));
+        let [other, address] =
+            [AdminAddress::Unix(folder.join("other.sock")), AdminAddress::Http("127.0.0.1:9636".into())];
+        let configured = |admin: &str| {
+            std::fs::write(folder.join("ldaps-proxy.toml"), format!("[admin]\n{admin}")).expect("writes");
+            of_folder(folder, None).map(|client| (client.places, client.token_file))
+        };
+        assert!(of_folder(folder, None).err().expect("there is nothing").contains("--admin"));
+        let token_file = Some(Ok(folder.join("token")));
+        let tcp = "address = \"127.0.0.1:9636\"\ntoken_file = \"token\"\n";
+        assert_eq!(configured(tcp), Ok((vec![address.clone()], token_file.clone())));
+        std::fs::write(folder.join("admin.sock"), "").expect("writes");
+        assert_eq!(configured(tcp), Ok((vec![socket.clone(), address.clone()], token_file.clone())));
+        let both = format!("socket = \"other.sock\"\n{tcp}");
+        assert_eq!(configured(&both), Ok((vec![socket.clone(), other, address], token_file)));
+        assert_eq!(configured("socket = \"admin.sock\""), Ok((vec![socket], None)));
+    }
+
+    #[test]
+    fn a_token_among_credentials_is_found_where_they_are_told() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let folder = folder.path();
+        let admin = "[admin]\naddress = \"127.0.0.1:9636\"\ntoken_file = \"${CREDENTIALS_DIRECTORY}/token\"\n";
+        std::fs::write(folder.join("ldaps-proxy.toml"), admin).expect("writes");
+        let token_file = |credentials| of_folder(folder, credentials).expect("there is an address").token_file;
+        assert_eq!(token_file(Some(Path::new("/run/c"))), Some(Ok("/run/c/token".into())));
+        assert!(token_file(None).expect("one is named").is_err_and(|error| error.contains("--token-file")));
+    }
+
+    /// What one request to these places brings, with a server that answers `{}` at the last of them, and what it was sent.
+    fn asked(
+        token_file: Option<Result<PathBuf, String>>,
+        ask: impl FnOnce(&AdminClient) -> Result<Json, String>,
+    ) -> (Result<Json, String>, String) {
+        let server = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+        let address = server.local_addr().expect("it is bound");
+        let served = std::thread::spawn(move || {
+            let (mut stream, _) = server.accept().expect("a connection");
+            let mut request = [0; 4096];
+            let length = stream.read(&mut request).expect("a request, or the end");
+            // A client that gave up doesn't read it.
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}");
+            String::from_utf8_lossy(&request[..length]).into_owned()
+        });
+        let nowhere = tempfile::tempdir().expect("a temporary folder").path().join("admin.sock");
+        let places = vec![AdminAddress::Unix(nowhere), AdminAddress::Http(address.to_string())];
+        let answer = ask(&AdminClient { places, token_file });
+        // Ends the server where nobody came.
+        let _ = TcpStream::connect(address);
+        (answer, served.join().expect("it doesn't panic"))
+    }
+
+    #[test]
+    fn the_address_is_asked_where_the_socket_is_out_of_reach() {
+        let (answer, request) = asked(None, |client| client.get("/api/v1/status"));
+        assert_eq!(answer, Ok(json!({})));
+        assert!(request.starts_with("GET /api/v1/status "), "{request}");
+    }
+
+    #[test]
+    fn only_a_change_needs_the_token() {
+        let unreadable = || Some(Ok(PathBuf::from("/nonexistent/token")));
+        assert_eq!(asked(unreadable(), |client| client.get("/")).0, Ok(json!({})));
+        let (refused, request) = asked(unreadable(), |client| client.post("/", &json!({})));
+        assert!(refused.is_err_and(|error| error.contains("/nonexistent/token")) && request.is_empty(), "{request}");
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::fs::write(file.path(), "secret\n").expect("writes");
+        let (changed, request) = asked(Some(Ok(file.path().into())), |client| client.post("/", &json!({})));
+        assert!(changed.is_ok() && request.contains("\r\nAuthorization: Bearer secret\r\n"), "{request}");
+    }
+
+    #[test]
+    fn every_place_that_was_tried_is_told() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let places = ["one", "two"].map(|name| AdminAddress::Unix(folder.path().join(name))).to_vec();
+        let told = AdminClient { places, token_file: None }.probe("/readyz").expect_err("nobody is there");
+        assert_eq!(told.lines().filter(|line| line.contains("no answer from unix:")).count(), 2, "{told}");
     }
 }

@@ -22,6 +22,7 @@ use toml::de::DeTable;
 pub use diagnostic::{Diagnostic, Diagnostics, Severity};
 pub use loaded::{Loaded, changes};
 pub use settings::*;
+pub use value::file;
 
 use diagnostic::Source;
 use reading::Reading;

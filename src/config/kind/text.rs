@@ -172,22 +172,17 @@ impl Kind for File {
     type Value = PathBuf;
 
     fn read(&self, _: &str, written: &Written<'_>, reading: &mut Reading<'_>) -> Option<PathBuf> {
-        /// What systemd's `LoadCredential=` hands over lies in a folder whose name only the environment tells.
-        const CREDENTIALS: &str = "${CREDENTIALS_DIRECTORY}/";
         let Some(text) = written.get_ref().as_str() else {
             return reading.mismatch(written, "the path of a file");
         };
         if text.is_empty() {
             return reading.refuse(written, "must be the path of a file".into(), None);
         }
-        match (text.strip_prefix(CREDENTIALS), reading.credentials) {
-            (None, _) => Some(reading.folder.join(text)),
-            (Some(name), Some(folder)) => Some(folder.join(name)),
-            (Some(name), None) => {
-                let help = format!("systemd sets it for a unit with LoadCredential={name}:/path/of/the/file");
-                reading.refuse(written, "CREDENTIALS_DIRECTORY is not set in the environment".into(), Some(help))
-            }
-        }
+        value::file(text, reading.folder, reading.credentials).or_else(|| {
+            let name = text.strip_prefix(value::CREDENTIALS).unwrap_or_default();
+            let help = format!("systemd sets it for a unit with LoadCredential={name}:/path/of/the/file");
+            reading.refuse(written, "CREDENTIALS_DIRECTORY is not set in the environment".into(), Some(help))
+        })
     }
 
     fn schema(&self) -> Json {

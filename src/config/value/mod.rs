@@ -5,6 +5,8 @@ mod directory;
 mod pkcs11_uri;
 mod quantity;
 
+use std::path::{Path, PathBuf};
+
 pub(super) use address::*;
 pub(super) use directory::*;
 pub(super) use pkcs11_uri::*;
@@ -28,6 +30,18 @@ impl Refusal {
 
     fn help(self, help: impl Into<String>) -> Self {
         Self { help: Some(help.into()), ..self }
+    }
+}
+
+/// What systemd's `LoadCredential=` hands over lies in a folder whose name only the environment tells.
+pub(super) const CREDENTIALS: &str = "${CREDENTIALS_DIRECTORY}/";
+
+/// The path of a file, from the `folder` that relative ones start from or from that of the `credentials`; `None` for one among
+/// credentials where there are none.
+pub fn file(text: &str, folder: &Path, credentials: Option<&Path>) -> Option<PathBuf> {
+    match text.strip_prefix(CREDENTIALS) {
+        None => Some(folder.join(text)),
+        Some(name) => Some(credentials?.join(name)),
     }
 }
 
