@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use time::OffsetDateTime;
 
-use super::describe::{Field, Pen, describe};
+use super::describe::{Field, Pen, describe, shown};
 use super::filter::Filter;
 use super::json::{Object, key};
 use super::record::{OperationRecord, SessionRecord, Who, microseconds};
@@ -159,10 +159,15 @@ fn json_who(part: &mut Vec<u8>, who: &Who<'_>) {
             line.word(key!("version"), tls.version);
             line.word(key!("suite"), tls.suite);
             line.optional_text(key!("server_name"), tls.server_name.as_deref());
-            line.optional_text(key!("client_certificate"), tls.client_certificate.as_deref());
+            line.optional_text(key!("client_certificate"), bounded(&tls.client_certificate).as_deref());
         });
     }
-    line.optional_text(key!("bound_as"), who.bound_as);
+    line.optional_text(key!("bound_as"), bounded(&who.bound_as).as_deref());
+}
+
+/// A name as a client gave it, which may be as long as a request.
+fn bounded(name: &Option<impl AsRef<str>>) -> Option<Cow<'_, str>> {
+    name.as_ref().map(|name| shown(name.as_ref().as_bytes()))
 }
 
 impl Pen for Object<'_> {
@@ -263,11 +268,11 @@ fn write_who(line: &mut Vec<u8>, who: &Who<'_>) -> io::Result<()> {
         if let Some(name) = &tls.server_name {
             write!(line, " for {name:?}")?;
         }
-        if let Some(subject) = &tls.client_certificate {
+        if let Some(subject) = bounded(&tls.client_certificate) {
             write!(line, " certificate {subject:?}")?;
         }
     }
-    match who.bound_as {
+    match bounded(&who.bound_as) {
         Some(name) => write!(line, " as {name:?}"),
         None => write!(line, " anonymous"),
     }
@@ -322,6 +327,7 @@ mod tests {
 
     use super::super::record::{RequestPart, Timing, TlsFacts};
     use super::super::samples::{ABANDON, BIND, EXTENDED, FULL_SEARCH, SEARCH, delete, request};
+    use super::super::writer::journal_entry;
     use super::*;
     use crate::buffer::Lent;
     use crate::failure::{EndReason, Refusal, SubCode};
@@ -528,6 +534,36 @@ mod tests {
         let site = Site::new(SEARCH, LogFormat::Json);
         let line = operation_line(&site.operation(), LogFormat::Json);
         assert_eq!(parsed(&[example.as_bytes(), b"\n"].concat()), parsed(&line));
+    }
+
+    /// A regression test: what was too long for a datagram was lost, so that a client could keep its own records out.
+    #[test]
+    fn the_longest_record_fits_into_a_datagram_of_the_journal() {
+        /// What net.core.wmem_default, 212,992 everywhere, leaves room for.
+        const DATAGRAM: usize = 212_960;
+        let tlv = |tag: u8, parts: &[&[u8]]| {
+            let content = parts.concat();
+            let length = u32::try_from(content.len()).expect("not longer");
+            [&[tag, 0x84], &length.to_be_bytes()[..], &content].concat()
+        };
+        for (worst, format) in [(b"\x01", LogFormat::Json), (b"\"", LogFormat::Json), (b"\x7f", LogFormat::Text)] {
+            let text = tlv(4, &[&worst.repeat(5000)]);
+            let [one, zero]: [&[u8]; 2] = [&[1, 1, 0xFF], &[2, 1, 0]];
+            let filter = tlv(0xA3, &[&text, &text]);
+            let attributes = tlv(0x30, &[&text.repeat(60)]);
+            let search = tlv(0x63, &[&text, &[10, 1, 2, 10, 1, 0], zero, zero, one, &filter, &attributes]);
+            let control = tlv(0x30, &[&text, one]);
+            let controls = tlv(0xA0, &[&control.repeat(60)]);
+            let pdu = tlv(0x30, &[&[2, 1, 1], &search, &controls]);
+            let mut site = Site::new(&pdu, format);
+            let name = String::from_utf8_lossy(worst).repeat(200 * 1024);
+            site.tls.client_certificate = Some(name.clone().into());
+            site.tls.server_name = Some("x".repeat(255).into());
+            let record = OperationRecord { who: Who { bound_as: Some(&name), ..site.who() }, ..site.operation() };
+            let line = operation_line(&record, format);
+            let entry = journal_entry(&line);
+            assert!(line.len() > 32 * 1024 && entry.len() < DATAGRAM, "{} {}", line.len(), entry.len());
+        }
     }
 
     #[test]

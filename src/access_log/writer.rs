@@ -282,7 +282,7 @@ fn open_journal() -> io::Result<UnixDatagram> {
 
 /// An entry in the journal's native protocol: the line as its message and, where that is JSON, its texts and numbers as
 /// fields to search by (`LDAPS_PROXY_RESULT=busy`). Priority 6 is "informational".
-fn journal_entry(line: &[u8]) -> Vec<u8> {
+pub(super) fn journal_entry(line: &[u8]) -> Vec<u8> {
     let mut entry = b"PRIORITY=6\nSYSLOG_IDENTIFIER=ldaps-proxy\nLDAPS_PROXY_LOG=access\n".to_vec();
     journal_field(&mut entry, "MESSAGE", line);
     for (name, value) in serde_json::from_slice::<serde_json::Map<_, _>>(line).unwrap_or_default() {
