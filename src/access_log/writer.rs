@@ -174,14 +174,12 @@ fn write_lines(mut output: Output, shared: &Shared) {
         let (reopen, finish) = shared.take(&mut lines);
         let mut failure = None;
         for piece in pieces(&lines, output.most_at_once()) {
-            let count = memchr::memchr_iter(b'\n', piece).count() as u64;
-            match output.write(piece) {
-                Ok(()) => shared.metrics.access_log_records.inc_by(count),
-                Err(error) => {
-                    shared.metrics.access_log_dropped.inc_by(count);
-                    failure = Some(error);
-                }
-            }
+            let (written, outcome) = output.write(piece);
+            let count = |octets| memchr::memchr_iter(b'\n', octets).count() as u64;
+            let (written, lost) = piece.split_at(written);
+            shared.metrics.access_log_records.inc_by(count(written));
+            shared.metrics.access_log_dropped.inc_by(count(lost));
+            failure = outcome.err().or(failure);
         }
         match failure {
             Some(error) if !std::mem::replace(&mut failing, true) => {
@@ -213,16 +211,60 @@ fn pieces(mut lines: &[u8], most: usize) -> impl Iterator<Item = &[u8]> {
 }
 
 enum Output {
-    Stdout,
-    File { path: PathBuf, file: File },
+    Stdout(Lines<File>),
+    File { path: PathBuf, file: Lines<File> },
     Journal(UnixDatagram),
+}
+
+/// What takes lines one behind the other, and may take part of one: a disk that is full.
+struct Lines<W> {
+    output: W,
+    /// What was written last ends in the middle of a line.
+    is_torn: bool,
+}
+
+impl<W: Write> Lines<W> {
+    const fn new(output: W) -> Self {
+        Self { output, is_torn: false }
+    }
+
+    /// Writes whole lines, after the end of one that was torn; how many octets of them were taken comes with every outcome.
+    fn write(&mut self, lines: &[u8]) -> (usize, io::Result<()>) {
+        let mut taken = 0;
+        let outcome = self.write_from(lines, &mut taken);
+        (taken, outcome)
+    }
+
+    fn write_from(&mut self, lines: &[u8], taken: &mut usize) -> io::Result<()> {
+        if self.is_torn {
+            self.output.write_all(b"\n")?;
+            self.is_torn = false;
+        }
+        while *taken < lines.len() {
+            match self.output.write(&lines[*taken..]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => {
+                    *taken += count;
+                    self.is_torn = lines[*taken - 1] != b'\n';
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.output.flush()
+    }
+}
+
+/// The descriptor itself: `io::Stdout` keeps what it could not write and doesn't tell how much that is.
+fn stdout() -> io::Result<File> {
+    std::os::fd::AsFd::as_fd(&io::stdout()).try_clone_to_owned().map(File::from)
 }
 
 impl Output {
     fn open(output: &AccessLogOutput) -> io::Result<Self> {
         Ok(match output {
-            AccessLogOutput::Off | AccessLogOutput::Stdout => Self::Stdout,
-            AccessLogOutput::File(path) => Self::File { path: path.clone(), file: open_file(path)? },
+            AccessLogOutput::Off | AccessLogOutput::Stdout => Self::Stdout(Lines::new(stdout()?)),
+            AccessLogOutput::File(path) => Self::File { path: path.clone(), file: Lines::new(open_file(path)?) },
             AccessLogOutput::Journald => Self::Journal(open_journal()?),
         })
     }
@@ -230,32 +272,30 @@ impl Output {
     /// Octets of whole lines that are written, or lost, together.
     fn most_at_once(&self) -> usize {
         match self {
-            Self::Stdout | Self::File { .. } => BATCH_BYTES,
+            Self::Stdout(_) | Self::File { .. } => BATCH_BYTES,
             // Each is a message, and the journal may refuse one for its length.
             Self::Journal(_) => 0,
         }
     }
 
-    /// Writes whole lines, for the journal a single one.
-    fn write(&mut self, lines: &[u8]) -> io::Result<()> {
+    /// Writes whole lines, for the journal a single one; how many octets of them were taken comes with every outcome.
+    fn write(&mut self, lines: &[u8]) -> (usize, io::Result<()>) {
         match self {
-            Self::Stdout => {
-                let mut stdout = io::stdout().lock();
-                stdout.write_all(lines)?;
-                stdout.flush()
-            }
-            Self::File { file, .. } => file.write_all(lines),
+            Self::Stdout(file) | Self::File { file, .. } => file.write(lines),
             Self::Journal(socket) => {
                 let line = lines.strip_suffix(b"\n").unwrap_or(lines);
-                socket.send(&journal_entry(line)).map(|_| ())
+                match socket.send(&journal_entry(line)) {
+                    Ok(_) => (lines.len(), Ok(())),
+                    Err(error) => (0, Err(error)),
+                }
             }
         }
     }
 
     fn reopen(&mut self) -> io::Result<()> {
         match self {
-            Self::Stdout => {}
-            Self::File { path, file } => *file = open_file(path)?,
+            Self::Stdout(_) => {}
+            Self::File { path, file } => *file = Lines::new(open_file(path)?),
             Self::Journal(socket) => *socket = open_journal()?,
         }
         Ok(())
@@ -459,6 +499,46 @@ mod tests {
         writer.line(b"one\n");
         writer.finish();
         assert_eq!((metrics.access_log_records.get(), metrics.access_log_dropped.get()), (0, 1));
+    }
+
+    /// Takes so many octets, then none until there is room again.
+    #[derive(Default)]
+    struct Disk {
+        written: Vec<u8>,
+        room: usize,
+    }
+
+    impl Write for Disk {
+        fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
+            let count = octets.len().min(self.room);
+            if count == 0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.room -= count;
+            self.written.extend_from_slice(&octets[..count]);
+            Ok(count)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// A regression test: the first record after a full disk was glued to what the disk had still taken of another.
+    #[test]
+    fn a_line_that_a_full_disk_tore_takes_no_other_with_it() {
+        let lines = b"one\ntwo\n";
+        for room in 0..lines.len() {
+            let mut log = Lines::new(Disk { room, ..Disk::default() });
+            let (taken, outcome) = log.write(lines);
+            assert!(taken == room && outcome.is_err(), "{room}");
+            assert_eq!(log.write(b"lost\n").0, 0, "{room}");
+            log.output.room = 100;
+            assert!(matches!(log.write(b"three\n"), (6, Ok(()))), "{room}");
+            let end: &[u8] = if room == 0 || lines[room - 1] == b'\n' { b"" } else { b"\n" };
+            let expected = [&lines[..room], end, b"three\n"].concat();
+            assert_eq!(log.output.written, expected, "{room}");
+        }
     }
 
     #[test]
