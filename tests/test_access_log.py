@@ -257,6 +257,28 @@ def test_older_sessions_write_their_own_log_to_the_end(start, start_backend, log
     assert [len(records(file, "session")) for file in (moved, log_file, other)] == [0, 1, 1]
 
 
+def test_the_file_is_opened_again_during_a_drain(start, start_backend, log_file):
+    """A regression test: SIGUSR1 was not heard once the process had been told to end, which may take hours."""
+    backend = start_backend()
+    proxy = start([backend])
+    moved = log_file.with_suffix(".1")
+    with RawClient(proxy.endpoint()) as client:
+        client.ask(ber.search)
+        eventually(lambda: log_file.exists() and records(log_file, "operation"), "its search is told")
+        backend.answer = answer_nothing
+        client.send(ber.search(2))
+        backend.session().wait_for(ber.SEARCH_REQUEST, 2)
+        proxy.terminate()
+        eventually(lambda: proxy.http("/readyz")[0] == 503, "it drains")
+        os.rename(log_file, moved)
+        proxy.process.signal(signal.SIGUSR1)
+        eventually(log_file.exists, "the file is there again")
+        backend.session().send(ber.result(2, ber.SEARCH_DONE))
+        assert client.read_result(2)[-1].result_code == ber.SUCCESS
+        assert proxy.wait() == 0
+    assert [len(records(file, "operation")) for file in (moved, log_file)] == [1, 1]
+
+
 def test_what_is_queued_is_written_before_the_end(start, start_backend, log_file):
     proxy = start([start_backend()])
     with RawClient(proxy.endpoint()) as client:

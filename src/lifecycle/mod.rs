@@ -56,7 +56,18 @@ pub async fn serve(proxy: &Arc<Proxy>, mut signals: Signals) {
     let patience = proxy.patience().saturating_add(ENDING).as_micros();
     let patience = NotifyState::ExtendTimeoutUsec(u32::try_from(patience).unwrap_or(u32::MAX));
     tell_systemd(&[NotifyState::Stopping, patience]);
-    proxy.drain(signals.termination()).await;
+    proxy.drain(until_hurried(proxy, signals)).await;
+}
+
+/// Waits for a second SIGTERM or SIGINT. A drain may last for hours, and logs grow meanwhile.
+async fn until_hurried(proxy: &Proxy, mut signals: Signals) {
+    loop {
+        match signals.next().await {
+            Signal::Terminate => return,
+            Signal::Reopen => proxy.reopen_logs(),
+            Signal::Reload => tracing::info!("nothing is reloaded any more: draining"),
+        }
+    }
 }
 
 fn tell_systemd(states: &[NotifyState<'_>]) {
