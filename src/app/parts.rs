@@ -377,11 +377,15 @@ impl Proxy {
     }
 }
 
-/// On a thread of its own: tokens take their time, and a reload that waits for them can be given up.
 async fn prove_tokens(server: &Arc<ServerTls>) -> Result<(), Vec<Finding>> {
     let server = Arc::clone(server);
-    let proven = tokio::task::spawn_blocking(move || server.prove_tokens()).await;
-    proven.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+    aside(move || server.prove_tokens()).await
+}
+
+/// On a thread of its own: files and tokens take their time, and a reload that waits for them can be given up.
+pub(super) async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
 /// The listener that has the address of `settings` under a name which goes elsewhere or is gone, and its socket: an address that

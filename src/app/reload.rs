@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::Proxy;
+use super::parts::{RunningListener, aside};
 use crate::admin::model::Reload;
 use crate::config::{self, Loaded};
 use crate::failure::{ReloadOutcome, Trouble};
 use crate::lifecycle::fit_descriptors;
 use crate::session::Command;
-use crate::tls::{self, FileWatcher, UnixTime};
+use crate::tls::{self, FileWatcher, Served, UnixTime};
 
 /// The newest reload of the whole, and of the files that are followed: one that was rejected isn't mended by the other.
 #[derive(Default)]
@@ -177,25 +178,17 @@ impl Proxy {
 
     async fn files_changed(self: &Arc<Self>) {
         let _alone = self.reloading.lock().await;
-        // A key in a token may take its time to sign: nobody waits for this lock meanwhile.
         let served = self.state().parts.tls.clone();
         let certificates = served.certificates();
-        let mut problems = Vec::new();
-        for server in served.servers() {
-            match server.reload(UnixTime::now()) {
-                Ok(findings) => findings.iter().for_each(|finding| tracing::warn!("{finding}")),
-                Err(findings) => {
-                    findings.iter().for_each(|finding| tracing::error!("{finding}; the old certificate stays"));
-                    findings.iter().for_each(|finding| self.record_rejected("certificate", finding));
-                    problems.extend(findings.iter().map(ToString::to_string));
-                }
-            }
-        }
+        let (proxy, renewed) = (Arc::clone(self), served.clone());
+        let problems = aside(move || {
+            let problems = proxy.reload_certificates(&renewed);
+            proxy.reload_lists();
+            problems
+        })
+        .await;
         let state = self.state();
         self.show_certificates(&state.parts);
-        for listener in state.parts.listeners.values() {
-            self.reload_trust(&listener.door, &listener.settings);
-        }
         let configuration = state.reloads.configuration.clone();
         let ends_sessions = state.config.end_untrusted_sessions;
         drop(state);
@@ -211,6 +204,29 @@ impl Proxy {
             (ReloadOutcome::Rejected, Some(reload(false, problems)))
         };
         self.reloaded(outcome, Reloads { configuration, files });
+    }
+
+    /// What is wrong with those that stay as they were. Waits for files, and for keys in tokens to sign.
+    fn reload_certificates(&self, served: &Served) -> Vec<String> {
+        let mut problems = Vec::new();
+        for server in served.servers() {
+            match server.reload(UnixTime::now()) {
+                Ok(findings) => findings.iter().for_each(|finding| tracing::warn!("{finding}")),
+                Err(findings) => {
+                    findings.iter().for_each(|finding| tracing::error!("{finding}; the old certificate stays"));
+                    findings.iter().for_each(|finding| self.record_rejected("certificate", finding));
+                    problems.extend(findings.iter().map(ToString::to_string));
+                }
+            }
+        }
+        problems
+    }
+
+    /// Waits for files, so that it holds no lock meanwhile.
+    fn reload_lists(&self) {
+        let of_listener = |listener: &RunningListener| (Arc::clone(&listener.door), listener.settings.clone());
+        let listeners: Vec<_> = self.state().parts.listeners.values().map(of_listener).collect();
+        listeners.iter().for_each(|(door, settings)| self.reload_trust(door, settings));
     }
 }
 
@@ -269,5 +285,38 @@ mod tests {
             tokio::time::timeout(Duration::from_secs(60), news).await.expect(what);
             proxy.drain(std::future::ready(())).await;
         }
+    }
+
+    /// A regression test: /readyz and the status waited for a list that was slow in coming, as did whatever else the worker served.
+    #[tokio::test]
+    async fn nobody_waits_for_a_list_that_is_slow() {
+        let directory = tempfile::tempdir().unwrap();
+        put_certificate(directory.path());
+        let list = directory.path().join("networks");
+        std::fs::write(&list, "192.0.2.1\n").unwrap();
+        let config = config::parse(CONFIG, &directory.path().join("test.toml")).expect("the file is right").config;
+        let proxy = Proxy::start_without_file(config, LogHandle::of_no_log()).await.expect("it starts");
+        let [pipe, next] = ["pipe", "next"].map(|name| directory.path().join(name));
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        std::fs::rename(&pipe, &list).unwrap();
+        std::fs::write(&next, "192.0.2.3\n").unwrap();
+        let (ask, mut asked) = tokio::sync::mpsc::unbounded_channel();
+        let slow = std::thread::spawn(move || {
+            // It opens when the proxy has opened the other end, and now waits for what comes.
+            let mut writer = std::fs::File::options().write(true).open(&list).unwrap();
+            std::fs::rename(&next, &list).unwrap();
+            let (reply, answer) = std::sync::mpsc::channel();
+            ask.send(reply).expect("the test waits for it");
+            let is_answered = answer.recv_timeout(Duration::from_secs(20)).is_ok();
+            std::io::Write::write_all(&mut writer, b"192.0.2.2\n").unwrap();
+            is_answered
+        });
+        while let Some(reply) = asked.recv().await {
+            drop(proxy.state());
+            // Too late for a thread that waits no longer.
+            let _ = reply.send(());
+        }
+        assert!(slow.join().expect("it doesn't panic"));
+        proxy.drain(std::future::ready(())).await;
     }
 }
