@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use axum::body::to_bytes;
 use axum::extract::{DefaultBodyLimit, Query, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
@@ -75,7 +76,11 @@ fn changes() -> Router<Arc<Admin>> {
 }
 
 fn finish(router: Router<Arc<Admin>>, admin: Arc<Admin>) -> Router {
-    router.layer(DefaultBodyLimit::max(MAX_BODY_BYTES)).layer(middleware::map_response(harden)).with_state(admin)
+    router
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(middleware::map_response(explain))
+        .layer(middleware::map_response(harden))
+        .with_state(admin)
 }
 
 async fn metrics(State(admin): Shared) -> Response {
@@ -256,6 +261,23 @@ pub fn read_token(path: &std::path::Path) -> std::io::Result<Zeroizing<String>> 
         return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, format!("{} is empty", path.display())));
     }
     Ok(Zeroizing::new(token.to_owned()))
+}
+
+/// What axum itself refuses, as a bad body or an unknown path, in the form of our own answers.
+async fn explain(mut response: Response) -> Response {
+    let is_ours = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
+    if is_ours || !response.status().is_client_error() {
+        return response;
+    }
+    let body = std::mem::take(response.body_mut());
+    let text = to_bytes(body, MAX_BODY_BYTES).await.unwrap_or_default();
+    let reason = response.status().canonical_reason().unwrap_or("refused");
+    let error = if text.is_empty() { reason.into() } else { String::from_utf8_lossy(&text) };
+    let mut explained = Problem::new(response.status(), error).into_response();
+    if let Some(methods) = response.headers_mut().remove(header::ALLOW) {
+        explained.headers_mut().insert(header::ALLOW, methods);
+    }
+    explained
 }
 
 /// Nothing here is for caches, frames or other sites, and the page needs only its own style and script.

@@ -243,6 +243,36 @@ async fn the_health_address_serves_nothing_else() {
     }
 }
 
+/// A regression test: what axum refuses by itself was no JSON.
+#[tokio::test]
+async fn every_refusal_says_what_is_wrong_in_one_form() {
+    let running = start(Some("secret")).await;
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer secret\r\n\r\n");
+    let post = |headers: &str, body: &str| {
+        let length = body.len();
+        format!(
+            "POST /api/v1/drain HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer secret\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
+        )
+    };
+    let json = "Content-Type: application/json\r\n";
+    for (request, status, says) in [
+        (post(json, "nonsense"), 400, "JSON"),
+        (post(json, "{}"), 422, "backend"),
+        (post("", "{}"), 415, "Content-Type"),
+        (post(json, &" ".repeat(5000)), 413, "limit"),
+        (get("/nonsense"), 404, "Not Found"),
+        (get("/api/v1/drain"), 405, "Method Not Allowed"),
+        (get("/api/v1/sessions?limit=x"), 400, "limit"),
+    ] {
+        let answer = raw(running.tcp, &request).await;
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")) && head.contains("nosniff"), "{answer}");
+        assert_eq!(head.contains("allow: POST"), status == 405, "{answer}");
+        let problem: Value = serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {answer}"));
+        assert!(problem["error"].as_str().is_some_and(|error| error.contains(says)), "{answer}");
+    }
+}
+
 #[tokio::test]
 async fn the_page_and_the_metrics_are_served_and_the_page_may_load_only_its_own() {
     let running = start(None).await;
