@@ -80,9 +80,9 @@ pub struct Timing {
     pub queue: Duration,
     /// Opening an upstream and replaying the bind.
     pub connect: Duration,
-    /// From the request's last byte out to the final response's last byte in.
+    /// The rest of `total`: what the backend took, and the proxy itself.
     pub backend: Duration,
-    /// From the request's last byte in to the final response's last byte out.
+    /// From when the whole request was taken up to when its final response was in, or answered by the proxy.
     pub total: Duration,
 }
 

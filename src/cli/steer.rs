@@ -119,7 +119,7 @@ pub fn reload(args: &ReloadArgs) -> ExitCode {
     }))
 }
 
-/// Sets the log filter until the next restart or reload.
+/// Sets the log filter until a restart, or a reload that finds another `log.level` in the file.
 pub fn log_level(args: &LogLevelArgs) -> ExitCode {
     let set = AdminClient::new(&args.admin)
         .and_then(|client| client.post::<Value>("/api/v1/log-level", &json!({ "level": args.level })));
