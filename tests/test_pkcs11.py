@@ -122,6 +122,8 @@ def test_openssl_and_gnutls_verify_what_the_token_signs(start):
             said = run(["gnutls-cli", "127.0.0.1", "-p", port, "--x509cafile", ca, "--sni-hostname", host, "--verify-hostname", host,
                         "--priority", priority]).stdout
             assert "The certificate is trusted" in said and "Handshake was completed" in said, said
+    said = run([*openssl, "-tls1_3", "-groups", "secp521r1:secp384r1"]).stdout
+    assert "secp384r1" in said and "Verify return code: 0 (ok)" in said, "after a HelloRetryRequest, too"
     for digest in ("SHA256", "SHA384", "SHA512"):
         said = run([*openssl, "-tls1_2", "-servername", "rsa.example.com", "-sigalgs", f"RSA+{digest}"]).stdout
         assert f"Peer signing digest: {digest}\n" in said and "Peer signature type: RSA\n" in said, said
