@@ -315,6 +315,18 @@ def test_a_listener_is_renamed_and_two_change_places(start_proxy, pair, socket, 
             eventually(lambda: came_in_by(command) == [name], "the session is the only one, and the listener's")
 
 
+def test_a_reload_that_widens_an_address_says_that_it_takes_a_restart(start_proxy, pair, socket, command):
+    """A regression test: all it said was that the address is in use, by whom was left to be guessed."""
+    port = free_port()
+    proxy = start_proxy(pair, pool='health.probe = "tcp"', extra=f'socket = "{socket}"')
+    reloaded(proxy, command, ('127.0.0.1:0"\ntrusted', f'127.0.0.1:{port}"\ntrusted'))
+    proxy.config_file.write_text(proxy.config_file.read_text().replace(f'"127.0.0.1:{port}"', f'"0.0.0.0:{port}"'))
+    code, _, error = command("reload")
+    assert code == 1 and f"listener ldaps has 127.0.0.1:{port}" in error and "restart" in error
+    with RawClient(proxy.endpoint()) as client:
+        client.ask(ber.search)
+
+
 def with_another_listener(text, *, name="second", address="127.0.0.1:0", pool="directory", backends=None, keys=""):
     """A configuration with one more listener and, with `backends`, a pool for it that has the lines `keys`."""
     table = f"""

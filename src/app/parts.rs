@@ -1,6 +1,8 @@
 //! The parts a configuration names: made all at once, so that a file with an error changes nothing.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
@@ -37,7 +39,7 @@ pub(super) struct Parts {
 pub(super) struct RunningListener {
     pub settings: config::Listener,
     pub door: Arc<Door>,
-    pub address: std::net::SocketAddr,
+    pub address: SocketAddr,
     /// What it was called when some of its sessions began.
     former_names: Vec<String>,
     /// For as long as the task accepts: nothing else may keep the port open.
@@ -205,7 +207,7 @@ impl Proxy {
                 match (socket, TrustSource::open(settings)) {
                     (Ok(socket), Ok(trust)) => Origin::Fresh(socket, trust),
                     (socket, trust) => {
-                        problems.extend(socket.err().map(|error| error.to_string()));
+                        problems.extend(socket.err().map(|error| explained(&error, settings.address, running)));
                         problems.extend(trust.err().map(|error| error.to_string()));
                         continue;
                     }
@@ -386,6 +388,17 @@ async fn prove_tokens(server: &Arc<ServerTls>) -> Result<(), Vec<Finding>> {
 pub(super) async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let done = tokio::task::spawn_blocking(work).await;
     done.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+}
+
+/// Why an address can't be opened. One that only contains, or is within, that of a listener is another one to the kernel.
+fn explained(error: &io::Error, address: SocketAddr, running: &BTreeMap<String, RunningListener>) -> String {
+    let holder = running.values().find(|known| known.address.port() == address.port());
+    match holder.filter(|_| error.kind() == io::ErrorKind::AddrInUse) {
+        Some(known) => {
+            format!("{error}: listener {} has {}, so this takes a restart", known.settings.name, known.address)
+        }
+        None => error.to_string(),
+    }
 }
 
 /// The listener that has the address of `settings` under a name which goes elsewhere or is gone, and its socket: an address that
