@@ -392,7 +392,7 @@ pub(super) async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + '
 
 /// Why an address can't be opened. One that only contains, or is within, that of a listener is another one to the kernel.
 fn explained(error: &io::Error, address: SocketAddr, running: &BTreeMap<String, RunningListener>) -> String {
-    let holder = running.values().find(|known| known.address.port() == address.port());
+    let holder = running.values().find(|known| config::overlap(known.address, address));
     match holder.filter(|_| error.kind() == io::ErrorKind::AddrInUse) {
         Some(known) => {
             format!("{error}: listener {} has {}, so this takes a restart", known.settings.name, known.address)

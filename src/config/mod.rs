@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value as Json, json};
 use toml::de::DeTable;
 
+pub use definition::overlap;
 pub use diagnostic::{Diagnostic, Diagnostics, Severity};
 pub use loaded::{Loaded, changes};
 pub use settings::*;

@@ -90,7 +90,7 @@ fn one_of_each_address(t: &mut Table<'_, '_, '_>, config: &Config) {
 }
 
 /// Whether a socket at one address leaves no place for one at the other.
-fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+pub fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
     let takes = |all: SocketAddr, one: SocketAddr| all.ip().is_unspecified() && (all.is_ipv6() || one.is_ipv4());
     one == other || (one.port() == other.port() && (takes(one, other) || takes(other, one)))
 }
