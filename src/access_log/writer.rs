@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, sync_channel};
@@ -264,7 +265,7 @@ impl Output {
     fn open(output: &AccessLogOutput) -> io::Result<Self> {
         Ok(match output {
             AccessLogOutput::Off | AccessLogOutput::Stdout => Self::Stdout(Lines::new(stdout()?)),
-            AccessLogOutput::File(path) => Self::File { path: path.clone(), file: Lines::new(open_file(path)?) },
+            AccessLogOutput::File(path) => Self::File { path: path.clone(), file: open_file(path)? },
             AccessLogOutput::Journald => Self::Journal(open_journal()?),
         })
     }
@@ -295,21 +296,27 @@ impl Output {
     fn reopen(&mut self) -> io::Result<()> {
         match self {
             Self::Stdout(_) => {}
-            Self::File { path, file } => *file = Lines::new(open_file(path)?),
+            Self::File { path, file } => *file = open_file(path)?,
             Self::Journal(socket) => *socket = open_journal()?,
         }
         Ok(())
     }
 }
 
-fn open_file(path: &Path) -> io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o640)
-        .open(path)
-        .map_err(|error| io::Error::new(error.kind(), format!("can't open the access log {}: {error}", path.display())))
+fn open_file(path: &Path) -> io::Result<Lines<File>> {
+    let file = OpenOptions::new().append(true).create(true).mode(0o640).open(path).map_err(|error| {
+        io::Error::new(error.kind(), format!("can't open the access log {}: {error}", path.display()))
+    })?;
+    // A full disk may have torn its last line before it was opened anew.
+    Ok(Lines { output: file, is_torn: last_octet(path).is_some_and(|last| last != b'\n') })
+}
+
+/// The last octet of a regular file that can be read and isn't empty.
+fn last_octet(path: &Path) -> Option<u8> {
+    let mut octet = [0];
+    let length = std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file)?.len();
+    File::open(path).ok()?.read_exact_at(&mut octet, length.checked_sub(1)?).ok()?;
+    Some(octet[0])
 }
 
 fn open_journal() -> io::Result<UnixDatagram> {
@@ -521,6 +528,17 @@ mod tests {
 
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
+        }
+    }
+
+    #[test]
+    fn a_line_that_was_torn_before_the_file_was_opened_takes_no_other_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("access.log");
+        for (before, after) in [("", "two\n"), ("one\n", "one\ntwo\n"), ("one\nto", "one\nto\ntwo\n")] {
+            std::fs::write(&path, before).unwrap();
+            assert!(matches!(open_file(&path).unwrap().write(b"two\n"), (4, Ok(()))), "{before}");
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), after);
         }
     }
 

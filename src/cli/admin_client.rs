@@ -83,6 +83,8 @@ struct Answer<'c> {
     place: &'c AdminAddress,
     status: u16,
     body: Vec<u8>,
+    /// Why the places before it weren't asked.
+    failures: Vec<String>,
 }
 
 impl AdminClient {
@@ -152,15 +154,16 @@ impl AdminClient {
         struct Problem {
             error: String,
         }
-        let Answer { place, status, body } = &answer;
+        let Answer { place, status, body, failures } = &answer;
         if answer.is_success() {
             return serde_json::from_slice(body)
                 .map_err(|error| format!("{place} answered something else than expected: {error}"));
         }
-        Err(match serde_json::from_slice::<Problem>(body) {
+        let error = match serde_json::from_slice::<Problem>(body) {
             Ok(Problem { error }) => error,
             Err(_) => format!("{place} answered HTTP {status}: {}", answer.text()),
-        })
+        };
+        Err(after(failures, error))
     }
 
     /// One request. What can't be connected to has not been asked, so the next place may be.
@@ -170,10 +173,11 @@ impl AdminClient {
             let failed = |error: io::Error| format!("no answer from {place}: {error}");
             match place.connect() {
                 Ok(stream) => {
-                    let request = self.request(place, method, path, body)?;
+                    let request = self.request(place, method, path, body);
+                    let request = request.map_err(|error| after(&failures, error))?;
                     let response = speak(stream, request.as_bytes()).map_err(failed)?;
                     let (status, body) = parse_response(&response).map_err(failed)?;
-                    return Ok(Answer { place, status, body });
+                    return Ok(Answer { place, status, body, failures });
                 }
                 Err(error) => failures.push(failed(error)),
             }
@@ -203,6 +207,11 @@ impl AdminClient {
         request.push_str(body);
         Ok(request)
     }
+}
+
+/// What is wrong, and before it why other places weren't asked: there it might have been right.
+fn after(failures: &[String], error: String) -> String {
+    [failures, &[error]].concat().join("\n")
 }
 
 impl Answer<'_> {
@@ -380,7 +389,8 @@ mod tests {
         let unreadable = || Some(Ok(PathBuf::from("/nonexistent/token")));
         assert_eq!(asked(unreadable(), |client| client.get("/")).0, Ok(json!({})));
         let (refused, request) = asked(unreadable(), |client| client.post("/", &json!({})));
-        assert!(refused.is_err_and(|error| error.contains("/nonexistent/token")) && request.is_empty(), "{request}");
+        let both = |error: String| error.contains("no answer from unix:") && error.contains("/nonexistent/token");
+        assert!(refused.is_err_and(both) && request.is_empty(), "the socket would have needed none: {request}");
         let file = tempfile::NamedTempFile::new().expect("a temporary file");
         std::fs::write(file.path(), "secret\n").expect("writes");
         let (changed, request) = asked(Some(Ok(file.path().into())), |client| client.post("/", &json!({})));
