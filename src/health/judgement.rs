@@ -41,6 +41,11 @@ impl Failure {
     fn is_the_backends(&self) -> bool {
         !matches!(self, Self::CredentialsRefused(_) | Self::NotAsked(_))
     }
+
+    /// Whether nothing came back.
+    fn is_silence(&self) -> bool {
+        matches!(self, Self::Silent(_) | Self::Unreachable(_))
+    }
 }
 
 impl fmt::Display for Failure {
@@ -88,10 +93,11 @@ pub struct Judgement {
 struct Track {
     answers: Streak,
     swift: Streak,
+    /// Whether anything comes back, right or wrong.
+    speaks: Streak,
     max_latency: Option<Duration>,
     /// The newest failure, or why it isn't swift.
     trouble: String,
-    silent: bool,
 }
 
 impl Judgement {
@@ -126,11 +132,11 @@ impl Judgement {
             },
         };
         track.take(outcome);
-        if depth == Depth::Cheap {
-            if self.suspected && outcome.as_ref().is_err_and(Failure::is_the_backends) {
-                self.cheap.answers.fail();
-            }
-            self.suspected = false;
+        if depth == Depth::Cheap
+            && std::mem::take(&mut self.suspected)
+            && let Err(failure) = outcome
+        {
+            self.cheap.fail(failure);
         }
     }
 
@@ -164,7 +170,10 @@ impl Judgement {
         let verdict = |health, reason: &str| Verdict { health, reason: reason.to_owned(), silent: false };
         match self.cheap.answers.works() {
             Some(false) => {
-                return Verdict { silent: self.cheap.silent, ..verdict(Health::Down, &self.cheap.trouble) };
+                return Verdict {
+                    silent: self.cheap.speaks.works() == Some(false),
+                    ..verdict(Health::Down, &self.cheap.trouble)
+                };
             }
             _ if self.is_ejected(now) => {
                 let reason = match self.ejection.is_relapse() {
@@ -191,9 +200,9 @@ impl Track {
         Self {
             answers: Streak::new(probe.rise, probe.fall),
             swift: Streak::new(probe.rise, probe.fall),
+            speaks: Streak::new(1, probe.fall),
             max_latency: probe.max_latency,
             trouble: String::new(),
-            silent: false,
         }
     }
 
@@ -203,13 +212,14 @@ impl Track {
             return self;
         }
         let [answers, swift] = [&self.answers, &self.swift].map(|streak| streak.under(now.rise, now.fall));
-        Self { answers, swift, max_latency: now.max_latency, ..self }
+        Self { answers, swift, speaks: self.speaks.under(1, now.fall), max_latency: now.max_latency, ..self }
     }
 
     fn take(&mut self, outcome: &Outcome) {
         match outcome {
             Ok(latency) => {
                 self.answers.count(true);
+                self.speaks.count(true);
                 if let Some(most) = self.max_latency {
                     self.swift.count(*latency <= most);
                     if *latency > most && self.answers.works() == Some(true) {
@@ -219,10 +229,20 @@ impl Track {
             }
             Err(failure) if failure.is_the_backends() => {
                 self.answers.count(false);
+                self.speaks.count(!failure.is_silence());
                 self.trouble = failure.to_string();
-                self.silent = matches!(failure, Failure::Silent(_) | Failure::Unreachable(_));
             }
             Err(_) => {}
+        }
+    }
+
+    /// This failure is enough.
+    fn fail(&mut self, failure: &Failure) {
+        if failure.is_the_backends() {
+            self.answers.fail();
+        }
+        if failure.is_silence() {
+            self.speaks.fail();
         }
     }
 }
@@ -233,6 +253,36 @@ mod tests {
 
     const FAST: Outcome = Ok(Duration::from_millis(1));
     const SLOW: Outcome = Ok(Duration::from_millis(500));
+
+    /// One slow probe is no reason to leave a backend that answers, if wrongly.
+    #[test]
+    fn as_many_failures_as_take_it_down_make_it_silent() {
+        let wrong = || Err(Failure::Wrong("not synchronised".into()));
+        let settings = config::Health {
+            cheap: config::Probe { fall: 3, ..config::Probe::default() },
+            ..config::Health::default()
+        };
+        for (outcomes, suspected, silent) in [
+            (vec![refused()], false, true),
+            (vec![FAST, refused(), refused(), refused()], false, true),
+            (vec![FAST, wrong(), refused(), refused()], false, false),
+            (vec![wrong(), refused(), refused()], false, false),
+            (vec![wrong(), refused(), wrong(), refused(), refused()], false, false),
+            (vec![wrong(), refused(), refused(), refused()], false, true),
+            (vec![wrong(), refused()], true, true),
+            (vec![refused(), wrong()], false, false),
+        ] {
+            let mut judgement = Judgement::new(&settings);
+            let (last, before) = outcomes.split_last().expect("there are some");
+            before.iter().for_each(|outcome| judgement.take(Depth::Cheap, outcome));
+            if suspected {
+                judgement.suspect();
+            }
+            judgement.take(Depth::Cheap, last);
+            let verdict = judgement.verdict(Instant::now());
+            assert_eq!((verdict.health, verdict.silent), (Health::Down, silent), "{outcomes:?} {suspected}");
+        }
+    }
 
     fn refused() -> Outcome {
         Err(Failure::Unreachable("connection refused".into()))

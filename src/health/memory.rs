@@ -24,6 +24,8 @@ pub(super) struct Histories {
 #[derive(Debug, Clone)]
 pub(super) struct History {
     pub judgement: Judgement,
+    /// The last verdict: it doesn't answer at all.
+    pub silent: bool,
     /// It has been down and not up since.
     pub fallen: bool,
 }
@@ -51,10 +53,10 @@ impl Histories {
     pub fn continue_with(&mut self, backend: &Backend, settings: &config::Health) -> History {
         match self.by_address.remove(&backend.address()) {
             // One that is unknown begins anew: DNS had dropped it meanwhile.
-            Some(History { judgement, fallen }) if backend.health() != Health::Unknown => {
-                History { judgement: judgement.under(&self.settings, settings), fallen }
+            Some(History { judgement, silent, fallen }) if backend.health() != Health::Unknown => {
+                History { judgement: judgement.under(&self.settings, settings), silent, fallen }
             }
-            _ => History { judgement: Judgement::new(settings), fallen: false },
+            _ => History { judgement: Judgement::new(settings), silent: false, fallen: false },
         }
     }
 }

@@ -165,8 +165,8 @@ impl<F: Fn(&Change)> Watcher<F> {
     /// Keeps what it has found out for the watcher that comes after it.
     fn remember(&self) {
         let history = |patient: &Patient| {
-            let Patient { backend, judgement, fallen, .. } = patient;
-            (backend.address(), History { judgement: judgement.clone(), fallen: *fallen })
+            let Patient { backend, judgement, silent, fallen, .. } = patient;
+            (backend.address(), History { judgement: judgement.clone(), silent: *silent, fallen: *fallen })
         };
         self.memory.keep(&self.pool.settings().health, self.patients.iter().map(history));
     }
@@ -187,7 +187,7 @@ impl<F: Fn(&Change)> Watcher<F> {
 
     fn admit(&mut self, backend: Arc<Backend>) -> Patient {
         let settings = self.pool.settings().health.clone();
-        let History { judgement, fallen } = self.histories.continue_with(&backend, &settings);
+        let History { judgement, silent, fallen } = self.histories.continue_with(&backend, &settings);
         let hurry = Arc::new(Notify::new());
         let mut checkers = Vec::new();
         let mut start = |probe, account: &Arc<ServiceAccount>, depth, hurry: Arc<Notify>| {
@@ -202,7 +202,7 @@ impl<F: Fn(&Change)> Watcher<F> {
             judgement,
             troubles: Troubles::default(),
             reason: String::new(),
-            silent: false,
+            silent,
             fallen,
             hurry,
             checkers,
