@@ -8,6 +8,7 @@ import pytest
 from support import attacks, ber
 from support.backend import answer_nothing
 from support.clients import RawClient
+from support.proxy import config
 from support.waiting import eventually
 
 CONNECTIONS = "ldaps_proxy_connections_total"
@@ -91,6 +92,22 @@ def test_failed_logins_are_throttled(start_proxy, start_backend):
         assert client.ask(ber.bind, "bob@corp.example.com", "wrong")[-1].result_code == 49
     binds = [pdu for session in backend.sessions() for pdu in session.of(ber.BIND_REQUEST)]
     assert len(binds) == 4, "the directory saw no guess beyond the limit"
+
+
+def test_a_login_that_never_left_is_none(start_proxy, start_backend, certificate):
+    """A regression test: one that timed out while it waited for a seat was charged to its name, though nobody had judged it."""
+    backend = start_backend()
+    text = config(
+        certificate, [backend], pool=f'queue = 1\nqueue_timeout = "90s"\n{TCP}',
+        extra='[limits]\noperation_timeout = "200ms"\n[login_throttle]\nfailures_per_name = 1',
+    ).replace(f"'{backend}'", f'{{ address = "{backend}", max_sessions = 1 }}')
+    proxy = start_proxy(text=text)
+    with RawClient(proxy.endpoint()) as first, RawClient(proxy.endpoint()) as second:
+        first.ask(ber.search)
+        assert second.ask(ber.bind, "cn=ann", "secret")[-1].result_code == 3
+        first.send(ber.unbind(first.next_id()))
+        assert first.ended()
+        assert second.ask(ber.bind, "cn=ann", "secret")[-1].result_code == ber.SUCCESS
 
 
 def announced(proxy, source):

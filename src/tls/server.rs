@@ -220,7 +220,7 @@ struct State {
     certificates: Vec<CertificateInfo>,
     /// Keys in tokens, each with its certificate's index.
     tokens: Vec<(usize, Arc<pkcs11::KeyInToken>)>,
-    /// Where handshakes are made, if a token signs in some of them.
+    /// Where hellos are answered, if a token signs some of the answers.
     threads: Option<pkcs11::Threads>,
 }
 

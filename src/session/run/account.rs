@@ -128,12 +128,11 @@ impl<T> Run<T> {
             self.count(answer.kind, answer.code, 1);
             if answer.kind == OperationKind::Bind {
                 self.entry.set_facts(|facts| facts.bind_name = None);
-                // A login that no directory has judged costs its name nothing. One that timed out may have been judged.
-                if let Some(attempt) = self.attempt.take()
-                    && answer.reason != Refusal::OperationTimeout
-                {
-                    self.settings.throttle.settle(attempt, answer.code, now.into_std());
+                // One that timed out may have been judged.
+                if answer.reason == Refusal::OperationTimeout {
+                    self.attempt = None;
                 }
+                self.give_attempt_back(answer.code, now);
             }
             let pdu = answer.pdu();
             operation.delivered_octets += pdu.len() as u64;
@@ -188,6 +187,13 @@ impl<T> Run<T> {
         self.entry.in_flight.store(awaited, Ordering::Relaxed);
         if let Link::Up(up) = &mut self.link {
             up.in_flight.set(awaited);
+        }
+    }
+
+    /// A login that no directory has judged costs its name nothing.
+    pub(super) fn give_attempt_back(&mut self, code: ResultCode, now: Instant) {
+        if let Some(attempt) = self.attempt.take() {
+            self.settings.throttle.settle(attempt, code, now.into_std());
         }
     }
 

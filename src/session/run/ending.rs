@@ -351,6 +351,10 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
                     up.upstream.backend().report(self.entry.client.ip(), EventKind::TimedOut);
                 }
                 let (id, position, length) = (operation.id, operation.position, operation.length);
+                let is_unsent = position >= self.to_upstream.taken();
+                if kind == OperationKind::Bind && is_unsent {
+                    self.give_attempt_back(answer.code, now);
+                }
                 self.answer_all(vec![(operation, answer)], now);
                 if kind == OperationKind::Bind {
                     // A bind can't be abandoned (§4.11): only losing the connection keeps its late result from mattering.
@@ -362,7 +366,7 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
                             self.to_upstream.restart(Vec::new());
                         }
                     }
-                } else if position >= self.to_upstream.taken() {
+                } else if is_unsent {
                     self.to_upstream.take_back(position, length);
                 } else {
                     self.forward(cx, &abandon(id));
