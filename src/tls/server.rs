@@ -183,7 +183,7 @@ impl<IO: Source + AsyncWrite + Unpin + Send + 'static> Greeted<IO> {
                     asked
                 }
                 Some(threads) => {
-                    // A slow token holds up its own handshakes only: each waits for one of its threads.
+                    // A slow token holds up handshakes that tokens sign, and no others: each waits for one of their threads.
                     drop(held);
                     let asked;
                     (asked, stream) = threads.run(move || Ok((answer_hello(&mut stream)?, stream))).await?;
