@@ -241,7 +241,7 @@ fn lines(found: &config::Diagnostics) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
     use std::time::Duration;
 
     use super::*;
@@ -257,17 +257,22 @@ mod tests {
         std::fs::write(directory.join("cert.pem"), issued.cert.pem()).unwrap();
     }
 
+    /// A proxy whose files are in `directory`, and the one of its networks.
+    async fn started(directory: &Path) -> (Arc<Proxy>, PathBuf) {
+        put_certificate(directory);
+        let list = directory.join("networks");
+        std::fs::write(&list, "192.0.2.1\n").unwrap();
+        let config = config::parse(CONFIG, &directory.join("test.toml")).expect("the file is right").config;
+        (Proxy::start_without_file(config, LogHandle::of_no_log()).await.expect("it starts"), list)
+    }
+
     /// A regression test: what was put in place between the reading of files and the first look of who follows them was missed
     /// until it changed once more.
     #[tokio::test]
     async fn files_that_change_before_they_are_followed_are_read_again() {
         for what in ["a certificate", "a list"] {
             let directory = tempfile::tempdir().unwrap();
-            put_certificate(directory.path());
-            let list = directory.path().join("networks");
-            std::fs::write(&list, "192.0.2.1\n").unwrap();
-            let config = config::parse(CONFIG, &directory.path().join("test.toml")).expect("the file is right").config;
-            let proxy = Proxy::start_without_file(config, LogHandle::of_no_log()).await.expect("it starts");
+            let (proxy, list) = started(directory.path()).await;
             // The task that follows them has not run yet: nothing has been awaited since it was spawned.
             let served = proxy.state().parts.tls.certificates();
             let trusts = |address: [u8; 4]| {
@@ -291,11 +296,7 @@ mod tests {
     #[tokio::test]
     async fn nobody_waits_for_a_list_that_is_slow() {
         let directory = tempfile::tempdir().unwrap();
-        put_certificate(directory.path());
-        let list = directory.path().join("networks");
-        std::fs::write(&list, "192.0.2.1\n").unwrap();
-        let config = config::parse(CONFIG, &directory.path().join("test.toml")).expect("the file is right").config;
-        let proxy = Proxy::start_without_file(config, LogHandle::of_no_log()).await.expect("it starts");
+        let (proxy, list) = started(directory.path()).await;
         let [pipe, next] = ["pipe", "next"].map(|name| directory.path().join(name));
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
         std::fs::rename(&pipe, &list).unwrap();
