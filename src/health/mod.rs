@@ -126,13 +126,9 @@ struct Accounts {
 /// A backend under watch.
 struct Patient {
     backend: Arc<Backend>,
-    judgement: Judgement,
+    history: History,
     troubles: Troubles,
     reason: String,
-    /// The last verdict: it doesn't answer at all.
-    silent: bool,
-    /// It has been down and not up since.
-    fallen: bool,
     /// Rung for a probe at once.
     hurry: Arc<Notify>,
     checkers: Vec<tokio::task::AbortHandle>,
@@ -164,10 +160,7 @@ impl<F: Fn(&Change)> Watcher<F> {
 
     /// Keeps what it has found out for the watcher that comes after it.
     fn remember(&self) {
-        let history = |patient: &Patient| {
-            let Patient { backend, judgement, silent, fallen, .. } = patient;
-            (backend.address(), History { judgement: judgement.clone(), silent: *silent, fallen: *fallen })
-        };
+        let history = |patient: &Patient| (patient.backend.address(), patient.history.clone());
         self.memory.keep(&self.pool.settings().health, self.patients.iter().map(history));
     }
 
@@ -187,7 +180,7 @@ impl<F: Fn(&Change)> Watcher<F> {
 
     fn admit(&mut self, backend: Arc<Backend>) -> Patient {
         let settings = self.pool.settings().health.clone();
-        let History { judgement, silent, fallen } = self.histories.continue_with(&backend, &settings);
+        let history = self.histories.continue_with(&backend, &settings);
         let hurry = Arc::new(Notify::new());
         let mut checkers = Vec::new();
         let mut start = |probe, account: &Arc<ServiceAccount>, depth, hurry: Arc<Notify>| {
@@ -198,16 +191,7 @@ impl<F: Fn(&Change)> Watcher<F> {
         if let (Some(probe), Some(account)) = (&settings.deep, &self.accounts.deep) {
             start(probe.clone(), account, Depth::Deep, Arc::default());
         }
-        Patient {
-            judgement,
-            troubles: Troubles::default(),
-            reason: String::new(),
-            silent,
-            fallen,
-            hurry,
-            checkers,
-            backend,
-        }
+        Patient { history, troubles: Troubles::default(), reason: String::new(), hurry, checkers, backend }
     }
 
     fn take_report(&mut self, report: &Report, now: Instant) {
@@ -216,7 +200,7 @@ impl<F: Fn(&Change)> Watcher<F> {
         let Some(index) = self.patients.iter().position(is_its) else { return };
         // Since it was ejected the others may have fallen, an operator may have drained them, DNS may have dropped them.
         let is_needed = !self.patients.iter().any(|patient| patient.backend.is_usable());
-        let judgement = &mut self.patients[index].judgement;
+        let judgement = &mut self.patients[index].history.judgement;
         judgement.take(report.depth, &report.outcome);
         if is_needed {
             judgement.pardon(now);
@@ -237,7 +221,7 @@ impl<F: Fn(&Change)> Watcher<F> {
         match suspicion {
             Suspicion::None => {}
             Suspicion::Probe => {
-                patient.judgement.suspect();
+                patient.history.judgement.suspect();
                 patient.hurry.notify_one();
             }
             Suspicion::Eject => self.eject(index, now),
@@ -256,7 +240,7 @@ impl<F: Fn(&Change)> Watcher<F> {
             return;
         }
         backend.metrics().ejected();
-        let length = self.patients[index].judgement.eject(now);
+        let length = self.patients[index].history.judgement.eject(now);
         tracing::warn!(pool, backend = self.patients[index].backend.name(), ?length, "ejected");
         self.pronounce(index, now);
         self.remember();
@@ -266,7 +250,7 @@ impl<F: Fn(&Change)> Watcher<F> {
     fn may_eject(&self, index: usize, now: Instant) -> bool {
         let is_enabled = |patient: &&Patient| patient.backend.duty() == Duty::Enabled;
         let enabled = self.patients.iter().filter(is_enabled).count();
-        let ejected = self.patients.iter().filter(|patient| patient.judgement.is_ejected(now)).count();
+        let ejected = self.patients.iter().filter(|patient| patient.history.judgement.is_ejected(now)).count();
         let this = &self.patients[index].backend;
         let others = self.patients.iter().filter(|patient| !Arc::ptr_eq(&patient.backend, this));
         let others = others.filter(|patient| patient.backend.is_usable()).count();
@@ -276,12 +260,12 @@ impl<F: Fn(&Change)> Watcher<F> {
     /// Tells a backend what is thought of it, if that has changed.
     fn pronounce(&mut self, index: usize, now: Instant) {
         let patient = &mut self.patients[index];
-        let verdict = patient.judgement.verdict(now);
+        let verdict = patient.history.judgement.verdict(now);
         if verdict.health == Health::Unknown {
             return;
         }
         let before = patient.backend.health();
-        let was_silent = std::mem::replace(&mut patient.silent, verdict.silent);
+        let was_silent = std::mem::replace(&mut patient.history.silent, verdict.silent);
         let falls_silent = verdict.silent && !was_silent;
         if before == verdict.health && patient.reason == verdict.reason && !falls_silent {
             return;
@@ -303,9 +287,9 @@ impl<F: Fn(&Change)> Watcher<F> {
             Health::Up | Health::Unknown => tracing::info!(pool, backend, ?before, reason, "backend is up"),
         }
         let backend = Arc::clone(&patient.backend);
-        let returns = verdict.health == Health::Up && std::mem::take(&mut patient.fallen);
+        let returns = verdict.health == Health::Up && std::mem::take(&mut patient.history.fallen);
         if verdict.health == Health::Down {
-            patient.fallen = true;
+            patient.history.fallen = true;
             self.take_fall(index, now);
         }
         (self.on_change)(&Change { backend, before, verdict, returns });
@@ -314,11 +298,11 @@ impl<F: Fn(&Change)> Watcher<F> {
     /// A backend has gone down. One that comes and goes costs its sessions a failover each time: it has to wait longer and
     /// longer, if others can take its place.
     fn take_fall(&mut self, index: usize, now: Instant) {
-        if self.patients[index].judgement.is_ejected(now) || !self.may_eject(index, now) {
+        if self.patients[index].history.judgement.is_ejected(now) || !self.may_eject(index, now) {
             return;
         }
-        let Patient { backend, judgement, .. } = &mut self.patients[index];
-        if let Some(length) = judgement.relapse(now) {
+        let Patient { backend, history, .. } = &mut self.patients[index];
+        if let Some(length) = history.judgement.relapse(now) {
             backend.metrics().ejected();
             tracing::warn!(
                 pool = self.pool.settings().name,
