@@ -121,6 +121,17 @@ pub struct Details {
     pub bind_name: Option<Box<str>>,
 }
 
+/// An operation that took too long.
+#[derive(Debug)]
+pub struct Overdue {
+    /// It has ended.
+    pub operation: Operation,
+    /// What the client gets.
+    pub answer: Answer,
+    /// Nothing of it has left for the upstream: nothing may any more.
+    pub is_unsent: bool,
+}
+
 /// What becomes of a session whose upstream is lost.
 #[derive(Debug, Default)]
 pub struct Loss {

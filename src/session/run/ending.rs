@@ -15,7 +15,7 @@ use crate::ldap::{MessageId, OperationKind, Request, ResultCode, reply};
 use crate::pool::{Duty, EventKind, Health, Left};
 use crate::session::registry::Command;
 use crate::session::state::{Layer, SESSION_LOST};
-use crate::session::verdict::{Answer, Ending};
+use crate::session::verdict::{Answer, Ending, Overdue};
 
 /// A tunnel that is drained ends once this long has passed without a byte: its operations can't be seen.
 const TUNNEL_QUIET: Duration = Duration::from_secs(1);
@@ -344,14 +344,14 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
             return (Moved::Yes, next);
         }
         if let Some(timeout) = limits.operation_timeout {
-            while let Some((operation, answer)) = self.state.time_out(timeout, self.to_upstream.taken(), now) {
+            while let Some(overdue) = self.state.time_out(timeout, self.to_upstream.taken(), now) {
+                let Overdue { operation, answer, is_unsent } = overdue;
                 moved = Moved::Yes;
                 let kind = operation.kind;
                 if let Link::Up(up) = &self.link {
                     up.upstream.backend().report(self.entry.client.ip(), EventKind::TimedOut);
                 }
                 let (id, position, length) = (operation.id, operation.position, operation.length);
-                let is_unsent = position >= self.to_upstream.taken();
                 if kind == OperationKind::Bind && is_unsent {
                     self.give_attempt_back(answer.code, now);
                 }

@@ -10,7 +10,7 @@ use crate::failure::{EndReason, FailoverKind, Refusal};
 use crate::ldap::{OperationKind, ResultCode};
 use crate::session::bind::Identity;
 use crate::session::operations::{BACKEND_LOST, Fate, Kept, Operation};
-use crate::session::verdict::{Answer, Ending, Loss};
+use crate::session::verdict::{Answer, Ending, Loss, Overdue};
 
 const TOO_SLOW: &str = "the backend did not answer in time (limits.operation_timeout): narrow the request or retry";
 const WRITE_TOO_SLOW: &str = "outcome unknown: the backend did not answer in time (limits.operation_timeout); read the entry to see \
@@ -110,10 +110,9 @@ impl State {
         loss.answers
     }
 
-    /// The oldest operation, if it has taken longer than `timeout`, ended with timeLimitExceeded: the client gets the answer. What
-    /// had not left for the upstream, which has taken `taken` octets of its stream, must not be sent any more; else the backend gets
-    /// an Abandon of its messageID.
-    pub fn time_out(&mut self, timeout: Duration, taken: u64, now: Instant) -> Option<(Operation, Answer)> {
+    /// The oldest operation, if it has taken longer than `timeout`, ended with timeLimitExceeded: the client gets the answer, the
+    /// backend an Abandon of its messageID if it may know of it: the upstream has taken `taken` octets of its stream.
+    pub fn time_out(&mut self, timeout: Duration, taken: u64, now: Instant) -> Option<Overdue> {
         let overdue = self.operations.oldest().filter(|oldest| now >= oldest.started + timeout)?;
         let operation = self.operations.abandon(overdue.id)?;
         if operation.kind == OperationKind::Bind {
@@ -134,7 +133,7 @@ impl State {
             diagnostic: diagnostic.into(),
             started: operation.started,
         };
-        Some((operation, answer))
+        Some(Overdue { operation, answer, is_unsent })
     }
 }
 
@@ -155,7 +154,7 @@ mod tests {
             let (mut state, began) = (State::new(Failover::default(), StartTls::Established), Instant::now());
             state.begin(&Request::new(pdu, envelope).expect("a modify"), 0, None, began);
             let timeout = Duration::from_secs(1);
-            let (_, answer) = state.time_out(timeout, taken, began + timeout).expect("it is overdue");
+            let Overdue { answer, .. } = state.time_out(timeout, taken, began + timeout).expect("it is overdue");
             assert_eq!(answer.code, ResultCode::TIME_LIMIT_EXCEEDED);
             assert_eq!(answer.diagnostic.contains("outcome unknown"), outcome_unknown);
             assert_eq!(state.pin(began + timeout), pin);
