@@ -15,7 +15,7 @@ mod result_code;
 
 pub use frame::{Envelope, FrameError, MessageId, envelope};
 pub use operation::OperationKind;
-pub use request::{Authentication, BindRequest, Control, Controls, Request, SearchRequest};
+pub use request::{Authentication, BindRequest, Control, Controls, Request, SearchRequest, until_nul};
 pub use response::{LdapResult, Response, ResponseKind};
 pub use result_code::ResultCode;
 

@@ -146,8 +146,7 @@ impl<'a> Request<'a> {
 
     /// Whether it is StartTLS (§4.14), to any backend: Samba reads an object identifier up to its first NUL.
     pub fn is_start_tls(&self) -> bool {
-        self.extended_name()
-            .is_some_and(|name| name.split(|octet| *octet == 0).next() == Some(oid::START_TLS.as_bytes()))
+        self.extended_name().is_some_and(|name| until_nul(name) == oid::START_TLS.as_bytes())
     }
 
     /// Whether a search's filter nests and, or, not deeper than `limit`; `None` where that can't be told from octets that
@@ -195,6 +194,11 @@ impl<'a> Request<'a> {
     pub fn content(&self) -> &'a [u8] {
         &self.pdu[self.envelope.content_start..self.envelope.content_end]
     }
+}
+
+/// What Samba reads of a name or an object identifier: up to the first NUL.
+pub fn until_nul(octets: &[u8]) -> &[u8] {
+    octets.split(|octet| *octet == 0).next().unwrap_or_default()
 }
 
 /// A BindRequest's fields but its version, which is the backend's to judge.

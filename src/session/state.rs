@@ -14,7 +14,9 @@ use super::verdict::{Answer, Ending, RequestVerdict};
 use crate::access_log::RequestPart;
 use crate::config::{Failover, FailoverMode, Limits};
 use crate::failure::{EndReason, Refusal};
-use crate::ldap::{Authentication, BindRequest, Envelope, FrameError, OperationKind, Request, ResultCode, oid};
+use crate::ldap::{
+    Authentication, BindRequest, Envelope, FrameError, OperationKind, Request, ResultCode, oid, until_nul,
+};
 
 /// Octets of requests in flight one session keeps for sending again. What doesn't fit is answered `unavailable` if its upstream is
 /// lost.
@@ -338,7 +340,7 @@ impl State {
 
 /// The name in a simple bind, as far as Samba reads it and it is worth keeping. A SASL mechanism has its own way to say who.
 fn simple_name(bind: &BindRequest<'_>) -> Option<Box<str>> {
-    let name = bind.name.split(|octet| *octet == 0).next().unwrap_or_default();
+    let name = until_nul(bind.name);
     let name = &name[..name.len().min(MOST_KEPT_NAME)];
     matches!(bind.authentication, Authentication::Simple(_)).then(|| String::from_utf8_lossy(name).into())
 }
