@@ -155,7 +155,8 @@ impl Connection {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the proxy closed a session"));
         }
         let mut responses = Responses::default();
-        while let Some(frame) = pdu::frame(&self.input)? {
+        let mut at = 0;
+        while let Some(frame) = pdu::frame(&self.input[at..])? {
             match frame.tag {
                 tag::SEARCH_ENTRY => responses.entries += 1,
                 operation => match pdu::result_code(frame.body)? {
@@ -163,9 +164,9 @@ impl Connection {
                     code => return Err(io::Error::other(format!("result code {code} in operation {operation:#04x}"))),
                 },
             }
-            let len = frame.len;
-            self.input.advance(len);
+            at += frame.len;
         }
+        self.input.advance(at);
         Ok(responses)
     }
 

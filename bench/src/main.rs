@@ -21,8 +21,14 @@ mod window;
 use std::{io, net::SocketAddr, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
+use serde::Serialize;
+use tokio::io::{AsyncBufReadExt, BufReader};
 
-use crate::{client::Target, meter::Meter, window::Times};
+use crate::{
+    client::Target,
+    meter::Meter,
+    window::{Report, Times},
+};
 
 #[derive(Parser)]
 #[command(version, about = "Load generator and synthetic LDAP backend for ldaps-proxy; loopback only")]
@@ -32,6 +38,10 @@ enum Command {
         /// Loopback address to listen on; port 0 picks one. The addresses in use are printed on one line.
         #[arg(long, required = true)]
         listen: Vec<SocketAddr>,
+        /// Take loads from standard input, too: a line for each, the words of a `bench load` in JSON. Its report follows on
+        /// standard output as one line of JSON. One thread is then backend and client, and switches between no processes.
+        #[arg(long)]
+        loads: bool,
     },
     /// Put one load on a proxy and print one line of JSON.
     Load(Load),
@@ -91,8 +101,11 @@ fn main() -> ExitCode {
     let result = tokio::runtime::Builder::new_current_thread().enable_all().build().and_then(|runtime| {
         runtime.block_on(async {
             match command {
-                Command::Sink { listen } => sink::run(&listen).await,
-                Command::Load(load) => run_load(load).await,
+                Command::Sink { listen, loads } => {
+                    sink::serve_on(&listen)?;
+                    if loads { take_loads().await } else { std::future::pending().await }
+                }
+                Command::Load(load) => say(&run_load(load).await?),
                 Command::Floor(floor) => floor.run(),
                 Command::Terminator(terminator) => terminator.run().await,
             }
@@ -107,7 +120,31 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run_load(load: Load) -> io::Result<()> {
+/// Puts the loads on that standard input asks for, until it ends.
+async fn take_loads() -> io::Result<()> {
+    let mut lines = BufReader::new(tokio::io::stdin()).lines();
+    while let Some(line) = lines.next_line().await? {
+        say(&run_line(&line).await)?;
+    }
+    Ok(())
+}
+
+/// The report of the load that a line asks for, or why there is none.
+async fn run_line(line: &str) -> Result<Report, String> {
+    let words: Vec<String> = serde_json::from_str(line).map_err(|error| error.to_string())?;
+    let words = ["bench", "load"].into_iter().map(String::from).chain(words);
+    match Command::try_parse_from(words).map_err(|error| error.to_string())? {
+        Command::Load(load) => run_load(load).await.map_err(|error| error.to_string()),
+        _ => Err("not a load".into()),
+    }
+}
+
+fn say(report: &impl Serialize) -> io::Result<()> {
+    println!("{}", serde_json::to_string(report).map_err(io::Error::other)?);
+    Ok(())
+}
+
+async fn run_load(load: Load) -> io::Result<Report> {
     let tls = (!load.plain).then_some(match load.tls {
         TlsVersion::Tls12 => &rustls::version::TLS12,
         TlsVersion::Tls13 => &rustls::version::TLS13,
@@ -115,11 +152,26 @@ async fn run_load(load: Load) -> io::Result<()> {
     let target = Target::new(load.target, tls, load.resume)?;
     let meter = Meter::new(load.pid);
     let times = Times { warm_up: Duration::from_secs(load.warm_up), measured: Duration::from_secs(load.seconds) };
-    let report = match load.workload {
-        Workload::Steady(steady) => steady.run(&target, times, &meter).await?,
-        Workload::Churn(churn) => churn.run(&target, times, &meter).await?,
-        Workload::Idle(idle) => idle.run(&target, &meter).await?,
-    };
-    println!("{}", serde_json::to_string(&report).map_err(io::Error::other)?);
-    Ok(())
+    match load.workload {
+        Workload::Steady(steady) => steady.run(&target, times, &meter).await,
+        Workload::Churn(churn) => churn.run(&target, times, &meter).await,
+        Workload::Idle(idle) => idle.run(&target, &meter).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_line_that_asks_for_no_load_is_told_why() {
+        for (line, why) in [
+            ("steady", "expected value"),
+            (r#"["--target=127.0.0.1:1", "walk"]"#, "unrecognized subcommand 'walk'"),
+            (r#"["--target=10.0.0.1:636", "steady"]"#, "only loopback addresses are allowed"),
+        ] {
+            let told = run_line(line).await.expect_err(line);
+            assert!(told.contains(why), "{told}");
+        }
+    }
 }

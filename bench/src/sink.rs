@@ -5,7 +5,7 @@
 //! SIZE octets each. The empty base is a root DSE, for the proxies' health probes. Every other request succeeds.
 
 use std::{
-    collections::HashMap,
+    collections::VecDeque,
     io::{self, Write},
     net::SocketAddr,
 };
@@ -33,8 +33,8 @@ const SUCCESS: u8 = 0;
 const COMPARE_TRUE: u8 = 6;
 const NO_SUCH_OBJECT: u8 = 32;
 
-/// Serves on all addresses, which are printed on one line once they listen.
-pub async fn run(addresses: &[SocketAddr]) -> io::Result<()> {
+/// Serves on all addresses from now on; they are printed on one line.
+pub fn serve_on(addresses: &[SocketAddr]) -> io::Result<()> {
     let mut bound = Vec::new();
     for &address in addresses {
         let listener = listen(address)?;
@@ -42,8 +42,7 @@ pub async fn run(addresses: &[SocketAddr]) -> io::Result<()> {
         tokio::spawn(accept(listener));
     }
     println!("{}", bound.join(" "));
-    io::stdout().flush()?;
-    std::future::pending().await
+    io::stdout().flush()
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
@@ -85,18 +84,19 @@ async fn serve(mut stream: TcpStream) -> io::Result<()> {
             return Ok(());
         }
         let mut unbound = false;
-        while !unbound && let Some(request) = pdu::frame(&input)? {
+        let mut at = 0;
+        while !unbound && let Some(request) = pdu::frame(&input[at..])? {
             unbound = request.tag == tag::UNBIND_REQUEST;
             if let Some(answer) = answers.to(&request)? {
                 output.extend_from_slice(answer);
             }
-            let len = request.len;
-            input.advance(len);
+            at += request.len;
             if output.len() >= WRITE_SIZE {
                 stream.write_all(&output).await?;
                 output.clear();
             }
         }
+        input.advance(at);
         stream.write_all(&output).await?;
         output.clear();
         if unbound {
@@ -105,9 +105,16 @@ async fn serve(mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
-/// The answers of one connection, each built when first asked for.
+/// The answers of one connection, each built when first asked for: what was asked last stands first.
 #[derive(Default)]
-struct Answers(HashMap<(u8, usize, Vec<u8>), Template>);
+struct Answers(VecDeque<Answer>);
+
+struct Answer {
+    request: u8,
+    id_len: usize,
+    base: Vec<u8>,
+    messages: Template,
+}
 
 impl Answers {
     /// All messages that answer `request`; `None` for one that has no response.
@@ -116,17 +123,17 @@ impl Answers {
             return Ok(None);
         }
         let base = if request.tag == tag::SEARCH_REQUEST { pdu::search_base(request.body)? } else { &[] };
-        if self.0.len() > MAX_TEMPLATES {
-            self.0.clear();
-        }
-        let key = (request.tag, request.id.len(), base.to_vec());
-        let template = match self.0.entry(key) {
-            std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
-            std::collections::hash_map::Entry::Vacant(new) => {
-                new.insert(Template::new(&responses(request.tag, base)?, request.id.len()))
+        let asked = (request.tag, request.id.len(), base);
+        match self.0.iter().position(|known| (known.request, known.id_len, &known.base[..]) == asked) {
+            Some(at) => self.0.swap(0, at),
+            None => {
+                let messages = Template::new(&responses(request.tag, base)?, request.id.len());
+                let answer = Answer { request: request.tag, id_len: request.id.len(), base: base.to_vec(), messages };
+                self.0.push_front(answer);
+                self.0.truncate(MAX_TEMPLATES);
             }
-        };
-        Ok(Some(template.stamp(request.id)))
+        }
+        Ok(self.0.front_mut().map(|answer| answer.messages.stamp(request.id)))
     }
 }
 

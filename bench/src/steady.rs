@@ -206,12 +206,11 @@ impl Session {
         let responses = self.connection.responses().await?;
         self.answered += responses.finals;
         self.received += responses.entries;
-        let now = Instant::now();
-        for _ in 0..responses.finals {
-            let sent_at =
-                self.sent_at.pop_front().ok_or_else(|| io::Error::other("an answer that nothing asked for"))?;
-            tally.operation(now - sent_at, latencies);
+        if responses.finals > self.sent_at.len() {
+            return Err(io::Error::other("an answer that nothing asked for"));
         }
+        let now = Instant::now();
+        tally.operations(self.sent_at.drain(..responses.finals).map(|sent_at| now - sent_at), latencies);
         Ok(responses.finals)
     }
 

@@ -65,9 +65,14 @@ impl Tally {
 
     /// One operation came to its end.
     pub fn operation(&self, latency: Duration, latencies: &mut Latencies) {
+        self.operations([latency].into_iter(), latencies);
+    }
+
+    /// Some operations came to their ends at once.
+    pub fn operations(&self, ended: impl ExactSizeIterator<Item = Duration>, latencies: &mut Latencies) {
         if self.0.phase.load(Relaxed) == MEASURING {
-            self.0.operations.fetch_add(1, Relaxed);
-            latencies.record(latency);
+            self.0.operations.fetch_add(ended.len() as u64, Relaxed);
+            ended.for_each(|latency| latencies.record(latency));
         }
     }
 
@@ -86,7 +91,8 @@ pub struct Latencies(Vec<u32>);
 impl Latencies {
     fn record(&mut self, latency: Duration) {
         if self.0.len() < MAX_LATENCIES {
-            self.0.push(u32::try_from(latency.as_nanos() / 100).unwrap_or(u32::MAX));
+            let units = latency.as_secs().saturating_mul(10_000_000) + u64::from(latency.subsec_nanos() / 100);
+            self.0.push(u32::try_from(units).unwrap_or(u32::MAX));
         }
     }
 
