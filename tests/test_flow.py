@@ -263,6 +263,21 @@ def test_the_proxys_own_words_wait_for_the_end_of_a_long_response(proxy, backend
         assert sorted((pdu.message_id, pdu.result_code) for pdu in (client.read(), client.read())) == [(1, 0), (2, 53)]
 
 
+def test_words_of_the_proxys_own_do_not_wait_for_ever(start_proxy, backend):
+    """A regression test: a backend that stopped amid a long entry left its client without a word until `idle_timeout`."""
+    entry = ber.entry(1, "cn=long", {"x": [MEGABYTE]})
+    backend.answer = lambda connection, pdu: pdu.tag == ber.SEARCH_REQUEST and connection.send(entry[:100_000])
+    limits = '[limits]\noperation_timeout = "200ms"\nwrite_timeout = "300ms"'
+    proxy = start_proxy([backend], pool='health.probe = "tcp"', extra=limits)
+    with RawClient(proxy.endpoint(), seconds=20, malformed=True) as client:
+        client.send(ber.search(1))
+        received = b""
+        while data := client.socket.recv(1 << 16):
+            received += data
+        assert received and entry.startswith(received)
+    proxy.wait_for("ldaps_proxy_refusals_total", 1, reason="operation_timeout")
+
+
 def test_a_session_that_ends_inside_a_long_response_ends_without_a_word(proxy, backend):
     entry = ber.entry(1, "cn=long", {"x": [MEGABYTE]})
     backend.answer = lambda connection, pdu: connection.send(entry[:100_000])

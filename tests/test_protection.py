@@ -2,6 +2,7 @@
 
 import socket
 import ssl
+from contextlib import ExitStack
 
 import pytest
 
@@ -108,6 +109,45 @@ def test_a_login_that_never_left_is_none(start_proxy, start_backend, certificate
         first.send(ber.unbind(first.next_id()))
         assert first.ended()
         assert second.ask(ber.bind, "cn=ann", "secret")[-1].result_code == ber.SUCCESS
+
+
+def test_a_login_whose_client_leaves_before_it_left_is_none(start_proxy, start_backend, certificate):
+    """A regression test: clients that gave up in an outage had their names throttled once it was over."""
+    backend = start_backend()
+    text = config(
+        certificate, [backend], pool=f'queue = 1\nqueue_timeout = "90s"\n{TCP}', extra="[login_throttle]\nfailures_per_name = 1",
+    ).replace(f"'{backend}'", f'{{ address = "{backend}", max_sessions = 1 }}')
+    proxy = start_proxy(text=text)
+    with RawClient(proxy.endpoint()) as first:
+        first.ask(ber.search)
+        with RawClient(proxy.endpoint()) as second:
+            second.send(ber.bind(1, "cn=ann", "secret"))
+            proxy.wait_for("ldaps_proxy_queue_waiting", 1)
+            second.reset()
+        proxy.wait_for("ldaps_proxy_sessions_active", 1)
+        assert first.ask(ber.bind, "cn=ann", "secret")[-1].result_code == ber.SUCCESS
+
+
+def test_a_client_that_does_not_read_casts_no_doubt_on_its_backend(start_proxy, start_backend):
+    """A regression test: three that let their results lie for `operation_timeout` had a sound backend ejected."""
+
+    def much(connection, pdu):
+        entry = ber.entry(pdu.message_id, "cn=x", {"x": ["y" * 20_000]})
+        if pdu.tag == ber.SEARCH_REQUEST:
+            connection.send(*[entry] * 400, ber.result(pdu.message_id, ber.SEARCH_DONE))
+
+    backends = start_backend(much), start_backend(much)
+    proxy = start_proxy(
+        backends, trusted=("127.0.0.0/8",), pool=f'balance = "first-available"\n{TCP}', extra='[limits]\noperation_timeout = "200ms"',
+    )
+    proxy.wait_for("ldaps_proxy_backend_up", 2)
+    with ExitStack() as stack:
+        for last in (1, 2, 3):
+            client = stack.enter_context(RawClient(proxy.endpoint(), source=f"127.0.1.{last}"))
+            client.send(ber.search(1))
+            proxy.wait_for("ldaps_proxy_refusals_total", last, reason="operation_timeout")
+        assert proxy.metrics().sum("ldaps_proxy_backend_ejections_total") == 0
+        assert proxy.metrics().sum("ldaps_proxy_backend_up") == 2
 
 
 def announced(proxy, source):

@@ -151,7 +151,7 @@ impl State {
             });
         }
         if !self.operations.may_use(id) {
-            return malformed("the messageID is in use by another operation of this session");
+            return malformed(MESSAGE_ID_IN_USE);
         }
         let answer = |code, reason, diagnostic: &'static str| {
             Some(RequestVerdict::Answer(Answer::to(request, code, reason, diagnostic.into(), now)))
@@ -273,6 +273,12 @@ impl State {
         }
     }
 
+    /// Whether no backend can have judged the bind that is awaited: nothing of it has left, the upstream has taken `taken` octets.
+    pub fn awaits_unsent_bind(&self, taken: u64) -> bool {
+        let bind = self.bind.awaiting().and_then(|id| self.operations.find(id));
+        bind.is_some_and(|bind| bind.position >= taken && !bind.resent)
+    }
+
     /// Whose the operations in flight are: what was asked before the bind that is awaited is the earlier identity's.
     fn served(&self) -> &Identity {
         let some_before = self.operations.awaited() > 1;
@@ -347,6 +353,9 @@ fn simple_name(bind: &BindRequest<'_>) -> Option<Box<str>> {
 
 pub(super) const START_TLS_TOO_EARLY: &str = "StartTLS must wait until no operation and no SASL bind is in progress";
 pub(super) const SESSION_LOST: &str = "the backend that held this session's state was lost: reconnect, bind and repeat";
+
+const MESSAGE_ID_IN_USE: &str = "the messageID is in use by another operation of this session, or by one that was abandoned or \
+                                 took too long and may still be answered";
 
 fn malformed(text: &'static str) -> Option<RequestVerdict> {
     Some(RequestVerdict::End(Ending::told(EndReason::ProtocolError, ResultCode::PROTOCOL_ERROR, text)))

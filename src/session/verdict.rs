@@ -132,6 +132,13 @@ pub struct Overdue {
     pub is_unsent: bool,
 }
 
+impl Overdue {
+    /// Whether the backend was asked and has not said a word: else what took so long may be the client, or its result's size.
+    pub fn was_unanswered(&self) -> bool {
+        !self.is_unsent && !self.operation.is_underway()
+    }
+}
+
 /// What becomes of a session whose upstream is lost.
 #[derive(Debug, Default)]
 pub struct Loss {

@@ -140,6 +140,7 @@ impl<T> Run<T> {
             self.own_words += pdu.len();
             if self.is_inside_a_response() {
                 self.held_words.extend_from_slice(&pdu);
+                self.clock.held.get_or_insert(now);
             } else {
                 self.to_client.queue(&pdu);
             }

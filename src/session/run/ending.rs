@@ -206,6 +206,9 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
         {
             self.to_client.queue(&reply::notice_of_disconnection(*code, text));
         }
+        if self.state.awaits_unsent_bind(self.to_upstream.taken()) {
+            self.give_attempt_back(ResultCode::UNAVAILABLE, Instant::now());
+        }
         self.phase = Phase::Flushing(ending.reason);
         self.link = Link::Down;
         // The turn under way would open another upstream for what is left, which may begin in the middle of a request.
@@ -320,6 +323,8 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
         // A client that is gone looks like one that has only nothing more to ask, and behind a bind it isn't read. Neither
         // can be waited for without end: a change notification has none.
         let maybe_gone = self.client_ended || self.state.bind().awaiting().is_some();
+        // What we have to say must not wait for ever for the end of a response of which no more comes.
+        let held = self.clock.held.filter(|_| self.to_client.is_empty());
         if !self.clock.first_request && due(self.clock.began + limits.first_request_timeout) {
             self.end(Ending::silent(EndReason::FirstRequestTimeout));
         } else if self.clock.partial.is_some_and(|since| due(since + limits.request_timeout)) {
@@ -328,7 +333,7 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
         } else if self.clock.client_stuck.is_some_and(|since| due(since + limits.write_timeout)) {
             self.end(Ending::silent(EndReason::WriteTimeout));
         } else if let Link::Up(up) = &self.link
-            && (up.stuck.is_some_and(|since| due(since + limits.write_timeout))
+            && (up.stuck.or(held).is_some_and(|since| due(since + limits.write_timeout))
                 || self
                     .silent_since(up)
                     .is_some_and(|since| due(since + self.settings.pool.now().settings().connect_budget)))
@@ -345,12 +350,16 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
         }
         if let Some(timeout) = limits.operation_timeout {
             while let Some(overdue) = self.state.time_out(timeout, self.to_upstream.taken(), now) {
-                let Overdue { operation, answer, is_unsent } = overdue;
                 moved = Moved::Yes;
-                let kind = operation.kind;
-                if let Link::Up(up) = &self.link {
+                // While the client doesn't take what there is, the backend isn't read.
+                if let Link::Up(up) = &self.link
+                    && overdue.was_unanswered()
+                    && self.to_client.is_empty()
+                {
                     up.upstream.backend().report(self.entry.client.ip(), EventKind::TimedOut);
                 }
+                let Overdue { operation, answer, is_unsent } = overdue;
+                let kind = operation.kind;
                 let (id, position, length) = (operation.id, operation.position, operation.length);
                 if kind == OperationKind::Bind && is_unsent {
                     self.give_attempt_back(answer.code, now);

@@ -184,6 +184,8 @@ struct Clock {
     partial: Option<Instant>,
     /// Since when octets wait for the client without one being taken.
     client_stuck: Option<Instant>,
+    /// Since when words of ours wait for the end of a long response without an octet of it having passed.
+    held: Option<Instant>,
     closing: Option<Instant>,
     /// The time of day, once a record of this turn has asked for it: the others share it.
     wall: Cell<Option<SystemTime>>,
@@ -240,6 +242,7 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
                 active: now,
                 partial: None,
                 client_stuck: None,
+                held: None,
                 closing: None,
                 wall: Cell::new(None),
             },

@@ -40,6 +40,7 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
                 if self.state.layer() == Layer::Opaque {
                     self.clock.active = now;
                 }
+                self.clock.held = self.clock.held.map(|_| now);
                 self.take_responses(cx, now);
                 if let Link::Up(up) = &mut self.link {
                     self.dry.upstream = wait_for(&mut up.upstream.stream, cx);
@@ -77,6 +78,7 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
                         self.deliver(cx, &octets[run..at]);
                         run = at;
                         self.to_client.queue(&std::mem::take(&mut self.held_words));
+                        self.clock.held = None;
                     }
                     continue;
                 }
@@ -194,7 +196,12 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
             Poll::Ready(Ok(())) => {
                 self.clock.client_stuck = None;
                 self.own_words = self.held_words.len();
-                if self.to_client.taken() == before { Moved::No } else { Moved::Yes }
+                if self.to_client.taken() == before {
+                    return Moved::No;
+                }
+                // The backend wasn't read while the client took what there was.
+                self.clock.held = self.clock.held.map(|_| now);
+                Moved::Yes
             }
             Poll::Ready(Err(_)) => {
                 self.end(Ending::silent(EndReason::ClientLost));

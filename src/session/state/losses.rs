@@ -114,11 +114,13 @@ impl State {
     /// backend an Abandon of its messageID if it may know of it: the upstream has taken `taken` octets of its stream.
     pub fn time_out(&mut self, timeout: Duration, taken: u64, now: Instant) -> Option<Overdue> {
         let overdue = self.operations.oldest().filter(|oldest| now >= oldest.started + timeout)?;
-        let operation = self.operations.abandon(overdue.id)?;
+        let (id, is_unsent) = (overdue.id, overdue.position >= taken);
+        // What nobody was asked nobody will answer: its messageID is free.
+        let operation =
+            if is_unsent { self.operations.end(id, Operation::take_record) } else { self.operations.abandon(id) }?;
         if operation.kind == OperationKind::Bind {
             self.bind.fail();
         }
-        let is_unsent = operation.position >= taken;
         if is_unsent {
             self.operations.withdraw(operation.position, operation.length);
         } else if operation.writes {
@@ -155,6 +157,7 @@ mod tests {
             state.begin(&Request::new(pdu, envelope).expect("a modify"), 0, None, began);
             let timeout = Duration::from_secs(1);
             let Overdue { answer, .. } = state.time_out(timeout, taken, began + timeout).expect("it is overdue");
+            assert_eq!(state.operations().may_use(3), taken == 0, "what nobody was asked nobody answers late");
             assert_eq!(answer.code, ResultCode::TIME_LIMIT_EXCEEDED);
             assert_eq!(answer.diagnostic.contains("outcome unknown"), outcome_unknown);
             assert_eq!(state.pin(began + timeout), pin);
