@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use tokio::time::Instant;
 
-use super::{Link, Passing, Run};
+use super::{Link, Run};
 use crate::access_log::{OperationRecord, SessionRecord, Timing, Who};
 use crate::failure::{ClosedList, EndReason, Refusal, SubCode, Trouble};
 use crate::ldap::{OperationKind, Request, Response, ResultCode};
@@ -138,9 +138,11 @@ impl<T> Run<T> {
             operation.delivered_octets += pdu.len() as u64;
             self.count_sent(pdu.len());
             self.own_words += pdu.len();
-            if self.is_inside_a_response() {
+            if let Link::Up(up) = &mut self.link
+                && up.is_inside_a_response()
+            {
                 self.held_words.extend_from_slice(&pdu);
-                self.clock.held.get_or_insert(now);
+                up.awaited.get_or_insert(now);
             } else {
                 self.to_client.queue(&pdu);
             }
@@ -212,7 +214,7 @@ impl<T> Run<T> {
 
     /// Whether the client has the beginning of a response and not its end.
     pub(super) fn is_inside_a_response(&self) -> bool {
-        matches!(&self.link, Link::Up(up) if matches!(up.passing, Passing::ToClient(_)))
+        matches!(&self.link, Link::Up(up) if up.is_inside_a_response())
     }
 
     /// Counts octets to the client.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::io::AsyncWrite;
 use tokio::time::Instant;
 
-use super::{Link, Moved, Outcome, Passing, Phase, Run, Up};
+use super::{Link, Moved, Outcome, Phase, Run, Up};
 use crate::buffer::{Inbox, Source};
 use crate::failure::{EndReason, FailoverKind, Refusal, Trouble};
 use crate::ldap::{MessageId, OperationKind, Request, ResultCode, reply};
@@ -36,7 +36,7 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
         let backend = Arc::clone(up.upstream.backend());
         let in_flight = self.state.operations().awaited();
         backend.report(self.entry.client.ip(), EventKind::Lost { in_flight });
-        let cut = matches!(up.passing, Passing::ToClient(_));
+        let cut = up.is_inside_a_response();
         self.hang_up();
         let loss = self.state.lose(self.to_upstream.taken(), self.to_upstream.waiting(), now);
         self.to_upstream.restart(loss.resend);
@@ -323,8 +323,7 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
         // A client that is gone looks like one that has only nothing more to ask, and behind a bind it isn't read. Neither
         // can be waited for without end: a change notification has none.
         let maybe_gone = self.client_ended || self.state.bind().awaiting().is_some();
-        // What we have to say must not wait for ever for the end of a response of which no more comes.
-        let held = self.clock.held.filter(|_| self.to_client.is_empty());
+        let all_taken = self.to_client.is_empty();
         if !self.clock.first_request && due(self.clock.began + limits.first_request_timeout) {
             self.end(Ending::silent(EndReason::FirstRequestTimeout));
         } else if self.clock.partial.is_some_and(|since| due(since + limits.request_timeout)) {
@@ -333,7 +332,9 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
         } else if self.clock.client_stuck.is_some_and(|since| due(since + limits.write_timeout)) {
             self.end(Ending::silent(EndReason::WriteTimeout));
         } else if let Link::Up(up) = &self.link
-            && (up.stuck.or(held).is_some_and(|since| due(since + limits.write_timeout))
+            && (up.stuck.is_some_and(|since| due(since + limits.write_timeout))
+                // What we have to say must not wait for ever for the end of a response of which no more comes.
+                || (all_taken && up.awaited.is_some_and(|since| due(since + limits.write_timeout)))
                 || self
                     .silent_since(up)
                     .is_some_and(|since| due(since + self.settings.pool.now().settings().connect_budget)))

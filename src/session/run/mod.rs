@@ -133,6 +133,15 @@ struct Up {
     opened: Instant,
     /// Since when octets wait for it without one being taken.
     stuck: Option<Instant>,
+    /// Since when words of ours wait for the end of what is passing without an octet of it having come.
+    awaited: Option<Instant>,
+}
+
+impl Up {
+    /// Whether the client has part of a response and not all of it.
+    fn is_inside_a_response(&self) -> bool {
+        matches!(self.passing, Passing::ToClient(_))
+    }
 }
 
 /// A response too long to be held, on its way.
@@ -184,8 +193,6 @@ struct Clock {
     partial: Option<Instant>,
     /// Since when octets wait for the client without one being taken.
     client_stuck: Option<Instant>,
-    /// Since when words of ours wait for the end of a long response without an octet of it having passed.
-    held: Option<Instant>,
     closing: Option<Instant>,
     /// The time of day, once a record of this turn has asked for it: the others share it.
     wall: Cell<Option<SystemTime>>,
@@ -242,7 +249,6 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
                 active: now,
                 partial: None,
                 client_stuck: None,
-                held: None,
                 closing: None,
                 wall: Cell::new(None),
             },

@@ -349,6 +349,7 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
                     in_flight,
                     opened: now,
                     stuck: None,
+                    awaited: None,
                 };
                 self.link = Link::Up(Box::new(up));
                 self.dry.upstream = false;

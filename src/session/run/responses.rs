@@ -40,7 +40,7 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
                 if self.state.layer() == Layer::Opaque {
                     self.clock.active = now;
                 }
-                self.clock.held = self.clock.held.map(|_| now);
+                up.awaited = up.awaited.map(|_| now);
                 self.take_responses(cx, now);
                 if let Link::Up(up) = &mut self.link {
                     self.dry.upstream = wait_for(&mut up.upstream.stream, cx);
@@ -78,7 +78,7 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
                         self.deliver(cx, &octets[run..at]);
                         run = at;
                         self.to_client.queue(&std::mem::take(&mut self.held_words));
-                        self.clock.held = None;
+                        up.awaited = None;
                     }
                     continue;
                 }
@@ -199,8 +199,10 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
                 if self.to_client.taken() == before {
                     return Moved::No;
                 }
-                // The backend wasn't read while the client took what there was.
-                self.clock.held = self.clock.held.map(|_| now);
+                if let Link::Up(up) = &mut self.link {
+                    // It wasn't read while the client took what there was.
+                    up.awaited = up.awaited.map(|_| now);
+                }
                 Moved::Yes
             }
             Poll::Ready(Err(_)) => {
