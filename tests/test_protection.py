@@ -2,6 +2,7 @@
 
 import socket
 import ssl
+import threading
 from contextlib import ExitStack
 
 import pytest
@@ -93,6 +94,29 @@ def test_failed_logins_are_throttled(start_proxy, start_backend):
         assert client.ask(ber.bind, "bob@corp.example.com", "wrong")[-1].result_code == 49
     binds = [pdu for session in backend.sessions() for pdu in session.of(ber.BIND_REQUEST)]
     assert len(binds) == 4, "the directory saw no guess beyond the limit"
+
+
+@pytest.mark.parametrize(("result", "codes"), [(ber.SUCCESS, [0] * 6), (ber.INVALID_CREDENTIALS, [49] * 3 + [53] * 3)])
+def test_logins_of_one_name_at_once_wait_for_each_other(start_proxy, start_backend, result, codes):
+    """A regression test: of an application that opened all its connections at once, most were told of failed logins, which were
+    none. No more than the budget is under way, so that guesses at once are no way round it."""
+    judged = threading.Event()
+    binds = []
+
+    def judge(connection, pdu):
+        binds.append(pdu)
+        judged.wait(20)
+        connection.send(ber.result(pdu.message_id, ber.BIND_RESPONSE, result))
+
+    proxy = start_proxy([start_backend(judge)], pool=TCP, extra="[login_throttle]\nfailures_per_name = 3")
+    with ExitStack() as stack:
+        clients = [stack.enter_context(RawClient(proxy.endpoint())) for _ in codes]
+        for client in clients:
+            client.send(ber.bind(1, "cn=ann", "secret"))
+        eventually(lambda: len(binds) >= 3, "three binds reach the directory")
+        assert len(binds) == 3
+        judged.set()
+        assert sorted(client.read_result(1)[-1].result_code for client in clients) == codes
 
 
 def test_a_login_that_never_left_is_none(start_proxy, start_backend, certificate):

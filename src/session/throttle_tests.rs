@@ -18,6 +18,17 @@ const BIND: &[u8] = b"\x30\x11\x02\x01\x01\x60\x0C\x02\x01\x03\x04\x03ann\x80\x0
 
 /// A client of a session that allows a name one failure.
 fn client(backends: &[SocketAddr]) -> DuplexStream {
+    client_of(settings(backends))
+}
+
+fn client_of(settings: Arc<Settings>) -> DuplexStream {
+    let (near, far) = duplex(4096);
+    let entry = Arc::new(Registry::default()).enter(SocketAddr::from(([127, 0, 0, 1], 1000)), "l".into());
+    tokio::spawn(Session::new(settings, entry, Pipe::from(far), StartTls::Established).serve());
+    near
+}
+
+fn settings(backends: &[SocketAddr]) -> Arc<Settings> {
     let pool_settings = Arc::new(config::Pool::new("p", Vec::new()));
     let connector = Connector::new(&pool_settings).expect("cleartext needs nothing");
     let pool = Pool::new(pool_settings, connector, Metrics::new(), mpsc::channel(64).0);
@@ -28,7 +39,7 @@ fn client(backends: &[SocketAddr]) -> DuplexStream {
     pool.admit(&endpoints);
     let metrics = Metrics::new();
     let throttle = config::LoginThrottle { failures_per_name: Some(1), ..config::LoginThrottle::default() };
-    let settings = Settings {
+    Arc::new(Settings {
         pool: CurrentPool::new(Arc::new(pool)),
         replay_guard: ReplayGuard::new(),
         limits: Limits::default(),
@@ -40,11 +51,7 @@ fn client(backends: &[SocketAddr]) -> DuplexStream {
         listener: metrics.listener("l"),
         metrics,
         no_backend: Outage::default(),
-    };
-    let (near, far) = duplex(4096);
-    let entry = Arc::new(Registry::default()).enter(SocketAddr::from(([127, 0, 0, 1], 1000)), "l".into());
-    tokio::spawn(Session::new(Arc::new(settings), entry, Pipe::from(far), StartTls::Established).serve());
-    near
+    })
 }
 
 async fn bind(client: &mut DuplexStream) -> ResultCode {
@@ -95,4 +102,18 @@ async fn a_bind_sent_again_elsewhere_is_one_attempt() {
         assert_eq!(bind(&mut client).await, code);
     }
     assert_eq!(bind(&mut client).await, ResultCode::UNWILLING_TO_PERFORM);
+}
+
+/// While the directory is silent nobody knows whether it was a wrong password.
+#[tokio::test(start_paused = true)]
+async fn a_login_waits_for_the_result_of_another_and_not_for_ever() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let settings = settings(&[listener.local_addr().expect("bound")]);
+    let (mut first, mut second) = (client_of(Arc::clone(&settings)), client_of(settings));
+    first.write_all(BIND).await.expect("the session reads");
+    let (mut backend, _) = listener.accept().await.expect("a connection");
+    backend.read_exact(&mut [0; BIND.len()]).await.expect("a bind");
+    let began = Instant::now();
+    assert_eq!(bind(&mut second).await, ResultCode::BUSY);
+    assert!(began.elapsed() >= Duration::from_secs(5));
 }

@@ -36,10 +36,21 @@ pub(super) struct Buckets {
 #[derive(Debug, Clone, Copy)]
 struct Bucket {
     failures: f64,
+    /// How many of them were taken in advance, and may be none yet.
+    pending: u32,
     /// When `failures` last changed.
     at: Instant,
     /// How often it has been forgiven.
     epoch: u32,
+}
+
+/// Why no failure can be taken from a bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Empty {
+    /// Its failures: how long until one is forgotten.
+    Failed(Duration),
+    /// What is pending: a result may come at any time.
+    Pending,
 }
 
 /// A failure taken from a bucket in advance.
@@ -68,20 +79,28 @@ impl Buckets {
     /// Takes one failure from the key's bucket.
     ///
     /// # Errors
-    /// The bucket is empty: how long until it isn't.
-    pub(super) fn charge(&self, key: &impl Hash, now: Instant) -> Result<Charge, Duration> {
+    /// The bucket is [`Empty`].
+    pub(super) fn charge(&self, key: &impl Hash, now: Instant) -> Result<Charge, Empty> {
         let key = self.hasher.hash_one(key);
         let mut shard = self.shard(key);
         if !shard.contains_key(&key) && shard.len() == self.keys_per_shard {
             self.evict(&mut shard, now);
         }
-        let bucket = shard.entry(key).or_insert(Bucket { failures: 0.0, at: now, epoch: 0 });
+        let bucket = shard.entry(key).or_insert(Bucket { failures: 0.0, pending: 0, at: now, epoch: 0 });
         let failures = self.failures(bucket, now);
+        if failures == 0.0 {
+            bucket.pending = 0;
+        }
         if failures + 1.0 > self.budget {
-            return Err(self.until_one_is_free(bucket, failures, now));
+            let failed = failures - f64::from(bucket.pending);
+            return Err(match failed + 1.0 > self.budget {
+                true => Empty::Failed(self.until_one_is_free(bucket, failures, now)),
+                false => Empty::Pending,
+            });
         }
         let charge = Charge { key, epoch: bucket.epoch, at: now, before: bucket.at };
         bucket.failures = failures + 1.0;
+        bucket.pending += 1;
         bucket.at = now;
         Ok(charge)
     }
@@ -91,6 +110,9 @@ impl Buckets {
         self.change(charge, |bucket| {
             // A success in the meantime has forgiven this charge as well, before it was known to be a failure.
             let forgotten = if bucket.epoch == charge.epoch { 0.0 } else { 1.0 };
+            if bucket.epoch == charge.epoch {
+                bucket.pending = bucket.pending.saturating_sub(1);
+            }
             bucket.failures = self.failures(bucket, now) + forgotten;
             bucket.at = now;
         });
@@ -100,6 +122,7 @@ impl Buckets {
     pub(super) fn give_back(&self, charge: &Charge, now: Instant) {
         self.change(charge, |bucket| {
             if bucket.epoch == charge.epoch {
+                bucket.pending = bucket.pending.saturating_sub(1);
                 bucket.failures = (self.failures(bucket, now) - 1.0).max(0.0);
                 bucket.at = match self.refill {
                     Refill::Steady => now,
@@ -111,10 +134,19 @@ impl Buckets {
         });
     }
 
+    /// Leaves a charge as it is, since nobody will know its result: it counts as a failure, and there is none to wait for.
+    pub(super) fn leave(&self, charge: &Charge) {
+        self.change(charge, |bucket| {
+            if bucket.epoch == charge.epoch {
+                bucket.pending = bucket.pending.saturating_sub(1);
+            }
+        });
+    }
+
     /// Forgives all failures of the charge's key.
     pub(super) fn forgive(&self, charge: &Charge, now: Instant) {
         self.change(charge, |bucket| {
-            *bucket = Bucket { failures: 0.0, at: now, epoch: bucket.epoch.wrapping_add(1) };
+            *bucket = Bucket { failures: 0.0, pending: 0, at: now, epoch: bucket.epoch.wrapping_add(1) };
         });
     }
 
@@ -200,7 +232,7 @@ mod tests {
         let buckets = Buckets::new(10, 10 * MINUTE, Refill::Steady);
         let start = Instant::now();
         assert!((0..10).all(|_| fail(&buckets, "key", start)));
-        assert_eq!(buckets.charge(&"key", start).unwrap_err(), MINUTE);
+        assert_eq!(buckets.charge(&"key", start).unwrap_err(), Empty::Failed(MINUTE));
         assert!(!fail(&buckets, "key", start + MINUTE / 2));
         assert!(fail(&buckets, "key", start + MINUTE));
         assert!(!fail(&buckets, "key", start + MINUTE));

@@ -2,7 +2,8 @@
 //!
 //! It stands before AD's account lockout: whoever guesses passwords through the proxy is told to wait before the account
 //! is locked for everybody. An attempt is charged when it is let through and settled when its result is known, so that a
-//! hundred guesses at once are no way round. Only `invalidCredentials` (49) is a failure; a result of 53 with a
+//! hundred guesses at once are no way round; where only such charges stand in the way, as when an application opens all its
+//! connections at once, there is a result worth waiting for. Only `invalidCredentials` (49) is a failure; a result of 53 with a
 //! diagnostic is the answer to a throttled attempt, never 49, which applications take for a wrong password.
 //!
 //! - **A name's** failures are forgotten all at once: on a success, as AD does, and after a window without a failure, as
@@ -23,9 +24,10 @@ mod ntlm;
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use buckets::{Buckets, Charge, Refill};
+use buckets::{Buckets, Charge, Empty, Refill};
 
 pub use login_name::{BindName, LoginName, is_escaped_principal};
 
@@ -41,7 +43,7 @@ pub struct LoginThrottle {
     addresses: Option<Buckets>,
 }
 
-/// A login attempt that was let through. Give it to [`LoginThrottle::settle`]; dropped, it stays counted as a failure,
+/// A login attempt that was let through. [Settle](Self::settle) it; dropped, it stays counted as a failure,
 /// since a client that hangs up too early to be told has had its guess all the same.
 #[derive(Debug)]
 #[must_use = "an attempt that is not settled counts as a failure"]
@@ -50,6 +52,7 @@ pub struct Attempt(Box<Charges>);
 /// Boxed, since every session has room for an attempt, and few at a time make one.
 #[derive(Debug)]
 struct Charges {
+    throttle: Arc<LoginThrottle>,
     name: Option<Charge>,
     /// Whether the name's bucket is its account's own.
     linked: bool,
@@ -61,8 +64,8 @@ struct Charges {
 pub struct Throttled {
     /// [`Refusal::ThrottledName`] or [`Refusal::ThrottledAddress`].
     pub reason: Refusal,
-    /// When the next attempt may pass, if nobody else takes it.
-    pub retry_after: Duration,
+    /// When the next attempt may pass, if nobody else takes it; `None` if that hangs on attempts whose results aren't known yet.
+    pub retry_after: Option<Duration>,
 }
 
 impl std::error::Error for Throttled {}
@@ -71,7 +74,10 @@ impl std::error::Error for Throttled {}
 impl fmt::Display for Throttled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let whose = if self.reason == Refusal::ThrottledName { "for this name" } else { "from this address" };
-        let seconds = self.retry_after.as_secs_f64().ceil();
+        let Some(retry_after) = self.retry_after else {
+            return write!(f, "too many logins {whose} at once: try again");
+        };
+        let seconds = retry_after.as_secs_f64().ceil();
         write!(f, "too many failed logins {whose}: correct the stored password and try again in {seconds} seconds")
     }
 }
@@ -96,8 +102,13 @@ impl LoginThrottle {
     ///
     /// # Errors
     /// [`Throttled`]
-    pub fn attempt(&self, name: &BindName, address: IpAddr, now: Instant) -> Result<Attempt, Throttled> {
-        let throttled = |reason| move |retry_after| Throttled { reason, retry_after };
+    pub fn attempt(self: &Arc<Self>, name: &BindName, address: IpAddr, now: Instant) -> Result<Attempt, Throttled> {
+        let throttled = |reason| {
+            move |empty| {
+                let retry_after = if let Empty::Failed(retry_after) = empty { Some(retry_after) } else { None };
+                Throttled { reason, retry_after }
+            }
+        };
         let linked = name.named().is_some_and(|name| name.account().is_some());
         let charge_name = self.names.as_ref().zip(name.named()).map(|(names, name)| names.charge(&name.account(), now));
         let name = charge_name.transpose().map_err(throttled(Refusal::ThrottledName))?;
@@ -108,24 +119,37 @@ impl LoginThrottle {
                 names.give_back(charge, now);
             }
         })?;
-        Ok(Attempt(Box::new(Charges { name, linked, address })))
+        Ok(Attempt(Box::new(Charges { throttle: Arc::clone(self), name, linked, address })))
     }
+}
 
+impl Attempt {
     /// Settles an attempt by its result: `invalidCredentials` is a failure, `success` forgives the account its failures, and
     /// anything else, such as `saslBindInProgress` or `unavailable`, is none of the two.
-    pub fn settle(&self, attempt: Attempt, result: ResultCode, now: Instant) {
-        let Attempt(charges) = attempt;
-        if let Some((names, charge)) = self.names.as_ref().zip(charges.name.as_ref()) {
+    pub fn settle(mut self, result: ResultCode, now: Instant) {
+        let charges = &mut *self.0;
+        if let Some((names, charge)) = charges.throttle.names.as_ref().zip(charges.name.take()) {
             match result {
-                ResultCode::INVALID_CREDENTIALS => names.keep(charge, now),
-                ResultCode::SUCCESS if charges.linked => names.forgive(charge, now),
-                _ => names.give_back(charge, now),
+                ResultCode::INVALID_CREDENTIALS => names.keep(&charge, now),
+                ResultCode::SUCCESS if charges.linked => names.forgive(&charge, now),
+                _ => names.give_back(&charge, now),
             }
         }
-        if let Some((addresses, charge)) = self.addresses.as_ref().zip(charges.address.as_ref()) {
+        if let Some((addresses, charge)) = charges.throttle.addresses.as_ref().zip(charges.address.take()) {
             match result {
-                ResultCode::INVALID_CREDENTIALS => addresses.keep(charge, now),
-                _ => addresses.give_back(charge, now),
+                ResultCode::INVALID_CREDENTIALS => addresses.keep(&charge, now),
+                _ => addresses.give_back(&charge, now),
+            }
+        }
+    }
+}
+
+impl Drop for Charges {
+    fn drop(&mut self) {
+        let charged = [(&self.throttle.names, self.name.take()), (&self.throttle.addresses, self.address.take())];
+        for (buckets, charge) in charged {
+            if let Some((buckets, charge)) = buckets.as_ref().zip(charge) {
+                buckets.leave(&charge);
             }
         }
     }
@@ -138,14 +162,14 @@ mod tests {
     const MINUTE: Duration = Duration::from_secs(60);
     const WRONG: ResultCode = ResultCode::INVALID_CREDENTIALS;
 
-    fn throttle(failures_per_name: Option<u32>, failures_per_address: Option<u32>) -> LoginThrottle {
+    fn throttle(failures_per_name: Option<u32>, failures_per_address: Option<u32>) -> Arc<LoginThrottle> {
         let window = 10 * MINUTE;
-        LoginThrottle::new(&config::LoginThrottle { failures_per_name, failures_per_address, window })
+        Arc::new(LoginThrottle::new(&config::LoginThrottle { failures_per_name, failures_per_address, window }))
     }
 
     /// One attempt, settled at once.
     fn login(
-        throttle: &LoginThrottle,
+        throttle: &Arc<LoginThrottle>,
         name: &str,
         address: &str,
         result: ResultCode,
@@ -153,7 +177,7 @@ mod tests {
     ) -> Result<(), Throttled> {
         let name = BindName::Named(LoginName::new(name.as_bytes()));
         let attempt = throttle.attempt(&name, address.parse().unwrap(), now)?;
-        throttle.settle(attempt, result, now);
+        attempt.settle(result, now);
         Ok(())
     }
 
@@ -166,7 +190,7 @@ mod tests {
         login(&throttle, "CN=Ann,OU=People,DC=corp,DC=example,DC=com", "10.0.0.3", WRONG, now).unwrap();
         let later = now + MINUTE;
         let throttled = login(&throttle, "ann", "10.0.0.4", ResultCode::SUCCESS, later).unwrap_err();
-        assert_eq!(throttled, Throttled { reason: Refusal::ThrottledName, retry_after: 9 * MINUTE });
+        assert_eq!(throttled, Throttled { reason: Refusal::ThrottledName, retry_after: Some(9 * MINUTE) });
         assert_eq!(
             throttled.to_string(),
             "too many failed logins for this name: correct the stored password and try again in 540 seconds"
@@ -219,7 +243,7 @@ mod tests {
         for minute in [0, 9, 18, 27] {
             trickle(minute).unwrap();
         }
-        assert_eq!(trickle(36).unwrap_err().retry_after, MINUTE);
+        assert_eq!(trickle(36).unwrap_err().retry_after, Some(MINUTE));
         trickle(37).unwrap();
     }
 
@@ -247,14 +271,15 @@ mod tests {
         let name = BindName::Named(LoginName::new(b"ann"));
         let attempt = || throttle.attempt(&name, "10.0.0.1".parse().unwrap(), now);
         let mut under_way = [attempt().unwrap(), attempt().unwrap(), attempt().unwrap()].into_iter();
-        attempt().unwrap_err();
+        let is_worth_waiting = || attempt().unwrap_err().retry_after.is_none();
+        assert!(is_worth_waiting());
 
-        let mut settle = |result| throttle.settle(under_way.next().unwrap(), result, now);
+        let mut settle = |result| under_way.next().unwrap().settle(result, now);
         settle(ResultCode::UNAVAILABLE);
         drop(attempt().unwrap());
-        attempt().unwrap_err();
+        assert!(is_worth_waiting());
         settle(WRONG);
-        attempt().unwrap_err();
+        assert!(is_worth_waiting(), "the third may be a success, which forgives all");
         settle(ResultCode::SUCCESS);
         let _ = attempt().unwrap();
     }
@@ -268,7 +293,7 @@ mod tests {
         let unauthenticated = BindName::Unauthenticated(LoginName::new(b"ann"));
         for name in [BindName::Anonymous, BindName::Later, BindName::Unseen, unauthenticated] {
             let attempt = throttle.attempt(&name, address, now).unwrap();
-            throttle.settle(attempt, ResultCode::SUCCESS, now);
+            attempt.settle(ResultCode::SUCCESS, now);
         }
         login(&throttle, "ann", "10.0.0.1", WRONG, now).unwrap_err();
     }
@@ -286,7 +311,7 @@ mod tests {
 
     #[test]
     fn off_by_default() {
-        let throttle = LoginThrottle::new(&config::LoginThrottle::default());
+        let throttle = Arc::new(LoginThrottle::new(&config::LoginThrottle::default()));
         assert!(throttle.is_off());
         for _ in 0..1000 {
             login(&throttle, "ann", "10.0.0.1", WRONG, Instant::now()).unwrap();

@@ -89,7 +89,7 @@ impl<T> Run<T> {
         let mut sub_code = None;
         if operation.kind == OperationKind::Bind {
             if let Some(attempt) = self.attempt.take() {
-                self.settings.throttle.settle(attempt, code, now.into_std());
+                attempt.settle(code, now.into_std());
             }
             if code == ResultCode::INVALID_CREDENTIALS {
                 let diagnostic = response.result().map_or(&b""[..], |result| result.diagnostic);
@@ -196,7 +196,7 @@ impl<T> Run<T> {
     /// A login that no directory has judged costs its name nothing.
     pub(super) fn give_attempt_back(&mut self, code: ResultCode, now: Instant) {
         if let Some(attempt) = self.attempt.take() {
-            self.settings.throttle.settle(attempt, code, now.into_std());
+            attempt.settle(code, now.into_std());
         }
     }
 

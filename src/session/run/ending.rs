@@ -386,6 +386,9 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
                 due(oldest.started + timeout);
             }
         }
+        if let Some(login) = &self.queued_login {
+            due(login.due());
+        }
         if self.entry.is_told(Command::Move) && matches!(self.link, Link::Up(_)) {
             due(now + LEAVING);
         }

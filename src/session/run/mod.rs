@@ -14,7 +14,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::io::AsyncWrite;
 use tokio::task::coop;
@@ -99,6 +99,8 @@ pub(super) struct Run<T> {
     moving: Option<FailoverKind>,
     /// The login that awaits its result.
     attempt: Option<Attempt>,
+    /// The login that waits for the results of others.
+    queued_login: Option<Box<QueuedLogin>>,
     /// Times it went on with another backend.
     failovers: u64,
     began: Instant,
@@ -113,6 +115,24 @@ pub(super) struct Run<T> {
     timer: Pin<Box<Sleep>>,
     /// Whether the timer will wake this task.
     timer_set: bool,
+}
+
+/// A login that the throttle may let pass once it knows what came of others.
+struct QueuedLogin {
+    since: Instant,
+    asked: Instant,
+}
+
+impl QueuedLogin {
+    /// How often it asks again: results come at any time, and a listener in all sessions would cost more than it is worth.
+    const INTERVAL: Duration = Duration::from_millis(50);
+    /// How long it waits before its client is told to try again.
+    const PATIENCE: Duration = Duration::from_secs(5);
+
+    /// When it asks again.
+    fn due(&self) -> Instant {
+        self.asked + Self::INTERVAL
+    }
 }
 
 /// The way to a backend.
@@ -235,6 +255,7 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
             left: None,
             moving: None,
             attempt: None,
+            queued_login: None,
             failovers: parts.failovers,
             began: parts.began,
             memory,

@@ -9,7 +9,7 @@ use tokio::io::AsyncWrite;
 use tokio::task::coop;
 use tokio::time::Instant;
 
-use super::{Link, Moved, OWN_ANSWER, Passing, Phase, Run, Up, wait_for};
+use super::{Link, Moved, OWN_ANSWER, Passing, Phase, QueuedLogin, Run, Up, wait_for};
 use crate::buffer::{Inbox, Source};
 use crate::failure::{EndReason, FailoverKind, Refusal};
 use crate::ldap::{self, Envelope, FrameError, OperationKind, Request, ResultCode, reply};
@@ -37,8 +37,9 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
             return Moved::No;
         }
         if !self.from_client.is_empty() && self.clock.partial.is_none() {
-            // Whole requests are held back until the bind before them is answered.
-            if self.state.bind().awaiting().is_some() {
+            // Whole requests are held back until the bind before them is answered, a login while others' results are awaited.
+            let is_queued = self.queued_login.as_ref().is_some_and(|login| now < login.due());
+            if self.state.bind().awaiting().is_some() || is_queued {
                 return Moved::No;
             }
             self.take_requests(cx, now);
@@ -215,14 +216,27 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
         let throttle = &self.settings.throttle;
         if let Some(bind) = request.bind().filter(|_| !throttle.is_off()) {
             match throttle.attempt(&BindName::of(&bind), self.entry.client.ip(), now.into_std()) {
-                Ok(attempt) => self.attempt = Some(attempt),
+                Ok(attempt) => (self.attempt, self.queued_login) = (Some(attempt), None),
                 Err(throttled) => {
-                    let (code, diagnostic) = (ResultCode::UNWILLING_TO_PERFORM, throttled.to_string().into());
+                    let may_pass = throttled.retry_after.is_none();
+                    if may_pass && self.queue_login(now) == Moved::Yes {
+                        return RequestVerdict::Hold;
+                    }
+                    self.queued_login = None;
+                    let code = if may_pass { ResultCode::BUSY } else { ResultCode::UNWILLING_TO_PERFORM };
+                    let diagnostic = throttled.to_string().into();
                     return RequestVerdict::Answer(Answer::to(request, code, throttled.reason, diagnostic, now));
                 }
             }
         }
         RequestVerdict::Forward
+    }
+
+    /// Has a login wait, unless it has waited long enough.
+    fn queue_login(&mut self, now: Instant) -> Moved {
+        let login = self.queued_login.get_or_insert_with(|| Box::new(QueuedLogin { since: now, asked: now }));
+        login.asked = now;
+        if now < login.since + QueuedLogin::PATIENCE { Moved::Yes } else { Moved::No }
     }
 
     fn begin(&mut self, request: &Request<'_>, position: u64, now: Instant) {
