@@ -81,3 +81,67 @@ def test_a_certificate_that_cannot_be_made_leaves_nothing_and_says_why(scripts):
         assert done.returncode != 0
         assert "no luck" in done.stderr
         assert scripts.certificates() == {}
+
+
+PLAIN = "{ path=/usr/bin/ldaps-proxy ; argv[]=/usr/bin/ldaps-proxy run ; ignore_errors=no ; pid=7 }"
+ELSEWHERE = PLAIN.replace("run", "run --config /srv/other.toml")
+RESTART = "systemctl restart ldaps-proxy.service"
+
+
+def stub_systemctl(scripts, *, command=PLAIN, restarts=True, socket=False):
+    """The service is active, after a restart only if that succeeds."""
+    active = scripts.root / "active"
+    active.touch()
+    scripts.stub("systemctl", f"""case "$*" in
+        *is-active*socket) {"true" if socket else "false"} ;;
+        *is-active*bridge*) false ;;
+        *is-active*) test -e {active} ;;
+        show*ExecStart*) echo '{command}' ;;
+        restart*) {"true" if restarts else f"rm {active}; false"} ;;
+        start*bridge*) false ;;
+    esac""")
+
+
+def test_an_upgrade_does_not_end_what_a_plain_restart_would_not_bring_back(scripts):
+    """A plain restart ended the old process, and the words said that it still ran."""
+    stub_systemctl(scripts, restarts=False)
+    scripts.stub("ldaps-proxy", "echo 'error: unknown key' >&2; exit 1")
+    done = scripts.configure("0.1.0")
+    assert done.returncode == 0, done.stderr
+    assert RESTART not in scripts.calls.read_text()
+    assert "the old one still runs" in done.stdout and "unknown key" in done.stderr
+
+
+def test_an_upgrade_after_which_nothing_runs_says_so(scripts):
+    stub_systemctl(scripts, restarts=False)
+    done = scripts.configure("0.1.0")
+    assert done.returncode == 0, done.stderr
+    assert RESTART in scripts.calls.read_text()
+    assert "still runs" not in done.stdout and "NOTHING RUNS" in done.stdout and "systemctl restart ldaps-proxy" in done.stdout
+
+
+def test_an_upgrade_with_the_socket_leaves_the_judgement_to_the_bridge(scripts):
+    stub_systemctl(scripts, socket=True)
+    done = scripts.configure("0.1.0")
+    assert done.returncode == 0, done.stderr
+    assert RESTART not in scripts.calls.read_text() and "ldaps-proxy check" not in scripts.calls.read_text()
+    assert "the old one still runs" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "configuration", "asked"),
+    [
+        (PLAIN, "", True),
+        (PLAIN, '# private_key = "${CREDENTIALS_DIRECTORY}/private_key"\n', True),
+        (PLAIN, 'private_key = "${CREDENTIALS_DIRECTORY}/private_key"\n', False),
+        (ELSEWHERE, "", False),
+    ],
+    ids=["ours", "credentials in a comment", "credentials", "another command line"],
+)
+def test_what_check_cannot_see_is_not_checked_before_a_restart(scripts, command, configuration, asked):
+    stub_systemctl(scripts, command=command)
+    scripts.configuration.write_text(configuration)
+    done = scripts.run("config/ldaps-proxy-handover")
+    assert done.returncode == 0, done.stderr
+    assert ("ldaps-proxy check" in scripts.calls.read_text()) == asked
+    assert RESTART in scripts.calls.read_text()
