@@ -1,6 +1,8 @@
 """What the documentation says is tested, is."""
 
+import grp
 import re
+import stat
 import textwrap
 from pathlib import Path
 
@@ -63,6 +65,19 @@ def test_the_steps_of_the_readme_lead_to_a_good_configuration(tmp_path):
     (tmp_path / "ldaps-proxy.toml").write_text(configuration)
     done = check(tmp_path / "ldaps-proxy.toml")
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
+
+
+def test_ticket_keys_stay_readable_for_the_service(tmp_path):
+    """A key that was rotated was root's alone: no renewal was taken any more, and no start succeeded."""
+    page, group = (HERE.parent / "docs" / "tls.md").read_text(), grp.getgrnam("nogroup")
+    begin, rotate = (block(page, "sh", f"umask 027\nopenssl rand -hex 48 > {file}") for file in ("tickets ", "tickets.new"))
+    keys = []
+    for commands in (begin, rotate, rotate):
+        run(["sh", "-ec", commands.replace("chgrp ldaps-proxy", f"chgrp {group.gr_name}")], cwd=tmp_path)
+        [file] = tmp_path.iterdir()
+        assert (stat.S_IMODE(file.stat().st_mode), file.stat().st_gid) == (0o640, group.gr_gid)
+        before, keys = keys, file.read_text().split()
+        assert keys[1:] == before[:1]
 
 
 def block(text, language, beginning):
