@@ -127,6 +127,24 @@ def test_a_token_file_that_cannot_be_read_is_warned_of(checked, good, tmp_path):
     assert (done.returncode, kind) == (0, "warning") and "token_file" in line and "changes over TCP" in message
 
 
+@pytest.mark.parametrize("table", ["health", "health.deep"])
+@pytest.mark.parametrize("content", [None, "\n"], ids=["missing", "empty"])
+@pytest.mark.parametrize("kind", ["bind", "search"])
+def test_a_probes_password_that_cannot_be_read_is_warned_of(checked, good, tmp_path, table, content, kind):
+    """It runs: the password is read for each probe."""
+    file = tmp_path / "password"
+    if content is not None:
+        file.write_text(content)
+    probe = f'probe = "{kind}"\nbind_name = "probe@corp.example.com"\nbase = "DC=corp"\npassword_file = "{file}"'
+    text = f"{good}\n[pools.directory.{table}]\n{probe}\n"
+    done, found = checked(text)
+    [(severity, line, message)] = found
+    assert (done.returncode, severity) == (0, "warning"), done.stderr
+    assert "password_file" in line and "can't log in" in message
+    file.write_text("secret\n")
+    assert checked(text)[1] == []
+
+
 def test_probe_asks_every_backend(tmp_path, certificate, dc, start_backend):
     file = tmp_path / "ldaps-proxy.toml"
     file.write_text(config(certificate, [dc.backend]))

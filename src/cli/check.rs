@@ -76,12 +76,27 @@ fn token_file(loaded: &Loaded) -> Option<Diagnostic> {
     Some(loaded.report("admin.token_file", Severity::Warning, message, "put the token into its first line"))
 }
 
-/// What is wrong with the files that pools name for TLS to their backends.
+/// What is wrong with the files that pools name: for TLS to their backends, and the passwords of their probes.
 pub(super) fn pool_files(loaded: &Loaded) -> impl Iterator<Item = Diagnostic> {
-    loaded.config.pools.iter().filter_map(|(name, settings)| {
-        let finding = Connector::new(settings).err()?;
-        Some(loaded.report(&format!("pools.{name}.{}", finding.key), Severity::Error, finding.message, finding.help))
+    loaded.config.pools.iter().flat_map(move |(name, settings)| {
+        let unusable = Connector::new(settings).err().map(|finding| {
+            loaded.report(&format!("pools.{name}.{}", finding.key), Severity::Error, finding.message, finding.help)
+        });
+        let probes = [("health", Some(&settings.health.cheap)), ("health.deep", settings.health.deep.as_ref())];
+        let passwords = probes
+            .into_iter()
+            .filter_map(move |(table, probe)| password_file(loaded, &format!("pools.{name}.{table}"), probe?));
+        unusable.into_iter().chain(passwords)
     })
+}
+
+/// The password of a probe is read for each of them, so that its file may come later.
+fn password_file(loaded: &Loaded, table: &str, probe: &config::Probe) -> Option<Diagnostic> {
+    let file = probe.password_file.as_ref().filter(|_| health::has_account(probe))?;
+    let error = health::read_password(file).err()?;
+    let message = format!("the probe's account can't log in as long as this file can't be read: {error}");
+    let help = "put the password into it, readable for the service";
+    Some(loaded.report(&format!("{table}.password_file"), Severity::Warning, message, help))
 }
 
 /// Who is served on which address from which backends.

@@ -279,7 +279,7 @@ closed_list! {
         BindRefused = "bind_refused",
         /// A name could not be resolved; the last good answer stays in force.
         LookupFailed = "lookup_failed",
-        /// The account of a pool's probes is refused, and its probe stands still.
+        /// The account of a pool's probes is refused, or its password can't be read, and its probe stands still.
         ProbeAccountRefused = "probe_account_refused",
         /// A listener's list of trusted networks could not be read; the last good one stays in force.
         TrustListStale = "trust_list_stale",

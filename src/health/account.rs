@@ -1,7 +1,9 @@
 //! The service account probes bind as: its password is never tried again once a backend has refused it, so that probing
 //! locks nobody out.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -24,6 +26,8 @@ pub(super) struct ServiceAccount {
     name: Option<String>,
     password_file: Option<PathBuf>,
     refused: Mutex<Option<(Password, Instant)>>,
+    /// The file couldn't be read the last time, and that is told.
+    unreadable: AtomicBool,
     metrics: PoolMetrics,
 }
 
@@ -34,6 +38,7 @@ impl ServiceAccount {
             name: probe.bind_name.clone(),
             password_file: probe.password_file.clone(),
             refused: Mutex::default(),
+            unreadable: AtomicBool::default(),
             metrics,
         }
     }
@@ -45,16 +50,20 @@ impl ServiceAccount {
     /// The password as the file has it now, without the end of its line; `None` where no account is configured.
     pub(super) async fn password(&self) -> Result<Option<Password>, Failure> {
         let (Some(_), Some(path)) = (&self.name, &self.password_file) else { return Ok(None) };
-        let mut password = match tokio::fs::read(path).await {
-            Ok(octets) => Password::new(octets),
-            Err(error) => return Err(Failure::NotAsked(format!("password_file {}: {error}", path.display()))),
+        let password = match tokio::fs::read(path).await.and_then(password_in) {
+            Ok(password) => password,
+            Err(error) => {
+                let reason = format!("password_file {}: {error}", path.display());
+                self.cannot_be_read(&reason);
+                return Err(Failure::NotAsked(reason));
+            }
         };
-        while password.ends_with(b"\n") || password.ends_with(b"\r") {
-            password.pop();
-        }
-        if password.is_empty() {
-            // RFC 4513 §5.1.2: it would pass for a login without being one.
-            return Err(Failure::NotAsked(format!("password_file {} is empty", path.display())));
+        if self.unreadable.swap(false, Ordering::Relaxed) {
+            tracing::info!(
+                pool = self.pool,
+                account = self.name(),
+                "the password of the probe's account can be read again"
+            );
         }
         let is_refused = |(refused, at): &(Password, Instant)| *refused == password && at.elapsed() < TRIED_AGAIN_AFTER;
         if self.refusal().as_ref().is_some_and(is_refused) {
@@ -65,6 +74,21 @@ impl ServiceAccount {
             )));
         }
         Ok(Some(password))
+    }
+
+    /// Tells it once, not for each probe of each backend. Only a bind that succeeds ends the alarm: the password that is read
+    /// next may be a wrong one.
+    fn cannot_be_read(&self, reason: &str) {
+        if self.unreadable.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        tracing::error!(
+            pool = self.pool,
+            account = self.name(),
+            reason,
+            "the password of the probe's account can't be read: its probe stops for the whole pool, no backend changes its state"
+        );
+        self.metrics.probe_account_unreadable(reason);
     }
 
     /// A backend answered invalidCredentials.
@@ -90,6 +114,27 @@ impl ServiceAccount {
     fn refusal(&self) -> MutexGuard<'_, Option<(Password, Instant)>> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The password in a file as it is now, read as a probe reads it.
+///
+/// # Errors
+/// The file can't be read or holds none.
+pub fn read_password(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
+    std::fs::read(path).and_then(password_in)
+}
+
+/// What a file holds, without the end of its line.
+fn password_in(octets: Vec<u8>) -> io::Result<Password> {
+    let mut password = Password::new(octets);
+    while password.ends_with(b"\n") || password.ends_with(b"\r") {
+        password.pop();
+    }
+    if password.is_empty() {
+        // RFC 4513 §5.1.2: it would pass for a login without being one.
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is empty"));
+    }
+    Ok(password)
 }
 
 #[cfg(test)]
@@ -124,6 +169,35 @@ mod tests {
         std::fs::write(&path, "old").unwrap();
         account.accepted();
         assert!(account.password().await.is_ok());
+    }
+
+    /// Nothing told it: a cheap probe read the rootDSE instead and passed.
+    #[tokio::test]
+    async fn a_password_that_cannot_be_read_is_an_alarm_until_a_bind_succeeds() {
+        let directory = tempfile::tempdir().unwrap();
+        let metrics = Metrics::new();
+        let path = directory.path().join("password");
+        let probe = config::Probe {
+            password_file: Some(path.clone()),
+            bind_name: Some("probe".into()),
+            ..config::Probe::default()
+        };
+        let account = ServiceAccount::new("p", &probe, metrics.pool("p"));
+        let alarm = || metrics.render().contains("ldaps_proxy_probe_account_refused{pool=\"p\"} 1");
+        let told = || metrics.failures.newest().iter().map(|failure| failure.count).sum::<u64>();
+        assert!(!alarm());
+        for _ in 0..3 {
+            assert!(account.password().await.is_err());
+            assert_eq!((alarm(), told()), (true, 1));
+        }
+        std::fs::write(&path, "right").unwrap();
+        assert!(account.password().await.is_ok());
+        assert!(alarm(), "it may be wrong");
+        account.accepted();
+        assert!(!alarm());
+        std::fs::write(&path, "").unwrap();
+        assert!(account.password().await.is_err());
+        assert_eq!((alarm(), told()), (true, 2));
     }
 
     #[tokio::test]

@@ -21,6 +21,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+pub use account::read_password;
 pub use judgement::{Depth, Failure, Judgement, Outcome, Verdict};
 pub use memory::Memory;
 pub use outlier::{Ejection, Suspicion, Troubles};
@@ -319,6 +320,6 @@ impl<F: Fn(&Change)> Watcher<F> {
 }
 
 /// Whether a probe logs in.
-fn has_account(probe: &Probe) -> bool {
+pub fn has_account(probe: &Probe) -> bool {
     matches!(probe.kind, ProbeKind::Bind | ProbeKind::Search) && probe.bind_name.is_some()
 }

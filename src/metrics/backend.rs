@@ -153,6 +153,12 @@ impl PoolMetrics {
             self.failures.record(SystemTime::now(), Trouble::ProbeAccountRefused, &self.name, detail);
         }
     }
+
+    /// Says that the password of that account can't be read, and why: its probe stands still as if it were refused.
+    pub fn probe_account_unreadable(&self, why: &str) {
+        self.probe_account_refused.set(1);
+        self.failures.record(SystemTime::now(), Trouble::ProbeAccountRefused, &self.name, why);
+    }
 }
 
 #[derive(Debug, Clone)]

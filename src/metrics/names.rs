@@ -104,7 +104,7 @@ metrics! {
     QUEUE_DURATION = "ldaps_proxy_queue_duration_seconds" Histogram ["pool"];
     /// Name lookups that failed; the last good answer stays in force.
     DISCOVERY_FAILURES = "ldaps_proxy_discovery_failures_total" Counter ["pool"];
-    /// 1 while the account of a pool's probes is refused (invalidCredentials) and its probe stands still.
+    /// 1 while the account of a pool's probes is refused (invalidCredentials), or its password can't be read, and its probe stands still.
     PROBE_ACCOUNT_REFUSED = "ldaps_proxy_probe_account_refused" Gauge ["pool"];
     /// When a certificate expires, in Unix seconds.
     CERTIFICATE_EXPIRY = "ldaps_proxy_certificate_expiry_timestamp_seconds" Gauge ["certificate"];
