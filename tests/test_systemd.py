@@ -294,23 +294,27 @@ def test_without_any_capability_behind_the_socket(service):
     assert int(re.search(r"CapEff:\s+(\w+)", status)[1], 16) == 0
 
 
-@pytest.fixture
-def with_credentials(service):
-    """The service with key and passphrase that are root's alone, and a copy of its own of both."""
+@pytest.fixture(params=["encrypted", "plain"])
+def with_credentials(service, request):
+    """The service with a key, and its passphrase if it is encrypted, that are root's alone, and a copy of its own of them: the
+    drop-in as it stands is for a plain key."""
     vault = service.path("/etc/ldaps-proxy/credentials")
-    vault.mkdir(mode=0o700, exist_ok=True)
-    service.run("openssl", "pkcs8", "-topk8", "-v2", "aes256", "-in", "/etc/ldaps-proxy/certs/private_key.pem",
-                "-out", "/etc/ldaps-proxy/credentials/private_key.pem", "-passout", "pass:secret")
-    (vault / "private_key_passphrase").write_text("secret\n")
+    shutil.rmtree(vault, ignore_errors=True)
+    vault.mkdir(mode=0o700)
+    drop_in = (REPOSITORY / "config/drop-ins/credentials.conf").read_text()
+    keys = 'private_key = "${CREDENTIALS_DIRECTORY}/private_key"'
+    if request.param == "encrypted":
+        service.run("openssl", "pkcs8", "-topk8", "-v2", "aes256", "-in", "/etc/ldaps-proxy/certs/private_key.pem",
+                    "-out", "/etc/ldaps-proxy/credentials/private_key.pem", "-passout", "pass:secret")
+        (vault / "private_key_passphrase").write_text("secret\n")
+        drop_in = drop_in.replace("#LoadCredential=", "LoadCredential=")
+        keys += '\nprivate_key_passphrase_file = "${CREDENTIALS_DIRECTORY}/private_key_passphrase"'
+    else:
+        shutil.copy(service.path("/etc/ldaps-proxy/certs/private_key.pem"), vault / "private_key.pem")
     for file in vault.iterdir():
         file.chmod(0o600)
-    service.drop_in(UNIT, "credentials", (REPOSITORY / "config/drop-ins/credentials.conf").read_text())
-    text = service.path(CONFIG).read_text()
-    service.path(CONFIG).write_text(re.sub(
-        r"private_key = .*",
-        'private_key = "${CREDENTIALS_DIRECTORY}/private_key"\n'
-        'private_key_passphrase_file = "${CREDENTIALS_DIRECTORY}/private_key_passphrase"', text,
-    ))
+    service.drop_in(UNIT, "credentials", drop_in)
+    service.path(CONFIG).write_text(re.sub(r"private_key = .*", keys, service.path(CONFIG).read_text()))
     service.run("systemctl", "restart", UNIT)
     return service
 
