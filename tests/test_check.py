@@ -1,6 +1,9 @@
 """`ldaps-proxy check`, and `run` with a configuration that is wrong: every problem with its place and its cure."""
 
+import os
 import re
+import socket
+from pathlib import Path
 
 import pytest
 
@@ -143,6 +146,66 @@ def test_a_probes_password_that_cannot_be_read_is_warned_of(checked, good, tmp_p
     assert "password_file" in line and "can't log in" in message
     file.write_text("secret\n")
     assert checked(text)[1] == []
+
+
+NO_LOGS = {
+    "its folder isn't there": lambda folder: folder / "missing" / "access.log",
+    "its folder is a file": lambda folder: made(folder / "file") / "access.log",
+    "it is a folder": lambda folder: folder,
+}
+
+
+def made(file):
+    file.touch()
+    return file
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+@pytest.mark.parametrize("place", NO_LOGS.values(), ids=NO_LOGS.keys())
+def test_an_access_log_that_cannot_be_opened_is_an_error(checked, good, tmp_path, place, command):
+    """`check` passed, so that `systemctl reload` succeeded and changed nothing."""
+    done, found = checked(f'{good}\n[access_log]\noutput = "file"\npath = "{place(tmp_path)}"\n', command)
+    [(kind, line, message)] = found
+    assert (done.returncode, kind) == (1, "error"), done.stderr
+    assert "path" in line and "can't open the access log" in message
+
+
+def test_an_access_log_that_can_be_opened_is_not_made_and_not_changed(checked, good, tmp_path):
+    """Root checks what another user runs, and a pipe's reader may come later."""
+    fresh, old, pipe = (tmp_path / name for name in ("fresh.log", "old.log", "pipe"))
+    old.write_text("a line\n")
+    os.mkfifo(pipe)
+    for path in (fresh, old, pipe, "/dev/stdout"):
+        done, found = checked(f'{good}\n[access_log]\noutput = "file"\npath = "{path}"\n')
+        assert (done.returncode, found) == (0, []), done.stderr
+    assert old.read_text() == "a line\n" and not fresh.exists()
+
+
+def test_the_folder_that_the_unit_makes_for_its_log_may_come_later(tmp_path, good):
+    """On a machine where the service has never run."""
+    file = tmp_path / "ldaps-proxy.toml"
+    file.write_text(f'{good}\n[access_log]\noutput = "file"\npath = "/var/log/ldaps-proxy/access.log"\n')
+    fresh = ["unshare", "--mount", "sh", "-ec", 'mount -t tmpfs tmpfs /var/log; exec "$@"', "sh"]
+    done = run([*fresh, BINARY, "check", "--config", file], check=False)
+    [(kind, message)] = [(match["kind"], match["text"]) for match in DIAGNOSTIC.finditer(done.stderr)]
+    assert (done.returncode, kind) == (0, "warning") and "LogsDirectory" in done.stderr, message
+
+
+def test_where_the_admin_socket_cannot_be(checked, good, tmp_path):
+    """Its folder may come with the service, something else in its place won't go."""
+    def look(path):
+        done, found = checked(good.replace("[admin]", f'[admin]\nsocket = "{path}"'))
+        assert all("socket" in line for _, line, _ in found)
+        return done.returncode, [kind for kind, _, _ in found]
+
+    assert look(tmp_path / "admin.sock") == (0, [])
+    assert look(tmp_path / "later" / "admin.sock") == (0, ["warning"])
+    assert look("/run/ldaps-proxy/admin.sock") == (0, [])
+    assert look(made(tmp_path / "file")) == (1, ["error"])
+    assert look(tmp_path / "file" / "admin.sock") == (1, ["error"])
+    with socket.socket(socket.AF_UNIX) as running:
+        running.bind(str(tmp_path / "running.sock"))
+        assert look(tmp_path / "running.sock") == (0, [])
 
 
 def test_probe_asks_every_backend(tmp_path, certificate, dc, start_backend):

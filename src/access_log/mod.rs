@@ -22,6 +22,7 @@ use crate::config::{self, AccessLogDetail, AccessLogOutput, LogFormat};
 use crate::ldap::Request;
 use crate::metrics::Metrics;
 use selection::Selection;
+pub use writer::try_file;
 use writer::{Ended, Writer};
 
 /// Where records go, if anywhere. A clone writes to the same outputs.

@@ -2,13 +2,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use nix::unistd::{AccessFlags, access};
 use serde_json::Value;
 use tracing::{error, info};
 
@@ -303,10 +304,31 @@ impl Output {
     }
 }
 
+/// Whether the file of an access log could be opened. Makes none: who asks, such as root, may not be who runs.
+///
+/// # Errors
+/// What keeps it from being opened.
+pub fn try_file(path: &Path) -> io::Result<()> {
+    let outcome = match std::fs::metadata(path) {
+        // To open it would wait for who reads it.
+        Ok(found) if found.file_type().is_fifo() => Ok(()),
+        Ok(_) => OpenOptions::new().append(true).open(path).map(drop),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            access(folder, AccessFlags::W_OK | AccessFlags::X_OK).map_err(io::Error::from)
+        }
+        Err(error) => Err(error),
+    };
+    outcome.map_err(|error| unopened(path, &error))
+}
+
+fn unopened(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("can't open the access log {}: {error}", path.display()))
+}
+
 fn open_file(path: &Path) -> io::Result<Lines<File>> {
-    let file = OpenOptions::new().append(true).create(true).mode(0o640).open(path).map_err(|error| {
-        io::Error::new(error.kind(), format!("can't open the access log {}: {error}", path.display()))
-    })?;
+    let file = OpenOptions::new().append(true).create(true).mode(0o640).open(path);
+    let file = file.map_err(|error| unopened(path, &error))?;
     // A full disk may have torn its last line before it was opened anew.
     Ok(Lines { output: file, is_torn: last_octet(path).is_some_and(|last| last != b'\n') })
 }

@@ -1,14 +1,19 @@
 //! `ldaps-proxy check`: says what is wrong with a configuration before `run` does.
 
 use std::fmt::Write as _;
+use std::io::ErrorKind;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
+use crate::access_log;
 use crate::admin;
-use crate::config::{self, Diagnostic, Diagnostics, ListenerProtocol, Loaded, PrivateKeySource, Severity};
+use crate::config::{
+    self, AccessLogOutput, Diagnostic, Diagnostics, ListenerProtocol, Loaded, PrivateKeySource, Severity,
+};
 use crate::discovery::Discovery;
 use crate::health;
 use crate::metrics::Metrics;
@@ -16,6 +21,10 @@ use crate::pool::Pool;
 use crate::tls::{self, Served, UnixTime};
 use crate::trust::TrustSource;
 use crate::upstream::Connector;
+
+/// What the packaged unit makes when it starts.
+const LOGS_DIRECTORY: &str = "/var/log/ldaps-proxy";
+const RUNTIME_DIRECTORY: &str = "/run/ldaps-proxy";
 
 /// Prints everything found in the file, and in the files it names, to standard error, and a summary of a good one to
 /// standard output. With `probe` it also resolves names and asks every backend. Warnings don't change the exit code.
@@ -48,7 +57,7 @@ pub fn check(file: &Path, probe: bool) -> ExitCode {
 }
 
 /// What the listeners offer, ready to serve, and what is wrong with the files that a configuration names: certificates, keys
-/// and what else stands in `[tls]`, lists of networks.
+/// and what else stands in `[tls]`, lists of networks, the access log.
 pub(super) fn files(loaded: &Loaded) -> (Served, Vec<Diagnostic>) {
     let mut found = Vec::new();
     let served = Served::load(&loaded.config, &Served::default(), UnixTime::now(), |listener, finding| {
@@ -64,7 +73,43 @@ pub(super) fn files(loaded: &Loaded) -> (Served, Vec<Diagnostic>) {
         }
     }
     found.extend(token_file(loaded));
+    found.extend(access_log_file(loaded));
+    found.extend(admin_socket(loaded));
     (served, found)
+}
+
+/// The file of the access log. The folder that the packaged unit makes at its start may come then.
+fn access_log_file(loaded: &Loaded) -> Option<Diagnostic> {
+    let AccessLogOutput::File(path) = &loaded.config.access_log.output else { return None };
+    let error = access_log::try_file(path).err()?;
+    let (severity, help) = match path.parent() {
+        Some(folder) if folder == Path::new(LOGS_DIRECTORY) && !folder.exists() => {
+            (Severity::Warning, "the service's LogsDirectory= makes this folder when it starts")
+        }
+        _ => (Severity::Error, "it must be a file, or its folder one, that the service may write"),
+    };
+    Some(loaded.report("access_log.path", severity, error.to_string(), help))
+}
+
+/// Where the admin socket will be. Its folder may come with the service.
+fn admin_socket(loaded: &Loaded) -> Option<Diagnostic> {
+    let path = loaded.config.admin.socket.as_ref()?;
+    let (severity, message, help) = match std::fs::symlink_metadata(path) {
+        Ok(found) if found.file_type().is_socket() => return None,
+        Ok(_) => (Severity::Error, "this is there and no socket".to_owned(), "name another place, or remove it"),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.exists())?;
+            if folder == Path::new(RUNTIME_DIRECTORY) {
+                return None;
+            }
+            let message = format!("the folder {} isn't there", folder.display());
+            (Severity::Warning, message, "it must be when the proxy starts: RuntimeDirectory= in the unit makes one")
+        }
+        // Who asks may see less than the service does.
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => return None,
+        Err(error) => (Severity::Error, error.to_string(), ""),
+    };
+    Some(loaded.report("admin.socket", severity, message, help))
 }
 
 /// The admin token is read for each change, so that its file may come later.

@@ -25,15 +25,15 @@ pub fn run(file: &Path, without_admin: bool) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    if without_admin {
+        loaded.leave_out_admin();
+    }
     let (tls, found) = check::files(&loaded);
     let found = found.into_iter().chain(check::pool_files(&loaded));
     let found: config::Diagnostics = loaded.warnings.clone().into_iter().chain(found).collect();
     eprint!("{found}");
     if found.has_errors() {
         return ExitCode::FAILURE;
-    }
-    if without_admin {
-        loaded.leave_out_admin();
     }
     let log = match log::start(&loaded.config.log) {
         Ok(log) => log,
