@@ -207,8 +207,8 @@ fn probe(t: &mut Table<'_, '_, '_>, default: Probe) -> Probe {
     if matches!(probe.kind, ProbeKind::RootDse | ProbeKind::Tcp) {
         t.no_effect("bind_name", "probe = \"bind\" or \"search\"");
     }
-    if probe.kind == ProbeKind::Tcp && !probe.expect.is_empty() {
-        t.no_effect("expect", "a probe that reads the rootDSE");
+    if probe.kind != ProbeKind::RootDse && !probe.expect.is_empty() {
+        t.no_effect("expect", "probe = \"rootdse\"");
     }
     if probe.max_latency.is_some_and(|latency| latency >= probe.timeout) {
         t.warn("max_latency", "not shorter than `timeout`: a probe that slow has failed", "");
