@@ -107,11 +107,13 @@ impl Prober {
     }
 
     async fn read_root_dse(&self, conversation: &mut Conversation) -> Result<(), Failure> {
+        // Read in the place of another probe it shows that the backend answers, and takes nobody down.
+        let expect = if self.settings.kind == ProbeKind::RootDse { &self.settings.expect } else { &BTreeMap::new() };
         let mut root = None;
-        let search = Search::root_dse(self.settings.expect.keys().cloned());
+        let search = Search::root_dse(expect.keys().cloned());
         conversation.search(&search, usize::MAX, |entry| root = Some(entry)).await?;
         let root = root.ok_or_else(|| Failure::Wrong("the backend has no rootDSE".to_owned()))?;
-        meets(&root, &self.settings.expect).map_err(Failure::Wrong)
+        meets(&root, expect).map_err(Failure::Wrong)
     }
 
     /// A bind, and for `search` what it should find.

@@ -22,6 +22,7 @@ use crate::metrics::Metrics;
 use crate::pool::Endpoint;
 use crate::upstream::{Connector, read_pdu};
 
+mod accounts;
 mod reloads;
 
 /// A DC that does as it is told.
