@@ -251,9 +251,10 @@ def test_a_hand_over_keeps_nobody_waiting(service, backend):
     assert service.show("ldaps-proxy-bridge.service", "ActiveState") == "inactive"
 
 
-def test_a_hand_over_to_what_cannot_start_changes_nothing(service):
+@pytest.mark.parametrize("units", [("ldaps-proxy.socket", UNIT), (UNIT,)], ids=["with the socket", "without it"])
+def test_a_hand_over_to_what_cannot_start_changes_nothing(service, units):
     service.run("systemctl", "stop", UNIT)
-    service.run("systemctl", "start", "ldaps-proxy.socket", UNIT)
+    service.run("systemctl", "start", *units)
     before = service.show(UNIT, "MainPID")
     good = service.path(CONFIG).read_text()
     service.path(CONFIG).write_text("nonsense\n")
