@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
+use tokio::time::{Instant, interval};
 
 pub use descriptors::fit_descriptors;
 pub use signals::Signals;
@@ -21,6 +22,8 @@ use signals::Signal;
 
 /// What ending takes besides the time that clients get.
 const ENDING: Duration = Duration::from_secs(15);
+/// How often systemd is told how much time a drain still has.
+const MORE_TIME: Duration = Duration::from_secs(30 * 60);
 
 /// Obeys signals until the proxy has ended: SIGTERM or SIGINT drains, a second one ends now, SIGHUP reloads, SIGUSR1
 /// reopens logs.
@@ -52,11 +55,24 @@ pub async fn serve(proxy: &Arc<Proxy>, mut signals: Signals) {
             Signal::Reopen => proxy.reopen_logs(),
         }
     }
+    tell_systemd(&[NotifyState::Stopping]);
     // Whatever TimeoutStopSec= says, clients get the time that the configuration gives them.
-    let patience = proxy.patience().saturating_add(ENDING).as_micros();
-    let patience = NotifyState::ExtendTimeoutUsec(u32::try_from(patience).unwrap_or(u32::MAX));
-    tell_systemd(&[NotifyState::Stopping, patience]);
-    proxy.drain(until_hurried(proxy, signals)).await;
+    let patience = proxy.patience().saturating_add(ENDING);
+    tokio::select! {
+        () = proxy.drain(until_hurried(proxy, signals)) => {}
+        () = ask_for_time(patience, |left| tell_systemd(&[NotifyState::ExtendTimeoutUsec(left)])) => {}
+    }
+}
+
+/// Tells again and again how much of `patience` is left, in µs: what one message can say is 71 minutes. Never returns.
+async fn ask_for_time(patience: Duration, mut tell: impl FnMut(u32)) {
+    let began = Instant::now();
+    let mut ticks = interval(MORE_TIME);
+    loop {
+        ticks.tick().await;
+        let left = patience.saturating_sub(began.elapsed());
+        tell(u32::try_from(left.as_micros()).unwrap_or(u32::MAX));
+    }
 }
 
 /// Waits for a second SIGTERM or SIGINT. A drain may last for hours, and logs grow meanwhile.
@@ -73,5 +89,21 @@ async fn until_hurried(proxy: &Proxy, mut signals: Signals) {
 fn tell_systemd(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         tracing::debug!(%error, "systemd was not told");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn time_is_asked_for_again_before_what_was_asked_for_is_over() {
+        let patience = Duration::from_secs(3 * 3600);
+        let (began, mut told) = (Instant::now(), Vec::new());
+        let asking = ask_for_time(patience, |left| told.push(Instant::now() + Duration::from_micros(left.into())));
+        assert!(tokio::time::timeout(patience, asking).await.is_err());
+        assert_eq!(told.last(), Some(&(began + patience)));
+        let asked = (1..).map(|times| began + times * MORE_TIME);
+        assert!(told.iter().zip(asked).all(|(&until, asked_again)| until > asked_again || until == began + patience));
     }
 }
