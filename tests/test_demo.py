@@ -1,6 +1,9 @@
 """`ldaps-proxy demo`: one command, one line to paste, and a failover to watch. Its ports are fixed by the contract, so
 each test runs it in a network namespace of its own."""
 
+import os
+import pty
+import shlex
 import subprocess
 
 import pytest
@@ -13,9 +16,9 @@ from support.waiting import eventually
 class Demo:
     """The demo in a private network namespace."""
 
-    def __init__(self, directory, stdin=subprocess.PIPE):
+    def __init__(self, directory, stdin=subprocess.PIPE, program=('"$0"', "demo")):
         self.process = Process(
-            ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$0" demo', BINARY],
+            ["unshare", "--net", "sh", "-c", f"ip link set lo up && exec {' '.join(program)}", BINARY],
             directory=directory, stdin=stdin,
         )
         self.line = eventually(self._printed, "the demo prints its line")
@@ -94,3 +97,21 @@ def test_quit_ends_it(demo):
 def test_page_and_health(demo):
     for path in ("/", "/healthz", "/readyz"):
         assert demo.sh(_FETCH.format(path=path)).stdout
+
+
+_IN_THE_BACKGROUND = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execvp("sh", ["sh", "-mc", '"$0" demo & wait', sys.argv[1]])
+"""
+
+
+def test_it_serves_in_the_background_of_a_terminal(tmp_path):
+    """A regression test: a job in the background that reads from its terminal is stopped, all of it."""
+    leader, terminal = pty.openpty()
+    with os.fdopen(leader, "wb"), os.fdopen(terminal, "rb") as stdin:
+        demo = Demo(tmp_path, stdin=stdin, program=("/usr/bin/python3", "-c", shlex.quote(_IN_THE_BACKGROUND), '"$0"'))
+        try:
+            assert "numEntries: 1" in demo.sh(demo.line).stdout
+        finally:
+            demo.process.close()

@@ -1,7 +1,10 @@
 //! What may be typed while the demo runs.
 
+use std::io::IsTerminal;
 use std::sync::Arc;
+use std::time::Duration;
 
+use nix::unistd::{getpgrp, tcgetpgrp};
 use tokio::sync::mpsc;
 
 use super::EmbeddedDirectory;
@@ -36,13 +39,24 @@ pub(super) async fn obey(
 pub(super) fn standard_input() -> mpsc::Receiver<String> {
     let (sender, receiver) = mpsc::channel(1);
     std::thread::spawn(move || {
-        for line in std::io::stdin().lines().map_while(Result::ok) {
+        let mut lines = std::io::stdin().lines();
+        loop {
+            while is_in_the_background() {
+                std::thread::sleep(Duration::from_secs(1));
+            }
+            let Some(Ok(line)) = lines.next() else { break };
             if sender.blocking_send(line).is_err() {
                 break;
             }
         }
     });
     receiver
+}
+
+/// Whether the terminal is somebody else's now: reading from it would stop the whole process.
+fn is_in_the_background() -> bool {
+    let input = std::io::stdin();
+    input.is_terminal() && tcgetpgrp(input).is_ok_and(|foreground| foreground != getpgrp())
 }
 
 #[derive(Debug, PartialEq, Eq)]
