@@ -10,7 +10,7 @@ from support import ber
 from support.backend import answer_nothing
 from support.clients import RawClient, search_after_waiting
 from support.process import run
-from support.proxy import BINARY
+from support.proxy import BINARY, config
 from support.waiting import eventually
 
 FIXED_SERIES = {
@@ -205,6 +205,21 @@ def test_readiness_follows_the_backends(start_proxy, backend):
     backend.listen_again()
     proxy.wait_for("ldaps_proxy_backend_up", 1)
     assert proxy.http("/readyz")[0] == 200
+
+
+def test_a_copy_is_ready_while_one_of_its_pools_is(start_proxy, certificate, backend, start_backend):
+    """A regression test: one pool's outage, even one's that no listener uses, took every copy away from the others' clients."""
+    dead, text = start_backend(), config(certificate, [backend], pool='health.probe = "tcp"')
+    dead.close()
+    pools = [f"""[pools.{name}]\nbackends = ["{dead}"]\nhealth.probe = "tcp"\nhealth.interval = "100ms"\n""" for name in ("other", "unused")]
+    listener = """[[listener]]\nname = "other"\naddress = "127.0.0.1:0"\nprotocol = "ldap"\npool = "other"\ntrusted_networks = ["127.0.0.0/8"]\n"""
+    proxy = start_proxy(text="\n".join([text, listener, *pools]))
+    proxy.wait_for("ldaps_proxy_backend_up", 0, pool="other")
+    proxy.wait_for("ldaps_proxy_backend_up", 0, pool="unused")
+    assert proxy.http("/readyz")[0] == 200
+    backend.close()
+    eventually(lambda: proxy.http("/readyz")[0] == 503, "no pool is left")
+    assert "unused" not in proxy.http("/readyz")[1]
 
 
 def test_the_health_address_serves_nothing_but_health(start_proxy, backend):

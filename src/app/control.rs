@@ -1,5 +1,6 @@
 //! The admin side's view of the proxy.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -183,10 +184,10 @@ impl Proxy {
         if state.parts.listeners.is_empty() {
             reasons.push("no listener is up".to_owned());
         }
-        for (name, running) in &state.parts.pools {
-            if !running.pool.is_usable() {
-                reasons.push(format!("pool {name} has no usable backend"));
-            }
+        // One that serves goes on where others can't: all copies see the same outage, and if all turned away, nobody would.
+        let served: BTreeSet<_> = state.parts.listeners.values().map(|listener| &listener.settings.pool).collect();
+        if !served.iter().any(|&name| state.parts.pools[name].pool.is_usable()) {
+            reasons.extend(served.iter().map(|name| format!("pool {name} has no usable backend")));
         }
         reasons
     }
