@@ -20,7 +20,7 @@ pub(super) struct Report {
     pub outcome: Outcome,
 }
 
-/// Asks at every interval, and at once when `hurry` is rung, for as long as someone listens.
+/// Asks at every interval, and at once, over a new connection, when `hurry` is rung, for as long as someone listens.
 pub(super) async fn check(mut prober: Prober, depth: Depth, hurry: Arc<Notify>, reports: mpsc::Sender<Report>) {
     if depth == Depth::Deep {
         sleep(DEEP_PROBES_BEGIN_WITHIN.mul_f64(fastrand::f64())).await;
@@ -39,7 +39,8 @@ pub(super) async fn check(mut prober: Prober, depth: Depth, hurry: Arc<Notify>, 
         }
         tokio::select! {
             () = sleep_until(started + jittered(prober.settings().interval)) => {}
-            () = hurry.notified() => {}
+            // Real traffic has met trouble, perhaps only with new connections.
+            () = hurry.notified() => prober.start_afresh(),
         }
     }
 }

@@ -48,6 +48,11 @@ impl Prober {
         &self.backend
     }
 
+    /// Asks the next question on a new connection: whether one can be had is what is in doubt.
+    pub(super) fn start_afresh(&mut self) {
+        self.kept = None;
+    }
+
     pub(super) async fn probe(&mut self) -> Result<(), Failure> {
         match self.settings.kind {
             ProbeKind::Tcp => self.tcp().await,

@@ -24,6 +24,7 @@ use crate::upstream::{Connector, read_pdu};
 
 mod accounts;
 mod reloads;
+mod suspicion;
 
 /// A DC that does as it is told.
 struct Dc {
@@ -43,6 +44,8 @@ struct Script {
     silent: bool,
     /// Closes each connection after an answer.
     closes: bool,
+    /// Takes no new connection, and goes on with those it has.
+    closed_to_new: bool,
     connections: usize,
     /// Every request, `operation messageID` on `connection`.
     seen: Vec<(usize, OperationKind, u32)>,
@@ -58,6 +61,7 @@ impl Dc {
             synchronized: "TRUE",
             silent: false,
             closes: false,
+            closed_to_new: false,
             connections: 0,
             seen: Vec::new(),
         }));
@@ -67,6 +71,9 @@ impl Dc {
                 let mut serving = JoinSet::new();
                 loop {
                     let (stream, _) = listener.accept().await.unwrap();
+                    if script.lock().unwrap().closed_to_new {
+                        continue;
+                    }
                     serving.spawn(serve(stream, Arc::clone(&script)));
                 }
             }
