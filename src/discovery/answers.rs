@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::endpoints;
+use super::endpoints::{self, MOST_ENDPOINTS};
 use crate::config::{BackendSource, Discovery};
 use crate::pool::Endpoint;
 
@@ -44,6 +44,9 @@ pub struct Service {
 /// The first wait after a failed lookup is `min_ttl`, but never shorter, and it doubles up to [`LONGEST_WAIT`].
 const SHORTEST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// Failed lookups after which a target of a service keeps nothing in force that the service has left: the record of a host that is
+/// no more may stay for years. By default that is after 75 s.
+const GIVEN_UP_AFTER: u32 = 5;
 
 /// The answers of one pool's names. The last good one stays in force however often asking again fails.
 #[derive(Debug)]
@@ -56,6 +59,8 @@ pub struct Answers {
 #[derive(Debug, Clone)]
 struct Entry {
     answer: Option<Answer>,
+    /// Services that were named before and led somewhere: in force until it is known where those named now are.
+    former: Vec<Service>,
     due: Instant,
     failures: u32,
 }
@@ -70,6 +75,39 @@ impl Answers {
     /// The last good answer.
     pub fn get(&self, question: &Question) -> Option<&Answer> {
         self.entries.get(question)?.answer.as_ref()
+    }
+
+    /// The services of this name that are in force: those that DNS names and, while it isn't known where these are, those it named
+    /// before.
+    pub fn services(&self, name: &str) -> Vec<Service> {
+        let entry = self.entries.get(&Question::Service(name.to_owned()));
+        let Some(Entry { answer: Some(Answer::Services(named)), former, .. }) = entry else { return Vec::new() };
+        let former = if self.is_settled(named) { &[][..] } else { former };
+        [named, former].concat()
+    }
+
+    /// Whether enough is known of where these services are to leave those that were named before: at least of one, and of each whose
+    /// host hasn't been asked for in vain again and again.
+    fn is_settled(&self, services: &[Service]) -> bool {
+        let host = |service: &Service| self.entries.get(&Question::Host(service.target.clone()));
+        let is_known = |service: &Service| host(service).is_some_and(|host| host.answer.is_some());
+        let is_given_up = |service: &Service| host(service).is_some_and(|host| host.failures >= GIVEN_UP_AFTER);
+        services.is_empty()
+            || (services.iter().any(is_known)
+                && services.iter().all(|service| is_known(service) || is_given_up(service)))
+    }
+
+    /// What is left in force of a service when it gets this answer.
+    fn former(&self, question: &Question, answer: &Answer) -> Vec<Service> {
+        let (Question::Service(name), Answer::Services(named)) = (question, answer) else { return Vec::new() };
+        let is_named = |service: &Service| {
+            named.iter().any(|other| (other.target.as_str(), other.port) == (service.target.as_str(), service.port))
+        };
+        let leads_somewhere = |service: &Service| self.get(&Question::Host(service.target.clone())).is_some();
+        let mut former = self.services(name);
+        former.retain(|service| !is_named(service) && leads_somewhere(service));
+        former.truncate(MOST_ENDPOINTS);
+        former
     }
 
     /// What to ask now, so that the backends behind `sources` are known.
@@ -87,12 +125,14 @@ impl Answers {
     /// Takes an answer that holds for `ttl`, between the configured bounds.
     pub fn learn(&mut self, question: Question, answer: Answer, ttl: Duration, now: Instant) {
         let due = now + ttl.clamp(self.min_ttl, self.max_ttl);
-        self.entries.insert(question, Entry { answer: Some(answer), due, failures: 0 });
+        let former = self.former(&question, &answer);
+        self.entries.insert(question, Entry { answer: Some(answer), former, due, failures: 0 });
     }
 
     /// Takes that there was no answer; how many times in a row that makes.
     pub fn fail(&mut self, question: Question, now: Instant) -> u32 {
-        let entry = self.entries.entry(question).or_insert(Entry { answer: None, due: now, failures: 0 });
+        let new = || Entry { answer: None, former: Vec::new(), due: now, failures: 0 };
+        let entry = self.entries.entry(question).or_insert_with(new);
         let first = self.min_ttl.max(SHORTEST_WAIT);
         let wait = first.saturating_mul(1 << entry.failures.min(16)).min(LONGEST_WAIT.max(first));
         entry.failures = entry.failures.saturating_add(1);
@@ -103,16 +143,22 @@ impl Answers {
     /// Takes over what `before` knows. It is due at once.
     pub fn succeed(&mut self, before: &Self, now: Instant) {
         for (question, entry) in &before.entries {
-            self.entries.entry(question.clone()).or_insert(Entry {
-                answer: entry.answer.clone(),
-                due: now,
-                failures: 0,
-            });
+            let taken_over = || Entry { due: now, failures: 0, ..entry.clone() };
+            self.entries.entry(question.clone()).or_insert_with(taken_over);
         }
     }
 
-    /// Forgets what nobody asks any more.
+    /// Forgets what nobody asks any more, and what is no longer in force of a service.
     pub fn prune(&mut self, sources: &[BackendSource]) {
+        let is_over = |entry: &Entry| match &entry.answer {
+            Some(Answer::Services(named)) => self.is_settled(named),
+            _ => false,
+        };
+        let over: Vec<_> =
+            self.entries.iter().filter(|(_, entry)| is_over(entry)).map(|(question, _)| question.clone()).collect();
+        for question in over {
+            self.entries.entry(question).and_modify(|entry| entry.former.clear());
+        }
         let asked = endpoints::questions(sources, self);
         self.entries.retain(|question, _| asked.contains(question));
     }
@@ -171,6 +217,44 @@ mod tests {
         answers.learn(host("dc"), addresses(&[2]), Duration::ZERO, now);
         assert_eq!(answers.fail(host("dc"), now), 1);
         assert_eq!(answers.get(&host("dc")), Some(&addresses(&[2])));
+    }
+
+    /// A stale record, of a domain controller that is no more, mustn't keep alive what DNS has really dropped.
+    #[test]
+    fn a_new_host_that_is_asked_for_in_vain_holds_up_a_service_only_for_so_long() {
+        const NAME: &str = "_ldap._tcp.x";
+        let sources = [BackendSource { address: BackendAddress::Service(NAME.into()), ..sources()[0].clone() }];
+        let now = Instant::now();
+        let name = |answers: &mut Answers, hosts: &[&str]| {
+            let service = |host: &&str| Service { priority: 0, weight: 1, port: 389, target: (*host).to_owned() };
+            let services = Answer::Services(hosts.iter().map(service).collect());
+            answers.learn(Question::Service(NAME.into()), services, Duration::ZERO, now);
+        };
+        let hosts = |answers: &Answers| -> Vec<String> {
+            answers.endpoints(&sources).into_iter().map(|endpoint| endpoint.host).collect()
+        };
+        let mut answers = Answers::new(&Discovery::default());
+        name(&mut answers, &["a", "b"]);
+        for (host_name, last) in [("a", 1), ("b", 2)] {
+            answers.learn(host(host_name), addresses(&[last]), Duration::ZERO, now);
+        }
+        name(&mut answers, &["a", "stale"]);
+        for _ in 1..GIVEN_UP_AFTER {
+            answers.fail(host("stale"), now);
+            answers.prune(&sources);
+            assert_eq!(hosts(&answers), ["a", "b"]);
+        }
+        answers.fail(host("stale"), now);
+        answers.prune(&sources);
+        assert_eq!(hosts(&answers), ["a"]);
+        // Where nothing else is left there is no end to it.
+        name(&mut answers, &["stale"]);
+        answers.prune(&sources);
+        assert_eq!(hosts(&answers), ["a"]);
+        // A target "." says that there is no service.
+        name(&mut answers, &[]);
+        answers.prune(&sources);
+        assert_eq!((hosts(&answers), answers.entries.len()), (Vec::<String>::new(), 1));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::config::{BackendAddress, BackendSource};
 use crate::pool::Endpoint;
 
 /// Backends a pool may have: DNS is not ours, so what it says is bounded.
-const MOST_ENDPOINTS: usize = 256;
+pub(super) const MOST_ENDPOINTS: usize = 256;
 /// The weight of the heaviest SRV record where weights have to be scaled.
 const MOST_WEIGHT: u32 = 100;
 
@@ -25,9 +25,7 @@ pub(super) fn questions(sources: &[BackendSource], answers: &Answers) -> Vec<Que
             BackendAddress::Host { name, .. } => ask(Question::Host(name.clone())),
             BackendAddress::Service(name) => {
                 ask(Question::Service(name.clone()));
-                for service in services(name, answers) {
-                    ask(Question::Host(service.target.clone()));
-                }
+                answers.services(name).into_iter().for_each(|service| ask(Question::Host(service.target)));
             }
         }
     }
@@ -57,7 +55,7 @@ pub(super) fn endpoints(sources: &[BackendSource], answers: &Answers) -> Vec<End
                 addresses(name, answers).for_each(|ip| add(plain(SocketAddr::new(ip, *port), name.clone())));
             }
             BackendAddress::Service(name) => {
-                for (service, weight, tier) in ranked(services(name, answers)) {
+                for (service, weight, tier) in ranked(&answers.services(name)) {
                     for ip in addresses(&service.target, answers) {
                         let endpoint = plain(SocketAddr::new(ip, service.port), service.target.clone());
                         let weight = weight.saturating_mul(source.weight.max(1));
@@ -99,13 +97,6 @@ fn weight(service: &Service, all: &[Service]) -> u32 {
         (weight * MOST_WEIGHT / most).max(1)
     } else {
         weight
-    }
-}
-
-fn services<'a>(name: &str, answers: &'a Answers) -> &'a [Service] {
-    match answers.get(&Question::Service(name.to_owned())) {
-        Some(Answer::Services(services)) => services,
-        _ => &[],
     }
 }
 

@@ -231,6 +231,48 @@ async fn answers_outlive_a_reload() {
     assert_eq!(after.endpoints().len(), 1);
 }
 
+/// A regression test: a service moved to another host whose address couldn't be had at once, and the pool lost all it had.
+#[tokio::test]
+async fn a_service_that_moves_keeps_its_hosts_until_the_new_ones_are_known() {
+    const SERVICE: &str = "_ldap._tcp.corp.example.com";
+    let server = NameServer::start().await;
+    let move_to = |hosts: &[&str]| {
+        server.set(SERVICE, hosts.iter().map(|host| srv(0, 1, 389, &format!("{host}.corp.example.com"))).collect())
+    };
+    let mut settings = settings(&server, vec![BackendAddress::Service(SERVICE.into())]);
+    // Whatever is asked for again is due.
+    settings.discovery.min_ttl = Duration::ZERO;
+    let shown = |discovery: &Discovery| {
+        discovery.endpoints().iter().map(|endpoint| endpoint.address.to_string()).collect::<Vec<_>>()
+    };
+    server.set("dc1.corp.example.com", vec![a(1)]);
+    move_to(&["dc1"]);
+    let mut discovery = Discovery::new(&settings);
+    assert_eq!(discovery.refresh().await, []);
+
+    move_to(&["dc2"]);
+    assert_eq!(discovery.refresh().await.len(), 1);
+    assert_eq!(shown(&discovery), ["10.0.0.1:389"], "nothing better is known");
+
+    // A reload meanwhile loses nothing either.
+    let mut after = Discovery::new(&settings);
+    after.succeed(&discovery.memory());
+    assert_eq!(after.refresh().await.len(), 1);
+    assert_eq!(shown(&after), ["10.0.0.1:389"]);
+
+    // Part of the new ones is no reason to lose the old ones.
+    server.set("dc3.corp.example.com", vec![a(3)]);
+    move_to(&["dc2", "dc3"]);
+    after.refresh().await;
+    assert_eq!(shown(&after), ["10.0.0.1:389", "10.0.0.3:389"]);
+
+    server.set("dc2.corp.example.com", vec![a(2)]);
+    let mut last = Discovery::new(&settings);
+    last.succeed(&after.memory());
+    assert_eq!(last.refresh().await, []);
+    assert_eq!(shown(&last), ["10.0.0.2:389", "10.0.0.3:389"]);
+}
+
 /// A regression test: resolv.conf was read once. A proxy that had started before the network was up asked nobody, for ever, and one
 /// whose network had changed asked those who were gone.
 #[tokio::test]
