@@ -131,7 +131,8 @@ impl Discovery {
             Ok(resolver) => {
                 for question in questions {
                     let resolver = Arc::clone(&resolver);
-                    lookups.spawn(async move { (resolver.ask(&question).await, question) });
+                    let known = self.answers().get(&question).cloned();
+                    lookups.spawn(async move { (resolver.ask(&question, known.as_ref()).await, question) });
                 }
             }
             Err(why) => results.extend(questions.into_iter().map(|question| (Err(why.clone()), question))),

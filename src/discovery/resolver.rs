@@ -1,7 +1,7 @@
 //! Asking DNS, by hickory: a static binary has no getaddrinfo, and SRV records are beyond it anyway.
 
 use std::fmt::Display;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -97,11 +97,11 @@ impl Resolver {
         builder.with_options(options).build().map(Self).map_err(|error| error.to_string())
     }
 
-    /// An answer and how long it holds.
+    /// An answer and how long it holds. `known` is the last one.
     ///
     /// # Errors
     /// There is none, or no name server could be asked: in words.
-    pub(super) async fn ask(&self, question: &Question) -> Result<(Answer, Duration), String> {
+    pub(super) async fn ask(&self, question: &Question, known: Option<&Answer>) -> Result<(Answer, Duration), String> {
         match question {
             Question::Service(name) => {
                 let records = self.lookup(name, RecordType::SRV).await?;
@@ -114,10 +114,14 @@ impl Resolver {
                 Ok((Answer::Services(offered), ttl(&records)))
             }
             Question::Host(name) => {
-                // Both or none: an address that couldn't be asked for isn't an address that is gone.
                 let (v4, v6) = tokio::join!(self.lookup(name, RecordType::A), self.lookup(name, RecordType::AAAA));
-                let records = [v4?, v6?].concat();
-                let addresses: Vec<_> = records.iter().filter_map(|record| record.data.ip_addr()).collect();
+                let known = match known {
+                    Some(Answer::Addresses(known)) => known,
+                    _ => &[][..],
+                };
+                let (records, kept) = both_families(v4, v6, known)?;
+                let found = records.iter().filter_map(|record| record.data.ip_addr());
+                let addresses: Vec<_> = found.chain(kept).collect();
                 if addresses.is_empty() {
                     return Err(format!("{name} has no addresses"));
                 }
@@ -139,6 +143,27 @@ impl Resolver {
             Err(error) => Err(format!("{name} {kind}: {error}")),
         }
     }
+}
+
+/// What was found of a host, and what stays of it: an address that couldn't be asked for isn't an address that is gone. That one
+/// family can't be asked for is no failure where the other one is found: some name servers have never heard of AAAA (RFC 4074).
+fn both_families(
+    v4: Result<Vec<Record>, String>,
+    v6: Result<Vec<Record>, String>,
+    known: &[IpAddr],
+) -> Result<(Vec<Record>, Vec<IpAddr>), String> {
+    let (found, why, is_kept): (_, _, fn(&IpAddr) -> bool) = match (v4, v6) {
+        (Ok(v4), Ok(v6)) => return Ok(([v4, v6].concat(), Vec::new())),
+        (Ok(v4), Err(why)) => (v4, why, IpAddr::is_ipv6),
+        (Err(why), Ok(v6)) => (v6, why, IpAddr::is_ipv4),
+        (Err(why), Err(_)) => return Err(why),
+    };
+    // A CNAME alone is no address.
+    if !found.iter().any(|record| record.data.ip_addr().is_some()) {
+        return Err(why);
+    }
+    tracing::debug!(reason = why, "one family of a host's addresses could not be asked for");
+    Ok((found, known.iter().copied().filter(is_kept).collect()))
 }
 
 fn name_server(address: &SocketAddr) -> NameServerConfig {

@@ -20,11 +20,12 @@ use crate::metrics::Metrics;
 use crate::pool::{Backends, Health, Standing};
 use crate::upstream::Connector;
 
-/// What the server says: records by name and type, or a failure to everything.
+/// What the server says: records by name and type, or a failure to everything, or to one type.
 #[derive(Default)]
 struct Zone {
     records: HashMap<(String, RecordType), Vec<RData>>,
     failure: Option<ResponseCode>,
+    failing: Option<RecordType>,
 }
 
 struct NameServer {
@@ -62,6 +63,10 @@ impl NameServer {
     fn fail(&self, failure: Option<ResponseCode>) {
         self.zone.lock().unwrap().failure = failure;
     }
+
+    fn fail_on(&self, kind: RecordType) {
+        self.zone.lock().unwrap().failing = Some(kind);
+    }
 }
 
 impl Drop for NameServer {
@@ -77,13 +82,14 @@ impl Zone {
         let mut answer = Message::response(query.metadata.id, query.metadata.op_code);
         answer.add_query(question.clone());
         let name = question.name().to_utf8().trim_end_matches('.').to_lowercase();
+        let failure = self.failure.or((self.failing == Some(question.query_type())).then_some(ResponseCode::ServFail));
         let exists = self.records.keys().any(|(known, _)| *known == name);
-        answer.metadata.response_code = match self.failure {
+        answer.metadata.response_code = match failure {
             Some(failure) => failure,
             None if exists => ResponseCode::NoError,
             None => ResponseCode::NXDomain,
         };
-        if self.failure.is_none() {
+        if failure.is_none() {
             // A CNAME leads on to its target's records.
             let mut next = Some(name);
             while let Some(name) = next.take() {
@@ -210,6 +216,39 @@ async fn the_pool_follows_dns_and_outlives_it() {
         in_time(sets.wait_for(is_new)).await.unwrap();
     }
     running.abort();
+}
+
+/// A regression test (RFC 4074: there are such name servers): a host had no addresses at all, for ever, where those of one family
+/// couldn't be asked for.
+#[tokio::test]
+async fn one_family_that_cannot_be_asked_for_costs_only_what_nobody_knows() {
+    let server = NameServer::start().await;
+    let shown = |discovery: &Discovery| {
+        discovery.endpoints().iter().map(|endpoint| endpoint.address.to_string()).collect::<Vec<_>>()
+    };
+    let mut settings = settings(&server, vec![named("dc.corp.example.com")]);
+    settings.discovery.min_ttl = Duration::ZERO;
+    let v6 = || RData::AAAA(AAAA(Ipv6Addr::LOCALHOST));
+
+    server.set("dc.corp.example.com", vec![a(1), v6()]);
+    server.fail_on(RecordType::AAAA);
+    let mut discovery = Discovery::new(&settings);
+    assert_eq!(discovery.refresh().await, []);
+    assert_eq!(shown(&discovery), ["10.0.0.1:389"]);
+
+    // What is known of the family that fails stays, and what the other one has lost goes.
+    server.fail_on(RecordType::A);
+    assert_eq!(discovery.refresh().await, []);
+    assert_eq!(shown(&discovery), ["10.0.0.1:389", "[::1]:389"]);
+    server.fail_on(RecordType::AAAA);
+    server.set("dc.corp.example.com", vec![a(2)]);
+    assert_eq!(discovery.refresh().await, []);
+    assert_eq!(shown(&discovery), ["10.0.0.2:389", "[::1]:389"]);
+
+    // That the other family has none is no news of this one.
+    server.fail_on(RecordType::A);
+    assert_eq!(discovery.refresh().await.len(), 1);
+    assert_eq!(shown(&discovery), ["10.0.0.2:389", "[::1]:389"]);
 }
 
 /// A reload while DNS fails must not empty a pool.
