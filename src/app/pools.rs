@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::Proxy;
@@ -87,7 +88,7 @@ impl FreshPool {
 impl Proxy {
     pub(super) async fn plan_pools(&self, config: &Config, problems: &mut Vec<String>) -> PlannedPools {
         let running = self.state().parts.pools.clone();
-        let mut planned = BTreeMap::new();
+        let (mut planned, mut fresh_pools) = (BTreeMap::new(), Vec::new());
         for (name, settings) in &config.pools {
             let known = running.get(name);
             let unchanged = known.filter(|known| known.pool.settings() == settings);
@@ -97,19 +98,18 @@ impl Proxy {
                 continue;
             }
             match FreshPool::new(settings, known) {
-                Ok(mut fresh) => {
+                Ok(fresh) => {
                     if let Some(unchanged) = unchanged.filter(|_| fresh.replaced_ca_file.is_none()) {
                         planned.insert(name.clone(), PlannedPool::Running(unchanged.clone()));
                         continue;
                     }
-                    for failure in fresh.discovery.refresh().await {
-                        // It is asked for again; until then the other backends serve.
-                        tracing::error!(pool = %name, name = %failure.name, reason = %failure.reason, "cannot resolve");
-                    }
-                    planned.insert(name.clone(), PlannedPool::Fresh(Box::new(fresh)));
+                    fresh_pools.push(fresh);
                 }
                 Err(problem) => problems.push(problem),
             }
+        }
+        for fresh in resolve(fresh_pools).await {
+            planned.insert(fresh.settings.name.clone(), PlannedPool::Fresh(Box::new(fresh)));
         }
         renew_misnamed(&mut planned, problems);
         planned
@@ -223,6 +223,29 @@ impl Proxy {
     }
 }
 
+/// Asks for the names of all these pools at once: where name servers are silent each takes seconds, and nobody is served yet.
+async fn resolve(pools: Vec<FreshPool>) -> Vec<FreshPool> {
+    // Given up with this future.
+    let mut asking = JoinSet::new();
+    for mut fresh in pools {
+        asking.spawn(async move {
+            let failures = fresh.discovery.refresh().await;
+            (fresh, failures)
+        });
+    }
+    let mut resolved = asking.join_all().await;
+    resolved.sort_by(|(one, _), (other, _)| one.settings.name.cmp(&other.settings.name));
+    let log = |(fresh, failures): (FreshPool, Vec<discovery::LookupFailure>)| {
+        for failure in failures {
+            let (pool, name, reason) = (&fresh.settings.name, &failure.name, &failure.reason);
+            // It is asked for again; until then the other backends serve.
+            tracing::error!(%pool, %name, %reason, "cannot resolve");
+        }
+        fresh
+    };
+    resolved.into_iter().map(log).collect()
+}
+
 fn addresses(planned: &PlannedPools) -> BTreeMap<String, BTreeSet<SocketAddr>> {
     planned.iter().map(|(name, pool)| (name.clone(), pool.addresses())).collect()
 }
@@ -249,3 +272,6 @@ fn trouble(health: Health) -> Option<Trouble> {
         Health::Up | Health::Unknown => None,
     }
 }
+
+#[cfg(test)]
+mod tests;
