@@ -138,6 +138,7 @@ impl Proxy {
         for (name, running) in before {
             if !pools.get(name).is_some_and(|now: &RunningPool| Arc::ptr_eq(&now.pool, &running.pool)) {
                 running.stop.cancel();
+                running.pool.retire();
             }
         }
         pools

@@ -209,9 +209,17 @@ impl Pool {
             backend.hang(&self.bells);
         }
         self.pool_metrics.backends(backends.len());
-        self.backends.send_replace(Arc::new(backends));
+        let backends = Arc::new(backends);
+        let before = self.backends.send_replace(Arc::clone(&backends));
+        let is_gone = |known: &&Arc<Backend>| !backends.iter().any(|backend| Arc::ptr_eq(backend, known));
+        before.iter().filter(is_gone).for_each(|gone| gone.stock.close());
         self.bells.seats.notify_one();
         self.bells.stock.notify_one();
+    }
+
+    /// Closes the warm upstreams, for good: the pool's sessions may go on, but nobody looks after them any more.
+    pub fn retire(&self) {
+        self.backends().iter().for_each(|backend| backend.stock.close());
     }
 
     /// Takes over from `before`, the same pool under older settings, what operators asked and what is known of the backends.

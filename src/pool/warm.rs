@@ -16,16 +16,24 @@ const THROWN_AWAY_AFTER: Duration = Duration::from_secs(100);
 /// How often the stock is looked after when nobody takes from it, and after a connection failed.
 const ROUND: Duration = Duration::from_secs(1);
 
-/// One backend's warm upstreams, oldest first.
+/// One backend's warm upstreams.
 #[derive(Debug, Default)]
-pub(super) struct Stock(Mutex<Vec<(Instant, Stream)>>);
+pub(super) struct Stock(Mutex<Shelf>);
+
+#[derive(Debug, Default)]
+struct Shelf {
+    /// Oldest first.
+    streams: Vec<(Instant, Stream)>,
+    /// Nobody will take from it any more.
+    is_closed: bool,
+}
 
 impl Stock {
     /// A connection that is still good.
     pub(super) fn take(&self) -> Option<Stream> {
-        let mut stock = self.lock();
-        while !stock.is_empty() {
-            let (opened, mut stream) = stock.remove(0);
+        let streams = &mut self.lock().streams;
+        while !streams.is_empty() {
+            let (opened, mut stream) = streams.remove(0);
             if opened.elapsed() < THROWN_AWAY_AFTER && stream.is_fresh() {
                 return Some(stream);
             }
@@ -34,21 +42,29 @@ impl Stock {
     }
 
     fn put(&self, stream: Stream) {
-        self.lock().push((Instant::now(), stream));
+        let mut shelf = self.lock();
+        if !shelf.is_closed {
+            shelf.streams.push((Instant::now(), stream));
+        }
     }
 
     fn clear(&self) {
-        self.lock().clear();
+        self.lock().streams.clear();
+    }
+
+    /// Closes what there is and whatever is still put in: its backend's object is out of use, and sessions may keep that for hours.
+    pub(super) fn close(&self) {
+        *self.lock() = Shelf { streams: Vec::new(), is_closed: true };
     }
 
     /// Throws away what is no good any more; how many are left that don't need to be renewed yet.
     fn count(&self) -> usize {
-        let mut stock = self.lock();
-        stock.retain_mut(|(opened, stream)| opened.elapsed() < THROWN_AWAY_AFTER && stream.is_fresh());
-        stock.iter().filter(|(opened, _)| opened.elapsed() < RENEWED_AFTER).count()
+        let streams = &mut self.lock().streams;
+        streams.retain_mut(|(opened, stream)| opened.elapsed() < THROWN_AWAY_AFTER && stream.is_fresh());
+        streams.iter().filter(|(opened, _)| opened.elapsed() < RENEWED_AFTER).count()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<(Instant, Stream)>> {
+    fn lock(&self) -> MutexGuard<'_, Shelf> {
         // Every change is whole before the guard goes, so a panic elsewhere leaves nothing half-done.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -105,6 +121,8 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
+    use crate::pool::Endpoint;
+    use crate::pool::tests::{endpoint, pool, settings};
 
     async fn connection() -> (Stream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -138,12 +156,29 @@ mod tests {
         stock.put(stream);
         assert_eq!(stock.count(), 1);
         advance(RENEWED_AFTER).await;
-        assert_eq!((stock.count(), stock.lock().len()), (0, 1), "still good, but a new one is wanted");
+        assert_eq!((stock.count(), stock.lock().streams.len()), (0, 1), "still good, but a new one is wanted");
         let (stream, _far) = connection().await;
         stock.put(stream);
         advance(THROWN_AWAY_AFTER - RENEWED_AFTER).await;
-        assert_eq!((stock.count(), stock.lock().len()), (1, 1));
+        assert_eq!((stock.count(), stock.lock().streams.len()), (1, 1));
         advance(THROWN_AWAY_AFTER).await;
         assert!(stock.take().is_none());
+    }
+
+    /// A regression test: a session that was on it kept them open for as long as it lived.
+    #[tokio::test]
+    async fn a_backend_that_is_gone_or_replaced_has_none() {
+        let here = endpoint(([10, 0, 0, 1], 389).into());
+        for now in [vec![], vec![Endpoint { host: "dc1".to_owned(), ..here.clone() }]] {
+            let (pool, _events) = pool(settings(), std::slice::from_ref(&here));
+            let gone = Arc::clone(&pool.backends()[0]);
+            let ((first, _a), (late, _b)) = (connection().await, connection().await);
+            gone.stock.put(first);
+            pool.admit(&now);
+            assert!(gone.stock.take().is_none(), "{now:?}");
+            // It was being opened meanwhile.
+            gone.stock.put(late);
+            assert!(gone.stock.take().is_none(), "{now:?}");
+        }
     }
 }

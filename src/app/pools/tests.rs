@@ -1,13 +1,16 @@
 use std::collections::HashSet;
 use std::net::Ipv4Addr;
 use std::path::Path;
+use std::time::Duration;
 
 use hickory_resolver::proto::op::Message;
 use hickory_resolver::proto::rr::rdata::A;
 use hickory_resolver::proto::rr::{RData, Record, RecordType};
 use hickory_resolver::proto::serialize::binary::BinDecodable as _;
-use tokio::net::UdpSocket;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use super::*;
 use crate::log::LogHandle;
@@ -59,4 +62,37 @@ async fn pools_ask_for_their_names_at_the_same_time() {
     }
     proxy.drain(std::future::ready(())).await;
     answering.abort();
+}
+
+/// A regression test: the warm connections of a pool that a reload had taken away or made anew stayed open, at both ends, for as
+/// long as a session held one of its backends.
+#[tokio::test]
+async fn a_pool_that_goes_leaves_no_warm_connection() {
+    let backend = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let text = format!(
+        "[[listener]]\nname = \"corp\"\naddress = \"127.0.0.1:0\"\nprotocol = \"ldap\"\n\
+        trusted_networks = [\"127.0.0.1/32\"]\npool = \"p\"\n\
+        [pools.p]\nbackends = [\"{}\"]\nwarm = 2\n[pools.p.health]\nprobe = \"tcp\"\ninterval = \"1h\"\n",
+        backend.local_addr().expect("it is bound")
+    );
+    let config = config::parse(&text, Path::new("test.toml")).expect("the file is right").config;
+    let proxy = Proxy::start_without_file(config, LogHandle::of_no_log()).await.expect("it starts");
+    // The probe's, and one after the other the warm ones: the first of them is in stock once the second is there.
+    let mut connections = Vec::new();
+    for _ in 0..3 {
+        connections.push(in_time(backend.accept()).await.expect("loopback works").0);
+    }
+    let before = proxy.state().parts.pools.clone();
+    let held = before["p"].pool.backends();
+    proxy.carry_out_pools(BTreeMap::new(), &before);
+    for mut connection in connections {
+        assert_eq!(in_time(connection.read(&mut [0])).await.expect("it ends in order"), 0);
+    }
+    drop(held);
+    proxy.drain(std::future::ready(())).await;
+}
+
+/// Long enough for any machine; a test that waits this long has failed.
+async fn in_time<T>(future: impl Future<Output = T>) -> T {
+    timeout(Duration::from_secs(60), future).await.expect("nothing happened for a minute")
 }
