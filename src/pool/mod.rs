@@ -30,7 +30,7 @@ pub use patience::patiently;
 pub use warm::keep_warm;
 
 use crate::balance;
-use crate::config;
+use crate::config::{self, BackendAddress};
 use crate::metrics::{Metrics, PoolMetrics};
 use crate::upstream::Connector;
 use backend::{Bells, Life};
@@ -184,8 +184,10 @@ impl Pool {
             if has_better && ancestor.is_none() {
                 backend.make_newcomer();
             }
-            if let Some(duty) = self.duties().get(&endpoint.address) {
-                backend.set_duty(*duty);
+            // The life it takes up may have been left drained.
+            let duty = self.duties().get(&endpoint.address).copied().unwrap_or(Duty::Enabled);
+            if backend.duty() != duty {
+                backend.set_duty(duty);
             }
             admission.added.push(name);
             backends.push(Arc::new(backend));
@@ -223,9 +225,14 @@ impl Pool {
     }
 
     /// Takes over from `before`, the same pool under older settings, what operators asked and what is known of the backends.
-    /// Those that sessions have there are theirs here.
+    /// Those that sessions have there are theirs here. What was asked of a backend that the settings no longer name is forgotten:
+    /// whatever comes to its address is another one.
     pub fn succeed(&self, before: &Self, endpoints: &[Endpoint]) -> Admission {
-        let duties = before.duties().clone();
+        let mut duties = before.duties().clone();
+        duties.retain(|address, _| {
+            endpoints.iter().any(|endpoint| endpoint.address == *address)
+                || self.may_be_named_again(*address, before.backend_at(*address).as_deref())
+        });
         *self.duties() = duties;
         let lives = before.lives().clone();
         *self.lives() = lives;
@@ -237,6 +244,18 @@ impl Pool {
             self.inherit_names(before);
         }
         admission
+    }
+
+    /// Whether DNS may name this address again, though it doesn't now. `known` is who was there until now; who was there before DNS
+    /// lost it is forgotten.
+    fn may_be_named_again(&self, address: SocketAddr, known: Option<&Backend>) -> bool {
+        self.settings.backends.iter().any(|source| match (&source.address, known) {
+            (BackendAddress::Socket(_), _) => false,
+            (_, None) => true,
+            (BackendAddress::Host { name, port }, Some(known)) => known.host() == name && *port == address.port(),
+            // One that the settings give by its address is called by that.
+            (BackendAddress::Service(_), Some(known)) => known.host() != address.ip().to_string(),
+        })
     }
 
     /// How many sessions of each other backend a backend that has returned should take over: by weight where they are

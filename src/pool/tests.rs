@@ -362,6 +362,58 @@ fn a_pool_with_new_settings_goes_on_where_the_old_one_was() {
     assert!(hosts.contains(&"dc1.corp.example.com".into()) && domains.contains(&"corp.example.com".into()));
 }
 
+/// A regression test: a drain held for an address that had left the configuration, and for whichever server came to it later.
+#[test]
+fn a_drain_ends_when_a_reload_takes_the_backend_away() {
+    let at = |last| endpoint(([10, 0, 0, last], 389).into());
+    let (old, _events) = pool(settings(), &[at(1), at(2)]);
+    old.drain("10.0.0.1:389");
+    let _seat = old.backends()[0].occupy().unwrap();
+    let (without, _events) = pool(settings(), &[]);
+    without.succeed(&old, &[at(2)]);
+    assert_eq!(old.backends()[0].duty(), Duty::Draining, "its sessions still leave it");
+    let (again, _events) = pool(settings(), &[]);
+    again.succeed(&without, &[at(1), at(2)]);
+    let back = Arc::clone(&again.backends()[0]);
+    assert_eq!((back.duty(), back.sessions()), (Duty::Enabled, 1));
+}
+
+/// DNS may lose a backend at a reload as at any other moment.
+#[test]
+fn a_drain_outlives_dns_through_a_reload() {
+    let service = BackendAddress::Service("_ldap._tcp.corp.example.com".into());
+    let host = BackendAddress::Host { name: "dc1".into(), port: 389 };
+    let at = |last| Endpoint { host: format!("dc{last}"), ..endpoint(([10, 0, 0, last], 389).into()) };
+    let with = |addresses: &[&BackendAddress]| {
+        let source = |address: &&BackendAddress| BackendSource {
+            address: (*address).clone(),
+            weight: 1,
+            tier: 0,
+            max_sessions: 0,
+        };
+        config::Pool::new("p", addresses.iter().map(source).collect())
+    };
+    for (sources, expected) in [
+        (with(&[&service]), Duty::Draining),
+        (with(&[&host]), Duty::Draining),
+        // Nothing there can name it any more.
+        (with(&[&BackendAddress::Host { name: "dc2".into(), port: 389 }]), Duty::Enabled),
+    ] {
+        for lost_before in [true, false] {
+            let (old, _events) = pool(with(&[&service, &host]), &[at(1), at(2)]);
+            old.drain("10.0.0.1:389");
+            if lost_before {
+                old.admit(&[at(2)]);
+            }
+            let (new, _events) = pool(sources.clone(), &[]);
+            new.succeed(&old, &[at(2)]);
+            new.admit(&[at(1), at(2)]);
+            let expected = if lost_before { Duty::Draining } else { expected };
+            assert_eq!(new.backends()[0].duty(), expected, "{:?}, {lost_before}", sources.backends);
+        }
+    }
+}
+
 /// A regression test: what a reload added to a pool was believed to work, and got every new session for having none.
 #[test]
 fn what_a_reload_adds_is_used_once_it_has_passed_a_probe() {
