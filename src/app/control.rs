@@ -1,6 +1,7 @@
 //! The admin side's view of the proxy.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -114,11 +115,14 @@ impl Control for Controller {
     fn enable(&self, name: &str) -> Result<(), NotFound> {
         // Held, so that no reload takes over what was asked before while this is being asked.
         let state = self.0.state();
-        for (pool, backend) in find_backends(&state, name)? {
-            pool.enable(backend.name());
-            tracing::info!(pool = pool.settings().name, backend = backend.name(), "enabled");
+        let mut is_known = false;
+        for (pool, address) in find_places(&state, name) {
+            if pool.enable_at(address) {
+                is_known = true;
+                tracing::info!(pool = pool.settings().name, backend = %address, "enabled");
+            }
         }
-        Ok(())
+        if is_known { Ok(()) } else { Err(NotFound) }
     }
 
     fn kill(&self, session: u64) -> Result<(), NotFound> {
@@ -195,16 +199,17 @@ impl Proxy {
 
 /// The backends called `host:port` in any pool, or `pool/host:port` in that one.
 fn find_backends(state: &State, name: &str) -> Result<Vec<Place>, NotFound> {
-    let found: Vec<_> = state
-        .parts
-        .pools
-        .iter()
-        .filter_map(|(pool, running)| {
-            let own = name.strip_prefix(pool).and_then(|rest| rest.strip_prefix('/')).unwrap_or(name);
-            Some((Arc::clone(&running.pool), running.pool.backend_at(own.parse().ok()?)?))
-        })
-        .collect();
+    let backend = |(pool, address): (&Arc<Pool>, _)| Some((Arc::clone(pool), pool.backend_at(address)?));
+    let found: Vec<_> = find_places(state, name).filter_map(backend).collect();
     if found.is_empty() { Err(NotFound) } else { Ok(found) }
+}
+
+/// Where a backend of this name is, or would be.
+fn find_places<'a>(state: &'a State, name: &'a str) -> impl Iterator<Item = (&'a Arc<Pool>, SocketAddr)> {
+    state.parts.pools.iter().filter_map(move |(pool, running)| {
+        let own = name.strip_prefix(pool).and_then(|rest| rest.strip_prefix('/')).unwrap_or(name);
+        Some((&running.pool, own.parse().ok()?))
+    })
 }
 
 fn show_backend(pool: &str, backend: &Arc<Backend>) -> model::Backend {
@@ -255,6 +260,32 @@ mod tests {
 
     const CONFIG: &str = "[[listener]]\nname = \"corp\"\naddress = \"127.0.0.1:0\"\nprotocol = \"ldap\"\n\
         trusted_networks = [\"127.0.0.1/32\"]\npool = \"p\"\n[pools.p]\nbackends = [\"127.0.0.1:1\"]";
+
+    /// A regression test: whoever had drained a backend that DNS then lost couldn't take it back before it was there again.
+    #[tokio::test]
+    async fn a_backend_that_dns_has_lost_can_be_enabled() {
+        let config = config::parse(CONFIG, Path::new("test.toml")).expect("the file is right").config;
+        let proxy = Proxy::start_without_file(config, LogHandle::of_no_log()).await.expect("it starts");
+        let pool = Arc::clone(&proxy.state().parts.pools["p"].pool);
+        let controller = Controller(Arc::clone(&proxy));
+        let endpoint = crate::pool::Endpoint {
+            address: ([127, 0, 0, 1], 1).into(),
+            host: "127.0.0.1".to_owned(),
+            weight: 1,
+            tier: 0,
+            max_sessions: 0,
+        };
+        for name in ["127.0.0.1:1", "p/127.0.0.1:1"] {
+            assert!(controller.drain(name).is_ok());
+            pool.admit(&[]);
+            assert!(controller.enable("127.0.0.1:2").is_err() && controller.enable("q/127.0.0.1:1").is_err());
+            assert!(controller.enable(name).is_ok());
+            assert!(controller.enable(name).is_err(), "nothing is left to be taken back");
+            pool.admit(std::slice::from_ref(&endpoint));
+            assert_eq!(pool.backends()[0].duty(), Duty::Enabled);
+        }
+        proxy.drain(std::future::ready(())).await;
+    }
 
     #[tokio::test]
     async fn a_listener_that_has_stopped_accepting_is_no_life() {

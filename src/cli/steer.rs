@@ -97,7 +97,10 @@ pub fn drain(args: &DrainArgs) -> ExitCode {
 pub fn enable(args: &EnableArgs) -> ExitCode {
     let backends = AdminClient::new(&args.admin)
         .and_then(|client| client.post::<Vec<Backend>>("/api/v1/enable", &json!({ "backend": args.name })));
-    finish(backends.map(|backends| progress(&backends)))
+    let tell = |backends: Vec<Backend>| {
+        if backends.is_empty() { "it serves once DNS names it again\n".to_owned() } else { progress(&backends) }
+    };
+    finish(backends.map(tell))
 }
 
 /// Ends a session.

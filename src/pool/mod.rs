@@ -292,6 +292,15 @@ impl Pool {
         self.assign(name, Duty::Enabled)
     }
 
+    /// Takes the backend at this address back into service, now or once DNS names it again. Whether there is one, or something that was
+    /// asked of it.
+    pub fn enable_at(&self, address: SocketAddr) -> bool {
+        match self.backend_at(address) {
+            Some(backend) => self.enable(backend.name()),
+            None => self.duties().remove(&address).is_some(),
+        }
+    }
+
     fn assign(&self, name: &str, duty: Duty) -> bool {
         let Some(backend) = self.backend(name) else { return false };
         backend.set_duty(duty);
