@@ -26,6 +26,8 @@ pub enum Failure {
     Silent(Duration),
     /// It can't be connected to, or the connection broke.
     Unreachable(String),
+    /// It answers on a connection from before, and a new one can't be had, for this reason.
+    Closed(String),
     /// An answer, but not the one that a working backend gives.
     Wrong(String),
     /// It answers anonymous requests, and refuses every simple bind (result 8).
@@ -42,6 +44,11 @@ impl Failure {
         !matches!(self, Self::CredentialsRefused(_) | Self::NotAsked(_))
     }
 
+    /// Whether it is enough where real traffic has met trouble. A crowd that overruns the accept queue for a moment isn't.
+    fn is_decisive(&self) -> bool {
+        !matches!(self, Self::Closed(_))
+    }
+
     /// Whether nothing came back.
     fn is_silence(&self) -> bool {
         matches!(self, Self::Silent(_) | Self::Unreachable(_))
@@ -53,6 +60,7 @@ impl fmt::Display for Failure {
         match self {
             Self::Silent(patience) => write!(f, "no answer within {patience:?}"),
             Self::Unreachable(why) | Self::Wrong(why) | Self::NotAsked(why) => f.write_str(why),
+            Self::Closed(why) => write!(f, "it answers on an old connection, but takes no new one: {why}"),
             Self::StrongerAuthRequired => f.write_str(
                 "anonymous requests pass, but binds get strongerAuthRequired (8): users can't log in through cleartext; set \
                  the pool's protocol to \"ldaps\" or \"starttls\", or on the DC `ldap server require strong auth = no`",
@@ -135,6 +143,7 @@ impl Judgement {
         if depth == Depth::Cheap
             && std::mem::take(&mut self.suspected)
             && let Err(failure) = outcome
+            && failure.is_decisive()
         {
             self.cheap.fail(failure);
         }
@@ -339,6 +348,23 @@ mod tests {
         assert_eq!(run(&mut judgement, now, &[(Depth::Cheap, refused())]), [Health::Down]);
         let verdict = judgement.verdict(now);
         assert_eq!((verdict.reason.as_str(), verdict.silent), ("connection refused", true));
+    }
+
+    /// All sessions of a dead domain controller come to the other one at once: that it then drops a connection is no reason to take
+    /// it down as well, and those on it with it.
+    #[test]
+    fn a_suspect_that_takes_no_new_connections_is_down_at_the_usual_number_and_never_silent() {
+        let now = Instant::now();
+        let mut judgement = judgement();
+        run(&mut judgement, now, &[(Depth::Cheap, FAST)]);
+        let closed = || (Depth::Cheap, Err(Failure::Closed("no answer within 1s".into())));
+        judgement.suspect();
+        assert_eq!(run(&mut judgement, now, &[closed(), closed(), closed()]), [Health::Up, Health::Up, Health::Down]);
+        let verdict = judgement.verdict(now);
+        assert_eq!(
+            (verdict.reason.as_str(), verdict.silent),
+            ("it answers on an old connection, but takes no new one: no answer within 1s", false)
+        );
     }
 
     #[test]

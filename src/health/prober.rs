@@ -6,6 +6,7 @@ use std::io;
 use std::sync::Arc;
 
 use ldap3_proto::{LdapSearchResultEntry, LdapSearchScope, parse_ldap_filter_str};
+use tokio::time::{Instant, timeout_at};
 
 use super::account::ServiceAccount;
 use super::conversation::Conversation;
@@ -16,6 +17,10 @@ use crate::ldap::dn::Dn;
 use crate::pool::{Backend, Pool};
 use crate::upstream::{is_our_own, is_refusal};
 
+/// The part of a probe's `timeout` after which a new connection isn't waited for any more: what the old one has answered is to be
+/// reported before the time is over.
+const TIME_TO_CONNECT_ANEW: f64 = 0.9;
+
 /// Asks. Dropping [`Prober::probe`]'s future, as a timeout does, also drops the connection it asked on.
 pub(super) struct Prober {
     pool: Arc<Pool>,
@@ -25,6 +30,8 @@ pub(super) struct Prober {
     depth: Depth,
     /// The cheap probe's connection between two questions: connecting each time would fill the backend's log.
     kept: Option<Conversation>,
+    /// The one it was on before real traffic met trouble, until a new one works as well.
+    former: Option<Conversation>,
     /// The server has been asked for its names.
     knows_names: bool,
 }
@@ -37,7 +44,7 @@ impl Prober {
         account: Arc<ServiceAccount>,
         depth: Depth,
     ) -> Self {
-        Self { pool, backend, settings, account, depth, kept: None, knows_names: false }
+        Self { pool, backend, settings, account, depth, kept: None, former: None, knows_names: false }
     }
 
     pub(super) fn settings(&self) -> &config::Probe {
@@ -50,7 +57,9 @@ impl Prober {
 
     /// Asks the next question on a new connection: whether one can be had is what is in doubt.
     pub(super) fn start_afresh(&mut self) {
-        self.kept = None;
+        if let Some(kept) = self.kept.take() {
+            self.former = Some(kept);
+        }
     }
 
     pub(super) async fn probe(&mut self) -> Result<(), Failure> {
@@ -82,6 +91,26 @@ impl Prober {
                 Err(failure) => return Err(failure),
             }
         }
+        let deadline = Instant::now() + self.settings.timeout.mul_f64(TIME_TO_CONNECT_ANEW);
+        let Some(mut former) = self.former.take() else { return self.root_dse_anew().await };
+        // First: a server that is silent here is silent altogether.
+        match self.read_root_dse(&mut former).await {
+            Ok(()) => {}
+            Err(Failure::Unreachable(_)) => return self.root_dse_anew().await,
+            Err(failure) => return Err(failure),
+        }
+        let outcome = match timeout_at(deadline, self.root_dse_anew()).await {
+            Ok(Err(Failure::Unreachable(why))) => Err(Failure::Closed(why)),
+            Ok(outcome) => outcome,
+            Err(_) => Err(Failure::Closed(Failure::Silent(self.settings.timeout).to_string())),
+        };
+        if outcome.is_err() {
+            self.former = Some(former);
+        }
+        outcome
+    }
+
+    async fn root_dse_anew(&mut self) -> Result<(), Failure> {
         let mut conversation = self.connect().await?;
         self.read_root_dse(&mut conversation).await?;
         self.learn_names(&mut conversation).await?;

@@ -292,8 +292,8 @@ impl Pool {
         self.assign(name, Duty::Enabled)
     }
 
-    /// Takes the backend at this address back into service, now or once DNS names it again. Whether there is one, or something that was
-    /// asked of it.
+    /// Takes the backend at this address back into service, now or once DNS names it again. Whether there is one, or something that
+    /// was asked of it.
     pub fn enable_at(&self, address: SocketAddr) -> bool {
         match self.backend_at(address) {
             Some(backend) => self.enable(backend.name()),
