@@ -1,9 +1,11 @@
 //! What may be typed while the demo runs.
 
 use std::io::IsTerminal;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{getpgrp, tcgetpgrp};
 use tokio::sync::mpsc;
 
@@ -39,10 +41,12 @@ pub(super) async fn obey(
 pub(super) fn standard_input() -> mpsc::Receiver<String> {
     let (sender, receiver) = mpsc::channel(1);
     std::thread::spawn(move || {
-        let mut lines = std::io::stdin().lines();
+        let input = std::io::stdin();
+        let is_terminal = input.is_terminal();
+        let mut lines = input.lines();
         loop {
-            while is_in_the_background() {
-                std::thread::sleep(Duration::from_secs(1));
+            if is_terminal {
+                await_line();
             }
             let Some(Ok(line)) = lines.next() else { break };
             if sender.blocking_send(line).is_err() {
@@ -53,10 +57,20 @@ pub(super) fn standard_input() -> mpsc::Receiver<String> {
     receiver
 }
 
-/// Whether the terminal is somebody else's now: reading from it would stop the whole process.
-fn is_in_the_background() -> bool {
+/// Waits until a line of the terminal can be read, which it can at once. A process in the background is stopped, all of it, for
+/// wanting to read, and one that is sent there while it reads as well. A terminal gives one line for each read.
+fn await_line() {
+    const PAUSE: Duration = Duration::from_millis(500);
     let input = std::io::stdin();
-    input.is_terminal() && tcgetpgrp(input).is_ok_and(|foreground| foreground != getpgrp())
+    let is_ours = || !tcgetpgrp(&input).is_ok_and(|foreground| foreground != getpgrp());
+    loop {
+        let mut waiting = [PollFd::new(input.as_fd(), PollFlags::POLLIN)];
+        let is_there = poll(&mut waiting, PollTimeout::NONE).is_ok();
+        if is_there && is_ours() {
+            return;
+        }
+        std::thread::sleep(PAUSE);
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]
