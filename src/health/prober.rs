@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ldap3_proto::{LdapSearchResultEntry, LdapSearchScope, parse_ldap_filter_str};
 use tokio::time::{Instant, timeout_at};
@@ -32,8 +33,25 @@ pub(super) struct Prober {
     kept: Option<Conversation>,
     /// The one it was on before real traffic met trouble, until a new one works as well.
     former: Option<Conversation>,
+    unheard: Unheard,
     /// The server has been asked for its names.
     knows_names: bool,
+}
+
+/// When a new connection that took too long was last counted. A crowd may fill a server's queue for a moment, and has all of its
+/// troubles looked into: that is one failure, not one for each.
+#[derive(Default)]
+struct Unheard(Option<Instant>);
+
+impl Unheard {
+    /// Whether one more counts.
+    fn counts(&mut self, now: Instant, interval: Duration) -> bool {
+        let counts = self.0.is_none_or(|last| now >= last + interval / 2);
+        if counts {
+            self.0 = Some(now);
+        }
+        counts
+    }
 }
 
 impl Prober {
@@ -44,7 +62,17 @@ impl Prober {
         account: Arc<ServiceAccount>,
         depth: Depth,
     ) -> Self {
-        Self { pool, backend, settings, account, depth, kept: None, former: None, knows_names: false }
+        Self {
+            pool,
+            backend,
+            settings,
+            account,
+            depth,
+            kept: None,
+            former: None,
+            unheard: Unheard::default(),
+            knows_names: false,
+        }
     }
 
     pub(super) fn settings(&self) -> &config::Probe {
@@ -91,28 +119,40 @@ impl Prober {
                 Err(failure) => return Err(failure),
             }
         }
-        let deadline = Instant::now() + self.settings.timeout.mul_f64(TIME_TO_CONNECT_ANEW);
-        let Some(mut former) = self.former.take() else { return self.root_dse_anew().await };
-        // First: a server that is silent here is silent altogether.
-        match self.read_root_dse(&mut former).await {
-            Ok(()) => {}
-            Err(Failure::Unreachable(_)) => return self.root_dse_anew().await,
-            Err(failure) => return Err(failure),
-        }
-        let outcome = match timeout_at(deadline, self.root_dse_anew()).await {
-            Ok(Err(Failure::Unreachable(why))) => Err(Failure::Closed(why)),
-            Ok(outcome) => outcome,
-            Err(_) => Err(Failure::Closed(Failure::Silent(self.settings.timeout).to_string())),
+        let Some(mut former) = self.former.take() else {
+            let anew = self.root_dse_anew().await?;
+            return self.keep(anew).await;
         };
-        if outcome.is_err() {
-            self.former = Some(former);
-        }
-        outcome
+        let deadline = Instant::now() + self.settings.timeout.mul_f64(TIME_TO_CONNECT_ANEW);
+        // Side by side: a server that is silent on the old one is silent altogether, and the new one needs all the time there is.
+        let (old, anew) = tokio::join!(self.read_root_dse(&mut former), timeout_at(deadline, self.root_dse_anew()));
+        let failure = match (old, anew) {
+            (Err(failure), _) if !matches!(failure, Failure::Unreachable(_)) => return Err(failure),
+            (_, Ok(Ok(anew))) => return self.keep(anew).await,
+            (Err(_), Ok(Err(failure))) => return Err(failure),
+            (Err(_), Err(_)) => return Err(Failure::Silent(self.settings.timeout)),
+            (Ok(()), Ok(Err(Failure::Unreachable(why)))) => Failure::Closed(why),
+            (Ok(()), Ok(Err(failure))) => failure,
+            (Ok(()), Err(_)) => {
+                let why = Failure::Silent(self.settings.timeout).to_string();
+                match self.unheard.counts(Instant::now(), self.settings.interval) {
+                    true => Failure::Closed(why),
+                    false => Failure::NotAsked(why),
+                }
+            }
+        };
+        self.former = Some(former);
+        Err(failure)
     }
 
-    async fn root_dse_anew(&mut self) -> Result<(), Failure> {
+    async fn root_dse_anew(&self) -> Result<Conversation, Failure> {
         let mut conversation = self.connect().await?;
         self.read_root_dse(&mut conversation).await?;
+        Ok(conversation)
+    }
+
+    /// For the next question, if it is the kind of probe that asks often.
+    async fn keep(&mut self, mut conversation: Conversation) -> Result<(), Failure> {
         self.learn_names(&mut conversation).await?;
         match self.depth {
             Depth::Cheap => self.kept = Some(conversation),
@@ -237,6 +277,15 @@ mod tests {
     use ldap3_proto::LdapPartialAttribute;
 
     use super::*;
+
+    #[test]
+    fn a_connection_that_takes_too_long_counts_once_an_interval() {
+        let (began, interval) = (Instant::now(), Duration::from_secs(2));
+        let mut unheard = Unheard::default();
+        let counted =
+            [0, 250, 500, 999, 1000, 1250, 2100].map(|ms| unheard.counts(began + Duration::from_millis(ms), interval));
+        assert_eq!(counted, [true, false, false, false, true, false, true]);
+    }
 
     #[test]
     fn expectations() {
