@@ -79,7 +79,10 @@ impl ServiceAccount {
     /// Tells it once, not for each probe of each backend. Only a bind that succeeds ends the alarm: the password that is read
     /// next may be a wrong one.
     fn cannot_be_read(&self, reason: &str) {
-        if self.unreadable.swap(true, Ordering::Relaxed) {
+        let is_news = !self.unreadable.swap(true, Ordering::Relaxed);
+        // Raised each time: a bind that was under way, or the pool's other account, may have ended it.
+        self.metrics.probe_account_unreadable(is_news.then_some(reason));
+        if !is_news {
             return;
         }
         tracing::error!(
@@ -88,7 +91,6 @@ impl ServiceAccount {
             reason,
             "the password of the probe's account can't be read: its probe stops for the whole pool, no backend changes its state"
         );
-        self.metrics.probe_account_unreadable(reason);
     }
 
     /// A backend answered invalidCredentials.
@@ -195,9 +197,16 @@ mod tests {
         assert!(alarm(), "it may be wrong");
         account.accepted();
         assert!(!alarm());
+        std::fs::remove_file(&path).unwrap();
+        assert!(account.password().await.is_err());
+        account.accepted();
+        assert!(account.password().await.is_err());
+        assert_eq!((alarm(), told()), (true, 2), "one that was under way ended it only for so long");
+        std::fs::write(&path, "right").unwrap();
+        assert!(account.password().await.is_ok());
         std::fs::write(&path, "").unwrap();
         assert!(account.password().await.is_err());
-        assert_eq!((alarm(), told()), (true, 2));
+        assert_eq!((alarm(), told()), (true, 3));
     }
 
     #[tokio::test]

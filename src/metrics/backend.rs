@@ -154,10 +154,13 @@ impl PoolMetrics {
         }
     }
 
-    /// Says that the password of that account can't be read, and why: its probe stands still as if it were refused.
-    pub fn probe_account_unreadable(&self, why: &str) {
+    /// Says that the password of that account can't be read: its probe stands still as if it were refused. `news` is why, where
+    /// that hasn't been told yet.
+    pub fn probe_account_unreadable(&self, news: Option<&str>) {
         self.probe_account_refused.set(1);
-        self.failures.record(SystemTime::now(), Trouble::ProbeAccountRefused, &self.name, why);
+        if let Some(why) = news {
+            self.failures.record(SystemTime::now(), Trouble::ProbeAccountRefused, &self.name, why);
+        }
     }
 }
 
