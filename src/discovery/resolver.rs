@@ -119,13 +119,17 @@ impl Resolver {
                     Some(Answer::Addresses(known)) => known,
                     _ => &[][..],
                 };
+                let a_failed = v4.is_err();
                 let (records, kept) = both_families(v4, v6, known)?;
                 let found = records.iter().filter_map(|record| record.data.ip_addr());
                 let addresses: Vec<_> = found.chain(kept).collect();
                 if addresses.is_empty() {
                     return Err(format!("{name} has no addresses"));
                 }
-                Ok((Answer::Addresses(addresses), ttl(&records)))
+                // IPv6 alone may lead nowhere: where A failed and nothing is known of before, it is asked for again soon.
+                let holds_for =
+                    if a_failed && !addresses.iter().any(IpAddr::is_ipv4) { Duration::ZERO } else { ttl(&records) };
+                Ok((Answer::Addresses(addresses), holds_for))
             }
         }
     }
