@@ -22,8 +22,9 @@ use crate::tls::{self, Served, UnixTime};
 use crate::trust::TrustSource;
 use crate::upstream::Connector;
 
+/// Where `LogsDirectory=` makes what a unit asks for.
+const LOGS_DIRECTORIES: &str = "/var/log";
 /// What the packaged unit makes when it starts.
-const LOGS_DIRECTORY: &str = "/var/log/ldaps-proxy";
 const RUNTIME_DIRECTORY: &str = "/run/ldaps-proxy";
 
 /// Prints everything found in the file, and in the files it names, to standard error, and a summary of a good one to
@@ -78,13 +79,13 @@ pub(super) fn files(loaded: &Loaded) -> (Served, Vec<Diagnostic>) {
     (served, found)
 }
 
-/// The file of the access log. The folder that the packaged unit makes at its start may come then.
+/// The file of the access log. A folder where units have theirs may come with the start.
 fn access_log_file(loaded: &Loaded) -> Option<Diagnostic> {
     let AccessLogOutput::File(path) = &loaded.config.access_log.output else { return None };
     let error = access_log::try_file(path).err()?;
     let (severity, help) = match path.parent() {
-        Some(folder) if folder == Path::new(LOGS_DIRECTORY) && !folder.exists() => {
-            (Severity::Warning, "the service's LogsDirectory= makes this folder when it starts")
+        Some(folder) if folder.starts_with(LOGS_DIRECTORIES) && !folder.exists() => {
+            (Severity::Warning, "it must be when the proxy starts: LogsDirectory= in the unit makes this folder")
         }
         _ => (Severity::Error, "it must be a file, or its folder one, that the service may write"),
     };
