@@ -209,6 +209,8 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
         if self.state.awaits_unsent_bind(self.to_upstream.taken()) {
             self.give_attempt_back(ResultCode::UNAVAILABLE, Instant::now());
         }
+        // Of another nobody will know what came of it: no login need wait for that.
+        self.attempt = None;
         self.phase = Phase::Flushing(ending.reason);
         self.link = Link::Down;
         // The turn under way would open another upstream for what is left, which may begin in the middle of a request.
@@ -355,14 +357,14 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
                 // While the client doesn't take what there is, the backend isn't read.
                 if let Link::Up(up) = &self.link
                     && overdue.was_unanswered()
-                    && self.to_client.is_empty()
+                    && all_taken
                 {
                     up.upstream.backend().report(self.entry.client.ip(), EventKind::TimedOut);
                 }
                 let Overdue { operation, answer, is_unsent } = overdue;
                 let kind = operation.kind;
                 let (id, position, length) = (operation.id, operation.position, operation.length);
-                if kind == OperationKind::Bind && is_unsent {
+                if kind == OperationKind::Bind && is_unsent && !operation.resent {
                     self.give_attempt_back(answer.code, now);
                 }
                 self.answer_all(vec![(operation, answer)], now);

@@ -192,18 +192,18 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
 
     pub(super) fn flush_client(&mut self, cx: &mut Context<'_>, now: Instant) -> Moved {
         let before = self.to_client.taken();
-        match self.to_client.poll_flush(cx, &mut self.client) {
+        let flushed = self.to_client.poll_flush(cx, &mut self.client);
+        if self.to_client.taken() != before
+            && let Link::Up(up) = &mut self.link
+        {
+            // It wasn't read while the client took what there was.
+            up.awaited = up.awaited.map(|_| now);
+        }
+        match flushed {
             Poll::Ready(Ok(())) => {
                 self.clock.client_stuck = None;
                 self.own_words = self.held_words.len();
-                if self.to_client.taken() == before {
-                    return Moved::No;
-                }
-                if let Link::Up(up) = &mut self.link {
-                    // It wasn't read while the client took what there was.
-                    up.awaited = up.awaited.map(|_| now);
-                }
-                Moved::Yes
+                if self.to_client.taken() == before { Moved::No } else { Moved::Yes }
             }
             Poll::Ready(Err(_)) => {
                 self.end(Ending::silent(EndReason::ClientLost));
