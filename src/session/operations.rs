@@ -154,6 +154,11 @@ impl Operation {
         }
     }
 
+    /// Whether nothing of it has left, where the upstream has taken `taken` octets of the stream.
+    pub fn is_unsent(&self, taken: u64) -> bool {
+        self.position >= taken
+    }
+
     /// Whether the client has part of the result.
     pub fn is_underway(&self) -> bool {
         self.entries + self.references + self.intermediates > 0
@@ -161,7 +166,7 @@ impl Operation {
 
     /// What becomes of it if its upstream is lost after taking `taken` octets of the stream.
     fn fate(&self, taken: u64) -> Fate {
-        if self.position >= taken {
+        if self.is_unsent(taken) {
             Fate::Requeue
         } else if self.is_underway() {
             Fate::Fail(FailoverKind::LostMidResult, Refusal::LostMidResult, LOST_MID_RESULT)

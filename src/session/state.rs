@@ -276,7 +276,7 @@ impl State {
     /// Whether no backend can have judged the bind that is awaited: nothing of it has left, the upstream has taken `taken` octets.
     pub fn awaits_unsent_bind(&self, taken: u64) -> bool {
         let bind = self.bind.awaiting().and_then(|id| self.operations.find(id));
-        bind.is_some_and(|bind| bind.position >= taken && !bind.resent)
+        bind.is_some_and(|bind| bind.is_unsent(taken) && !bind.resent)
     }
 
     /// Whose the operations in flight are: what was asked before the bind that is awaited is the earlier identity's.

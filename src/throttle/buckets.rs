@@ -110,9 +110,6 @@ impl Buckets {
         self.change(charge, |bucket| {
             // A success in the meantime has forgiven this charge as well, before it was known to be a failure.
             let forgotten = if bucket.epoch == charge.epoch { 0.0 } else { 1.0 };
-            if bucket.epoch == charge.epoch {
-                bucket.pending = bucket.pending.saturating_sub(1);
-            }
             bucket.failures = self.failures(bucket, now) + forgotten;
             bucket.at = now;
         });
@@ -122,7 +119,6 @@ impl Buckets {
     pub(super) fn give_back(&self, charge: &Charge, now: Instant) {
         self.change(charge, |bucket| {
             if bucket.epoch == charge.epoch {
-                bucket.pending = bucket.pending.saturating_sub(1);
                 bucket.failures = (self.failures(bucket, now) - 1.0).max(0.0);
                 bucket.at = match self.refill {
                     Refill::Steady => now,
@@ -136,11 +132,7 @@ impl Buckets {
 
     /// Leaves a charge as it is, since nobody will know its result: it counts as a failure, and there is none to wait for.
     pub(super) fn leave(&self, charge: &Charge) {
-        self.change(charge, |bucket| {
-            if bucket.epoch == charge.epoch {
-                bucket.pending = bucket.pending.saturating_sub(1);
-            }
-        });
+        self.change(charge, |_| {});
     }
 
     /// Forgives all failures of the charge's key.
@@ -150,9 +142,14 @@ impl Buckets {
         });
     }
 
+    /// Ends a charge, and with it that it is pending, by a change of its bucket.
     fn change(&self, charge: &Charge, change: impl FnOnce(&mut Bucket)) {
         // A bucket evicted in the meantime stays so: it held next to nothing.
         if let Some(bucket) = self.shard(charge.key).get_mut(&charge.key) {
+            // What was pending before a success was forgotten with it.
+            if bucket.epoch == charge.epoch {
+                bucket.pending = bucket.pending.saturating_sub(1);
+            }
             change(bucket);
         }
     }

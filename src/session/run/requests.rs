@@ -219,7 +219,7 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
                 Ok(attempt) => (self.attempt, self.queued_login) = (Some(attempt), None),
                 Err(throttled) => {
                     let may_pass = throttled.retry_after.is_none();
-                    if may_pass && self.queue_login(now) == Moved::Yes {
+                    if may_pass && self.queue_login(now) {
                         return RequestVerdict::Hold;
                     }
                     self.queued_login = None;
@@ -232,11 +232,11 @@ impl<T: Source + AsyncWrite + Unpin> Run<T> {
         RequestVerdict::Forward
     }
 
-    /// Has a login wait, unless it has waited long enough.
-    fn queue_login(&mut self, now: Instant) -> Moved {
+    /// Has a login wait, unless it has waited long enough; whether it does.
+    fn queue_login(&mut self, now: Instant) -> bool {
         let login = self.queued_login.get_or_insert_with(|| Box::new(QueuedLogin { since: now, asked: now }));
         login.asked = now;
-        if now < login.since + QueuedLogin::PATIENCE { Moved::Yes } else { Moved::No }
+        now < login.since + QueuedLogin::PATIENCE
     }
 
     fn begin(&mut self, request: &Request<'_>, position: u64, now: Instant) {

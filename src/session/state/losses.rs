@@ -114,7 +114,7 @@ impl State {
     /// backend an Abandon of its messageID if it may know of it: the upstream has taken `taken` octets of its stream.
     pub fn time_out(&mut self, timeout: Duration, taken: u64, now: Instant) -> Option<Overdue> {
         let overdue = self.operations.oldest().filter(|oldest| now >= oldest.started + timeout)?;
-        let (id, is_unsent) = (overdue.id, overdue.position >= taken);
+        let (id, is_unsent) = (overdue.id, overdue.is_unsent(taken));
         // What nobody was asked nobody will answer: its messageID is free.
         let operation =
             if is_unsent { self.operations.end(id, Operation::take_record) } else { self.operations.abandon(id) }?;
