@@ -2,6 +2,7 @@
 
 mod describe;
 mod filter;
+mod journal;
 mod json;
 mod record;
 mod render;

@@ -325,9 +325,9 @@ mod tests {
 
     use serde_json::{Value, json};
 
+    use super::super::journal;
     use super::super::record::{RequestPart, Timing, TlsFacts};
     use super::super::samples::{ABANDON, BIND, EXTENDED, FULL_SEARCH, SEARCH, delete, request};
-    use super::super::writer::journal_entry;
     use super::*;
     use crate::buffer::Lent;
     use crate::failure::{EndReason, Refusal, SubCode};
@@ -561,7 +561,7 @@ mod tests {
             site.tls.server_name = Some("x".repeat(255).into());
             let record = OperationRecord { who: Who { bound_as: Some(&name), ..site.who() }, ..site.operation() };
             let line = operation_line(&record, format);
-            let entry = journal_entry(&line);
+            let entry = journal::entry(&line);
             assert!(line.len() > 32 * 1024 && entry.len() < DATAGRAM, "{} {}", line.len(), entry.len());
         }
     }

@@ -10,9 +10,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::unistd::{AccessFlags, access};
-use serde_json::Value;
 use tracing::{error, info};
 
+use super::journal;
 use crate::config::AccessLogOutput;
 use crate::metrics::Metrics;
 
@@ -29,7 +29,6 @@ const KEPT_BYTES: usize = 2 * ENOUGH_BYTES;
 const MOST_KEPT_BYTES: usize = 4 * KEPT_BYTES;
 /// How long a line may wait for others. To wake the thread for each of them doubled the CPU of a search (bench/README.md).
 const GATHERING: Duration = Duration::from_millis(5);
-const JOURNAL_SOCKET: &str = "/run/systemd/journal/socket";
 
 /// How long the end waits for what is queued: a disk may hang.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -267,7 +266,7 @@ impl Output {
         Ok(match output {
             AccessLogOutput::Off | AccessLogOutput::Stdout => Self::Stdout(Lines::new(stdout()?)),
             AccessLogOutput::File(path) => Self::File { path: path.clone(), file: open_file(path)? },
-            AccessLogOutput::Journald => Self::Journal(open_journal()?),
+            AccessLogOutput::Journald => Self::Journal(journal::open()?),
         })
     }
 
@@ -286,7 +285,7 @@ impl Output {
             Self::Stdout(file) | Self::File { file, .. } => file.write(lines),
             Self::Journal(socket) => {
                 let line = lines.strip_suffix(b"\n").unwrap_or(lines);
-                match socket.send(&journal_entry(line)) {
+                match socket.send(&journal::entry(line)) {
                     Ok(_) => (lines.len(), Ok(())),
                     Err(error) => (0, Err(error)),
                 }
@@ -298,7 +297,7 @@ impl Output {
         match self {
             Self::Stdout(_) => {}
             Self::File { path, file } => *file = open_file(path)?,
-            Self::Journal(socket) => *socket = open_journal()?,
+            Self::Journal(socket) => *socket = journal::open()?,
         }
         Ok(())
     }
@@ -339,39 +338,6 @@ fn last_octet(path: &Path) -> Option<u8> {
     let length = std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file)?.len();
     File::open(path).ok()?.read_exact_at(&mut octet, length.checked_sub(1)?).ok()?;
     Some(octet[0])
-}
-
-fn open_journal() -> io::Result<UnixDatagram> {
-    let socket = UnixDatagram::unbound()?;
-    socket.connect(JOURNAL_SOCKET).map_err(|error| {
-        io::Error::new(error.kind(), format!("can't reach the journal at {JOURNAL_SOCKET}: {error}"))
-    })?;
-    Ok(socket)
-}
-
-/// An entry in the journal's native protocol: the line as its message and, where that is JSON, its texts and numbers as
-/// fields to search by (`LDAPS_PROXY_RESULT=busy`). Priority 6 is "informational".
-pub(super) fn journal_entry(line: &[u8]) -> Vec<u8> {
-    let mut entry = b"PRIORITY=6\nSYSLOG_IDENTIFIER=ldaps-proxy\nLDAPS_PROXY_LOG=access\n".to_vec();
-    journal_field(&mut entry, "MESSAGE", line);
-    for (name, value) in serde_json::from_slice::<serde_json::Map<_, _>>(line).unwrap_or_default() {
-        let name = format!("LDAPS_PROXY_{}", name.to_ascii_uppercase());
-        match value {
-            Value::String(text) => journal_field(&mut entry, &name, text.as_bytes()),
-            Value::Number(number) => journal_field(&mut entry, &name, number.to_string().as_bytes()),
-            _ => {}
-        }
-    }
-    entry
-}
-
-/// With its length, since a client's words may hold a line's end.
-fn journal_field(entry: &mut Vec<u8>, name: &str, value: &[u8]) {
-    entry.extend_from_slice(name.as_bytes());
-    entry.push(b'\n');
-    entry.extend_from_slice(&(value.len() as u64).to_le_bytes());
-    entry.extend_from_slice(value);
-    entry.push(b'\n');
 }
 
 #[cfg(test)]
@@ -579,20 +545,6 @@ mod tests {
             let expected = [&lines[..room], end, b"three\n"].concat();
             assert_eq!(log.output.written, expected, "{room}");
         }
-    }
-
-    #[test]
-    fn a_journal_entry_has_the_line_and_its_fields() {
-        let entry = journal_entry(br#"{"event":"operation","session":7,"dn":"a\nPRIORITY=0","tls":{"version":"1.3"}}"#);
-        let field = |name: &str, value: &[u8]| {
-            [name.as_bytes(), b"\n", &(value.len() as u64).to_le_bytes(), value, b"\n"].concat()
-        };
-        for (name, value) in [("EVENT", &b"operation"[..]), ("SESSION", b"7"), ("DN", b"a\nPRIORITY=0")] {
-            let wanted = field(&format!("LDAPS_PROXY_{name}"), value);
-            assert!(entry.windows(wanted.len()).any(|window| window == wanted), "{name}");
-        }
-        let text = journal_entry(b"a line of text");
-        assert!(text.ends_with(&field("MESSAGE", b"a line of text")));
     }
 
     #[test]
